@@ -1,5 +1,5 @@
 /*
- * One live box: a private tree, private namespaces, a filter, limits; commands run in it one by one.
+ * One live box: a private tree, private namespaces, a filter, limits; commands run one by one.
  *
  *     BoxSpec spec = {.work_path = "/testbed", .limits = box_limits_default()};
  *     g_autoptr(Box) box = box_open(&spec, error);
