@@ -18,8 +18,8 @@
 #define COMMANDS_MAX 64
 
 /* Keys that stand alone; "setup.N", "install.N" and "env.NAME" come on top. */
-static const char *const plain_keys[] = {"repo",   "version",  "instance", "base",
-                                         "python", "packages", "prologue", NULL};
+static const char *const plain_keys[] = {"repo",     "version",  "instance", "base", "python",
+                                         "packages", "prologue", "protect",  NULL};
 static const char *const dotted_keys[] = {"setup.", "install.", "env.", NULL};
 
 static gboolean key_known(const char *key)
@@ -126,16 +126,17 @@ static GStrv envp_read(GKeyFile *conf, const char *group, const Task *task)
     return g_strv_builder_end(pairs);
 }
 
-static GStrv packages_read(GKeyFile *conf, const char *group, const Task *task)
+/* A ";"-separated list, trimmed and expanded. */
+static GStrv list_read(GKeyFile *conf, const char *group, const char *key, const Task *task)
 {
-    g_auto(GStrv) raw = g_key_file_get_string_list(conf, group, "packages", NULL, NULL);
-    g_autoptr(GStrvBuilder) packages = g_strv_builder_new();
-    for (char **name = raw; name != NULL && *name != NULL; name++) {
-        g_autofree char *expanded = expand(g_strstrip(*name), task);
+    g_auto(GStrv) raw = g_key_file_get_string_list(conf, group, key, NULL, NULL);
+    g_autoptr(GStrvBuilder) items = g_strv_builder_new();
+    for (char **item = raw; item != NULL && *item != NULL; item++) {
+        g_autofree char *expanded = expand(g_strstrip(*item), task);
         if (expanded[0] != '\0')
-            g_strv_builder_add(packages, expanded);
+            g_strv_builder_add(items, expanded);
     }
-    return g_strv_builder_end(packages);
+    return g_strv_builder_end(items);
 }
 
 static void digest_list(Digest *digest, GStrv list)
@@ -158,6 +159,7 @@ static void environment_finish(Environment *env, const Task *task)
     digest_add_str(whole, env->layer_digest);
     digest_list(whole, env->install);
     digest_list(whole, env->envp);
+    digest_list(whole, env->protect);
     digest_add_str(whole, env->prologue ? "prologue" : "");
     digest_add_str(whole, env->install != NULL && env->install[0] != NULL ? task->base_commit : "");
     env->digest = digest_finish(whole);
@@ -171,7 +173,8 @@ static Environment *environment_read(GKeyFile *conf, const char *group, const Ta
     if (env->base == NULL)
         env->base = g_strdup("host");
     env->python = g_key_file_get_string(conf, group, "python", NULL);
-    env->packages = packages_read(conf, group, task);
+    env->packages = list_read(conf, group, "packages", task);
+    env->protect = list_read(conf, group, "protect", task);
     env->setup = commands_read(conf, group, "setup.", task);
     env->install = commands_read(conf, group, "install.", task);
     env->envp = envp_read(conf, group, task);
@@ -186,6 +189,7 @@ static Environment *environment_host(const Task *task)
     env->name = g_strdup("host");
     env->base = g_strdup("host");
     env->packages = g_new0(char *, 1);
+    env->protect = g_new0(char *, 1);
     env->setup = g_new0(char *, 1);
     env->install = g_new0(char *, 1);
     env->envp = g_new0(char *, 1);
@@ -217,6 +221,7 @@ void environment_free(Environment *env)
     g_free(env->base);
     g_free(env->python);
     g_strfreev(env->packages);
+    g_strfreev(env->protect);
     g_strfreev(env->setup);
     g_strfreev(env->install);
     g_strfreev(env->envp);

@@ -36,6 +36,8 @@ void repo_library_init(void)
     if (g_once_init_enter(&once)) {
         git_libgit2_init();
         git_libgit2_opts(GIT_OPT_SET_OWNER_VALIDATION, 0); /* mirrors may belong to others */
+        /* the index is filled before the pack with its blobs is written (repo_checkout.c) */
+        git_libgit2_opts(GIT_OPT_ENABLE_STRICT_OBJECT_CREATION, 0);
         g_once_init_leave(&once, 1);
     }
 }

@@ -92,8 +92,7 @@ static gboolean field_eval_type(const json_t *row, Task *task, GError **error)
     const char *text = json_opt_str(row, "eval_type", "", error);
     if (text == NULL)
         return FALSE;
-    task->eval_type = strcmp(text, "fail_only") == 0 ? EVAL_FAIL_ONLY : EVAL_PASS_AND_FAIL;
-    task->eval_type_known = text[0] != '\0';
+    task->fail_only = strcmp(text, "fail_only") == 0;
     if (text[0] != '\0' && strcmp(text, "fail_only") != 0 && strcmp(text, "pass_and_fail") != 0)
         return error_set(error, ASSAY_ERROR_INPUT,
                          "field eval_type: \"%s\"; expected pass_and_fail or fail_only", text);
@@ -217,7 +216,7 @@ char *task_digest(const Task *task)
                             task->log_parser, task->eval_script, task->version};
     for (gsize i = 0; i < G_N_ELEMENTS(fields); i++)
         digest_add_str(digest, fields[i]);
-    digest_add_str(digest, task->eval_type == EVAL_FAIL_ONLY ? "fail_only" : "pass_and_fail");
+    digest_add_str(digest, task->fail_only ? "fail_only" : "pass_and_fail");
 
     GStrv lists[] = {task->fail_to_pass, task->pass_to_pass};
     for (gsize i = 0; i < G_N_ELEMENTS(lists); i++) {

@@ -17,11 +17,6 @@
 #define TASK_FILES_MAX       2000u       /* files of an embedded repository */
 #define TASK_FILES_BYTES_MAX (8u << 20)  /* and their bytes together */
 
-typedef enum EvalType {
-    EVAL_PASS_AND_FAIL = 0,
-    EVAL_FAIL_ONLY = 1,
-} EvalType;
-
 typedef struct Task {
     char *dataset; /* "" when unknown */
     char *instance_id;
@@ -33,9 +28,8 @@ typedef struct Task {
     char *problem_statement;
     char *patch; /* gold; "" when unknown */
     char *test_patch;
-    char *log_parser; /* name in reward's registry; NULL: chosen by repo */
-    EvalType eval_type;
-    gboolean eval_type_known; /* FALSE: chosen by repo, as v4.1 does */
+    char *log_parser;   /* name in reward's registry; NULL: chosen by repo */
+    gboolean fail_only; /* eval_type: the log names failures only */
     char *eval_script;
     GStrv fail_to_pass, pass_to_pass;
     char *wrong_patch, *cheat_patch; /* Assay's own format only; else NULL */
