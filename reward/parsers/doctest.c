@@ -80,15 +80,23 @@ static gboolean all_xml_chars(Span text)
     return TRUE;
 }
 
+/* expat knows names of XML's fourth edition: the letters of the first plane. */
+static gboolean is_name_char(gunichar c, gboolean first)
+{
+    if (c == '_' || c == ':' || (c < 0x10000 && g_unichar_isalpha(c)))
+        return TRUE;
+    return !first && (c == '-' || c == '.' || c == 0xB7 || (c < 0x10000 && g_unichar_isdigit(c)) ||
+                      (c < 0x10000 && g_unichar_ismark(c)));
+}
+
 static gboolean take_name(Reader *reader, Span *ret_name)
 {
     gsize start = reader->at;
     while (!at_end(reader)) {
-        guchar c = (guchar)reader->text.ptr[reader->at];
-        gboolean starts = g_ascii_isalpha(c) || c == '_' || c == ':' || c >= 0x80;
-        if (!starts && (reader->at == start || !(g_ascii_isdigit(c) || c == '-' || c == '.')))
+        const char *p = reader->text.ptr + reader->at;
+        if (!is_name_char(g_utf8_get_char(p), reader->at == start))
             break;
-        reader->at++;
+        reader->at += (gsize)(text_next(p) - p);
     }
     *ret_name = span_slice(reader->text, start, reader->at);
     return ret_name->len > 0;
