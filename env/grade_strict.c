@@ -26,7 +26,7 @@
 #include "base/id.h"
 #include "reward/patch_scan.h"
 #include "reward/witness.h"
-#include "tasks/patch.h"
+#include "tasks/diff.h"
 #include "tasks/script.h"
 
 #include <string.h>
@@ -114,7 +114,7 @@ static GHashTable *path_set_new(void)
 static GHashTable *patch_paths(const char *patch)
 {
     GHashTable *set = path_set_new();
-    g_autoptr(PatchFiles) files = patch_files_read(patch);
+    g_autoptr(DiffFiles) files = diff_files_read(patch);
     for (guint i = 0; i < files->n; i++) {
         if (files->files[i].old_path != NULL)
             g_hash_table_add(set, g_strdup(files->files[i].old_path));

@@ -58,10 +58,8 @@ static const struct {
     BoxOutcome outcome;
     const char *verdict;
 } outcome_verdicts[] = {
-    {BOX_TIMED_OUT, "timed_out"},
-    {BOX_CPU_LIMIT, "timed_out"},
-    {BOX_IDLE_LIMIT, "timed_out"},
-    {BOX_OUT_OF_MEMORY, "out_of_memory"},
+    {BOX_TIMED_OUT, "timed_out"},  {BOX_CPU_LIMIT, "timed_out"},
+    {BOX_IDLE_LIMIT, "timed_out"}, {BOX_OUT_OF_MEMORY, "out_of_memory"},
     {BOX_DISK_FULL, "disk_full"},
 };
 
@@ -102,8 +100,8 @@ static void unexpected_add(json_t *out, const TestList *list, const StatusMap *m
         const char *name = list->failure->pdata[i];
         const StatusEntry *entry = map != NULL ? status_map_find(map, span_of(name)) : NULL;
         g_autofree char *got = entry != NULL ? span_dup(entry->status) : g_strdup("missing");
-        json_array_append_new(out, json_pack("{s:s, s:s, s:s}", "name", name, "expected", "PASSED",
-                                             "got", got));
+        json_array_append_new(
+            out, json_pack("{s:s, s:s, s:s}", "name", name, "expected", "PASSED", "got", got));
     }
 }
 
@@ -128,15 +126,14 @@ static json_t *usage_json(const GradeRun *run)
 static json_t *outcome_json(const BoxResult *test)
 {
     static const char *const killers[] = {
-        [BOX_TIMED_OUT] = "wall", [BOX_CPU_LIMIT] = "cpu",       [BOX_IDLE_LIMIT] = "idle",
+        [BOX_TIMED_OUT] = "wall",       [BOX_CPU_LIMIT] = "cpu",       [BOX_IDLE_LIMIT] = "idle",
         [BOX_OUT_OF_MEMORY] = "memory", [BOX_OUTPUT_LIMIT] = "output", [BOX_CANCELLED] = "daemon",
         [BOX_START_ERROR] = NULL};
     json_t *out = json_pack("{s:s}", "how", box_outcome_str(test->outcome));
-    json_object_set_new(out, "exit_code", test->outcome == BOX_EXITED
-                                              ? json_integer(test->exit_code)
-                                              : json_null());
-    json_object_set_new(out, "signal", test->outcome == BOX_SIGNALED ? json_integer(test->signal)
-                                                                     : json_null());
+    json_object_set_new(out, "exit_code",
+                        test->outcome == BOX_EXITED ? json_integer(test->exit_code) : json_null());
+    json_object_set_new(out, "signal",
+                        test->outcome == BOX_SIGNALED ? json_integer(test->signal) : json_null());
     const char *killer = killers[test->outcome];
     json_object_set_new(out, "killed_by", json_string(killer != NULL ? killer : "none"));
     return out;
@@ -168,17 +165,15 @@ static json_t *files_write(const GradeRequest *request, const GradeRun *run, con
 {
     g_autoptr(json_t) files = json_object();
     gsize patch_len = 0;
-    const void *patch =
-        request->patch != NULL ? g_bytes_get_data(request->patch, &patch_len) : "";
+    const void *patch = request->patch != NULL ? g_bytes_get_data(request->patch, &patch_len) : "";
     const char *apply = run->apply.log != NULL ? run->apply.log->str : "";
     gboolean ok =
         file_add(request, files, "patch.diff", patch, patch_len, error) &&
         file_add(request, files, "run_instance.log", apply, strlen(apply), error) &&
-        (!run->tests_ran || file_add(request, files, "test_output.txt", run->log->str,
-                                     run->log->len, error)) &&
-        (run->eval_script == NULL || file_add(request, files, "eval.sh", run->eval_script,
-                                              strlen(run->eval_script), error)) &&
-        (report == NULL ||
-         file_add(request, files, "report.json", report, strlen(report), error));
+        (!run->tests_ran ||
+         file_add(request, files, "test_output.txt", run->log->str, run->log->len, error)) &&
+        (run->eval_script == NULL ||
+         file_add(request, files, "eval.sh", run->eval_script, strlen(run->eval_script), error)) &&
+        (report == NULL || file_add(request, files, "report.json", report, strlen(report), error));
     return ok ? g_steal_pointer(&files) : NULL;
 }

@@ -23,9 +23,9 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
-#define WORKER_FD         3
-#define WORKER_LINE_MAX   (64u << 20)
-#define WORKER_PATCH_MAX  (64u << 20)
+#define WORKER_FD        3
+#define WORKER_LINE_MAX  (64u << 20)
+#define WORKER_PATCH_MAX (64u << 20)
 
 static void event_send(json_t *event)
 {
@@ -54,8 +54,9 @@ static json_t *failed_event(const char *id, const GError *why)
 }
 
 static const char *const grade_keys[] = {
-    "op",     "id",           "slot",  "attempt",        "state_dir", "scratch", "task", "patch_file",
-    "mode",   "limits",       "environments", "repos",  "allow_degraded", "run_empty", NULL};
+    "op",           "id",    "slot",           "attempt",   "state_dir",
+    "scratch",      "task",  "patch_file",     "mode",      "limits",
+    "environments", "repos", "allow_degraded", "run_empty", NULL};
 
 static gboolean limit_read(const json_t *limits, const char *key, guint *ret, GError **error)
 {
@@ -154,7 +155,8 @@ int main(void)
                    WORKER_FD);
         return 2;
     }
-    g_autoptr(json_t) ready = json_pack("{s:s, s:I}", "event", "ready", "pid", (json_int_t)getpid());
+    g_autoptr(json_t) ready =
+        json_pack("{s:s, s:I}", "event", "ready", "pid", (json_int_t)getpid());
     event_send(ready);
     messages_read(in);
     return 0;

@@ -13,7 +13,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/fd.h"
-#include "tasks/patch.h"
+#include "tasks/diff.h"
 #include "tasks/script.h"
 #include "tasks/task.h"
 
@@ -144,10 +144,10 @@ static char *files_commit(const json_t *files)
 /* What resets the test files: old ones from the commit, new ones removed; as v5 rows do it. */
 static char *reset_line(const char *commit, const char *test_patch)
 {
-    g_autoptr(PatchFiles) touched = patch_files_read(test_patch);
+    g_autoptr(DiffFiles) touched = diff_files_read(test_patch);
     g_autoptr(GString) old = g_string_new(NULL), added = g_string_new(NULL);
     for (guint i = 0; i < touched->n; i++) {
-        const PatchFile *file = &touched->files[i];
+        const DiffFile *file = &touched->files[i];
         GString *list = file->old_path != NULL ? old : added;
         g_string_append_printf(list, " %s", file->old_path ? file->old_path : file->new_path);
     }

@@ -10,7 +10,7 @@
 #include "tasks/format.h"
 
 #include "base/error.h"
-#include "tasks/patch.h"
+#include "tasks/diff.h"
 #include "tasks/script.h"
 
 #include <string.h>
@@ -64,7 +64,7 @@ static char *directive_for(const char *repo, const char *path)
     return g_strdelimit(dotted, "/", '.');
 }
 
-static char *reset_line(const char *base, const PatchFiles *touched, gboolean python)
+static char *reset_line(const char *base, const DiffFiles *touched, gboolean python)
 {
     g_autoptr(GPtrArray) old = g_ptr_array_new();
     for (guint i = 0; i < touched->n; i++)
@@ -80,7 +80,7 @@ static char *reset_line(const char *base, const PatchFiles *touched, gboolean py
 /* The last test command with the touched test files behind it (Python repositories only). */
 static void python_test(GPtrArray *test, const char *repo, const char *test_patch)
 {
-    g_auto(GStrv) headers = patch_git_headers(test_patch);
+    g_auto(GStrv) headers = diff_git_headers(test_patch);
     for (char **path = headers; *path != NULL; path++) {
         if (!is_test_file(*path))
             continue;
@@ -192,7 +192,7 @@ static json_t *convert(json_t *row, const json_t *specs, GError **error)
     for (gsize i = 0; i < G_N_ELEMENTS(all); i++)
         g_ptr_array_add(all[i], NULL);
 
-    g_autoptr(PatchFiles) touched = patch_files_read(test_patch);
+    g_autoptr(DiffFiles) touched = diff_files_read(test_patch);
     g_autofree char *reset = reset_line(base, touched, python);
     g_autofree char *script = eval_script_make(&(EvalScriptSpec){
         .base_commit = base,

@@ -1,7 +1,7 @@
 /*
  * Evaluation scripts taken apart and made.
  */
-#include "tasks/patch.h"
+#include "tasks/diff.h"
 #include "tasks/script.h"
 
 #include <string.h>
@@ -53,7 +53,7 @@ static void the_exit_code_stands_round_the_first_end_marker(void)
 
 static void files_of_a_patch(void)
 {
-    g_autoptr(PatchFiles) files = patch_files_read(
+    g_autoptr(DiffFiles) files = diff_files_read(
         "diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,1 @@\n--- a/no\n x\n"
         "diff --git a/new b/new\nnew file mode 100644\n--- /dev/null\n+++ b/new\n@@ -0,0 +1 "
         "@@\n+a\n"
@@ -71,7 +71,7 @@ static void files_of_a_patch(void)
 
 static void git_headers_give_the_new_side(void)
 {
-    g_auto(GStrv) paths = patch_git_headers("diff --git a/a b/c d b/e\nx\ndiff --git a/t b/t\n");
+    g_auto(GStrv) paths = diff_git_headers("diff --git a/a b/c d b/e\nx\ndiff --git a/t b/t\n");
     g_assert_cmpstr(paths[0], ==, "e");
     g_assert_cmpstr(paths[1], ==, "t");
     g_assert_null(paths[2]);

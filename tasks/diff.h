@@ -6,20 +6,20 @@
 
 #include <glib.h>
 
-typedef struct PatchFile {
+typedef struct DiffFile {
     char *old_path; /* NULL: the patch creates it */
     char *new_path; /* NULL: the patch deletes it */
-} PatchFile;
+} DiffFile;
 
-typedef struct PatchFiles {
-    PatchFile *files;
+typedef struct DiffFiles {
+    DiffFile *files;
     guint n;
-} PatchFiles;
+} DiffFiles;
 
 /* Files in order, from the `---`/`+++` lines (and the git header for pure renames, modes). */
-PatchFiles *patch_files_read(const char *text);
-void patch_files_free(PatchFiles *files);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(PatchFiles, patch_files_free)
+DiffFiles *diff_files_read(const char *text);
+void diff_files_free(DiffFiles *files);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(DiffFiles, diff_files_free)
 
 /* The `b/` side of every `diff --git a/... b/...` line, in order: swebench's test directives. */
-GStrv patch_git_headers(const char *text);
+GStrv diff_git_headers(const char *text);

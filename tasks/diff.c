@@ -4,7 +4,7 @@
  * Invariant: hunk bodies are skipped by their counts, so a removed line that begins with "-- " is
  * never taken for a header.
  */
-#include "tasks/patch.h"
+#include "tasks/diff.h"
 
 #include <string.h>
 
@@ -34,9 +34,8 @@ static void hunk_counts(const char *line, gint64 *ret_old, gint64 *ret_new)
 /* Takes both strings. A rename that also has hunks names the same pair twice: kept once. */
 static void file_add(GArray *files, char *old_path, char *new_path)
 {
-    PatchFile file = {old_path, new_path};
-    const PatchFile *last =
-        files->len > 0 ? &g_array_index(files, PatchFile, files->len - 1) : NULL;
+    DiffFile file = {old_path, new_path};
+    const DiffFile *last = files->len > 0 ? &g_array_index(files, DiffFile, files->len - 1) : NULL;
     if (last != NULL && g_strcmp0(last->old_path, old_path) == 0 &&
         g_strcmp0(last->new_path, new_path) == 0) {
         g_free(old_path);
@@ -46,10 +45,10 @@ static void file_add(GArray *files, char *old_path, char *new_path)
     g_array_append_val(files, file);
 }
 
-PatchFiles *patch_files_read(const char *text)
+DiffFiles *diff_files_read(const char *text)
 {
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
-    g_autoptr(GArray) files = g_array_new(FALSE, TRUE, sizeof(PatchFile));
+    g_autoptr(GArray) files = g_array_new(FALSE, TRUE, sizeof(DiffFile));
     gint64 old_left = 0, new_left = 0;
 
     for (char **line = lines; *line != NULL; line++) {
@@ -67,13 +66,13 @@ PatchFiles *patch_files_read(const char *text)
             file_add(files, g_strdup(*line + 12), g_strdup(named ? line[1] + 10 : NULL));
         }
     }
-    PatchFiles *result = g_new0(PatchFiles, 1);
+    DiffFiles *result = g_new0(DiffFiles, 1);
     result->n = files->len;
-    result->files = (PatchFile *)(void *)g_array_free(g_steal_pointer(&files), FALSE);
+    result->files = (DiffFile *)(void *)g_array_free(g_steal_pointer(&files), FALSE);
     return result;
 }
 
-void patch_files_free(PatchFiles *files)
+void diff_files_free(DiffFiles *files)
 {
     if (files == NULL)
         return;
@@ -85,7 +84,7 @@ void patch_files_free(PatchFiles *files)
     g_free(files);
 }
 
-GStrv patch_git_headers(const char *text)
+GStrv diff_git_headers(const char *text)
 {
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     g_autoptr(GStrvBuilder) paths = g_strv_builder_new();
