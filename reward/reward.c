@@ -5,8 +5,6 @@
  */
 #include "reward/reward.h"
 
-#include <math.h>
-
 #define PARTIAL_REWARD 0.2
 #define F2P_SHARE      0.2
 #define APPLIED_BONUS  0.05
@@ -24,7 +22,7 @@ static double shaped(const RewardInput *in)
 
 Reward reward_make(const RewardInput *in)
 {
-    Reward reward = {.similarity = in->similarity < 0 ? NAN : in->similarity};
+    Reward reward = {.similarity = in->similarity_known ? in->similarity : 0};
     if (in->invalid_format)
         reward.similarity = -1;
     if (in->suspect) {

@@ -11,7 +11,8 @@ typedef struct RewardInput {
     gboolean applied;        /* the candidate patch applied */
     gboolean invalid_format; /* the policy's answer could not be read as a patch */
     gboolean suspect;        /* strict mode found evidence of forgery: every part is 0 */
-    double similarity;       /* to the gold patch, 0..1; negative when not computed */
+    gboolean similarity_known;
+    double similarity; /* to the gold patch, 0..1; read when known */
 } RewardInput;
 
 /*
@@ -19,7 +20,7 @@ typedef struct RewardInput {
  *   f2p, p2p   = the fractions, 0 when nothing was graded
  *   partial    = 1 FULL, 0.2 PARTIAL, else 0                         (NeMo-Gym swerl_gen)
  *   shaped     = 1 FULL, else 0.2 [p2p = 1] f2p + 0.05 [applied] - 0.05 [invalid_format]
- *   similarity = SWE-RL's, -1 for an invalid format, NaN when not computed
+ *   similarity = SWE-RL's, -1 for an invalid format; 0 when not computed
  *
  * A patch that breaks a passing test never earns more than doing nothing: with p2p < 1 shaped is
  * at most 0. An infrastructure failure has no reward at all; callers mask it and do not come here.
