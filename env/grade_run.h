@@ -7,6 +7,9 @@
 #include "env/env_build.h"
 #include "env/grader.h"
 
+/* How the supervisor's boundary lines in a strict log begin; a nonce and the phase follow. */
+#define GRADE_BOUNDARY ">>>>> assay"
+
 /* What a run leaves for grading. Filled by grade_run_compat() or grade_run_strict(). */
 typedef struct GradeRun {
     ApplyResult apply;

@@ -25,7 +25,7 @@
 #include "base/error.h"
 #include "base/id.h"
 #include "reward/patch_scan.h"
-#include "reward/witness.h"
+#include "reward/protected_path.h"
 #include "tasks/diff.h"
 #include "tasks/script.h"
 
@@ -56,7 +56,7 @@ static void evidence_add(GradeRun *run, const char *code, const char *path, cons
 
 static void log_phase(Strict *strict, const char *phase, const char *edge)
 {
-    g_string_append_printf(strict->run->log, "%s>>>>> assay %s %s %s\n",
+    g_string_append_printf(strict->run->log, "%s" GRADE_BOUNDARY " %s %s %s\n",
                            strict->run->log->len > 0 ? "\n" : "", strict->nonce, phase, edge);
 }
 
@@ -105,25 +105,6 @@ static gboolean changed_paths(Strict *strict, GHashTable *paths, GError **error)
     return TRUE;
 }
 
-static GHashTable *path_set_new(void)
-{
-    return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-}
-
-/* Both sides of every file of a trusted patch. */
-static GHashTable *patch_paths(const char *patch)
-{
-    GHashTable *set = path_set_new();
-    g_autoptr(DiffFiles) files = diff_files_read(patch);
-    for (guint i = 0; i < files->n; i++) {
-        if (files->files[i].old_path != NULL)
-            g_hash_table_add(set, g_strdup(files->files[i].old_path));
-        if (files->files[i].new_path != NULL)
-            g_hash_table_add(set, g_strdup(files->files[i].new_path));
-    }
-    return set;
-}
-
 static void restore_line(GString *script, const char *path)
 {
     g_autofree char *quoted = g_shell_quote(path);
@@ -134,19 +115,33 @@ static void restore_line(GString *script, const char *path)
                            quoted, quoted, quoted);
 }
 
-/* TRUE when the test command itself names the file, runs make on it, or the environment protects it. */
+/* Shared configuration that the tool named in the test command reads. */
+static const struct {
+    const char *tool, *file;
+} tool_files[] = {
+    {"make", "makefile"},         {"make", "gnumakefile"},   {"pytest", "setup.cfg"},
+    {"pytest", "pyproject.toml"}, {"py.test", "setup.cfg"},  {"npm", "package.json"},
+    {"npx", "package.json"},      {"pnpm", "package.json"},  {"yarn", "package.json"},
+    {"jest", "package.json"},     {"mocha", "package.json"}, {"tox", "setup.cfg"},
+};
+
+/* TRUE when the file decides how the tests run: the environment says so, the test command names it,
+ * or it configures the tool that the command names. */
 static gboolean path_is_runner(const char *path, const char *test_script, const Environment *env)
 {
     for (char **glob = env->protect; *glob != NULL; glob++)
         if (g_pattern_match_simple(*glob, path))
             return TRUE;
+    g_autofree char *base = g_path_get_basename(path);
     g_auto(GStrv) words = g_strsplit_set(test_script, " \n\t;|&()'\"", -1);
     for (char **word = words; *word != NULL; word++) {
         const char *bare = g_str_has_prefix(*word, "./") ? *word + 2 : *word;
         if (strcmp(bare, path) == 0)
             return TRUE;
-        if (strcmp(bare, "make") == 0 && g_ascii_strcasecmp(path, "makefile") == 0)
-            return TRUE;
+        for (gsize i = 0; i < G_N_ELEMENTS(tool_files); i++)
+            if (strcmp(bare, tool_files[i].tool) == 0 &&
+                g_ascii_strcasecmp(base, tool_files[i].file) == 0)
+                return TRUE;
     }
     return FALSE;
 }
@@ -155,8 +150,8 @@ static gboolean path_is_runner(const char *path, const char *test_script, const 
 static char *restore_script(Strict *strict, GHashTable *before, GHashTable *after)
 {
     const Task *task = strict->request->task;
-    g_autoptr(GHashTable) tests = patch_paths(task->test_patch);
-    g_autoptr(GHashTable) gold = patch_paths(task->patch);
+    g_autoptr(GHashTable) tests = diff_paths(task->test_patch);
+    g_autoptr(GHashTable) gold = diff_paths(task->patch);
     GString *out = g_string_new("set -u\ncd /testbed\n");
 
     GHashTableIter iter;
@@ -172,7 +167,7 @@ static char *restore_script(Strict *strict, GHashTable *before, GHashTable *afte
         if (g_hash_table_contains(before, key) || g_hash_table_contains(tests, key) ||
             g_hash_table_contains(gold, key))
             continue;
-        if (protected_path_class(key) == PROTECTED_NO &&
+        if (path_class(key, tests, gold) != PATH_TEST_INFRA &&
             !path_is_runner(key, strict->script->test, strict->env))
             continue;
         restore_line(out, key);
@@ -184,7 +179,7 @@ static char *restore_script(Strict *strict, GHashTable *before, GHashTable *afte
 /* Puts every touched test file and test configuration back. */
 static gboolean restore_phase(Strict *strict, GHashTable *before, GError **error)
 {
-    g_autoptr(GHashTable) after = path_set_new();
+    g_autoptr(GHashTable) after = diff_path_set_new();
     if (!changed_paths(strict, after, error))
         return FALSE;
     g_autofree char *script = restore_script(strict, before, after);
@@ -240,10 +235,12 @@ static gboolean apply_phase(Strict *strict, GError **error)
     if (len == 0)
         return TRUE;
     g_autoptr(PatchScan) scan = patch_scan(patch, len);
-    if (scan->hostile != NULL) {
+    if (scan->hostile->len > 0) {
+        const PatchFinding *worst = scan->hostile->pdata[0];
         run->apply = (ApplyResult){.log = g_string_new(">>>>> Patch Apply Failed:\n")};
-        g_string_append_printf(run->apply.log, "refused: %s\n", scan->hostile);
-        evidence_add(run, "patch_hostile", NULL, scan->hostile);
+        g_string_append_printf(run->apply.log, "refused: line %u: %s: %s\n", worst->line,
+                               patch_hostile_to_str(worst->kind), worst->detail);
+        evidence_add(run, "patch_hostile", NULL, run->apply.log->str);
         return TRUE;
     }
     return patch_apply(strict->box, strict->envp, APPLY_5, patch, len, &run->apply, error);
@@ -296,7 +293,7 @@ static gboolean strict_run(Strict *strict, GradePhaseFn on_phase, gpointer user_
                            GError **error)
 {
     GradeRun *run = strict->run;
-    g_autoptr(GHashTable) before = path_set_new();
+    g_autoptr(GHashTable) before = diff_path_set_new();
     if (strict->layers->n_work > 1 && !changed_paths(strict, before, error))
         return FALSE;
 

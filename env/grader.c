@@ -15,6 +15,11 @@
 #include "base/fd.h"
 #include "base/id.h"
 #include "env/grade_run.h"
+#include "reward/report.h"
+#include "reward/reward.h"
+#include "reward/similarity.h"
+#include "reward/witness_patch.h"
+#include "tasks/diff.h"
 #include "tasks/environment.h"
 #include "tasks/repo.h"
 
@@ -29,12 +34,11 @@ typedef struct GradeTimes {
 
 /* ---- what the log says ---- */
 
-static gboolean log_grade(const GradeRequest *request, const GradeRun *run, GradeResult *ret,
-                          GError **error)
+static GradeInput input_of(const GradeRequest *request, const GradeRun *run)
 {
     const Task *task = request->task;
     gboolean exited = run->test.outcome == BOX_EXITED;
-    const GradeInput input = {
+    return (GradeInput){
         .mode = request->mode,
         .repo = task->repo,
         .instance_id = task->instance_id,
@@ -50,7 +54,6 @@ static gboolean log_grade(const GradeRequest *request, const GradeRun *run, Grad
         .exit_known = exited,
         .exit_code = exited ? run->test.exit_code : 0,
     };
-    return grade_log(&input, ret, error);
 }
 
 /* Outcomes of the test command that are verdicts by themselves. */
@@ -176,4 +179,200 @@ static json_t *files_write(const GradeRequest *request, const GradeRun *run, con
          file_add(request, files, "eval.sh", run->eval_script, strlen(run->eval_script), error)) &&
         (report == NULL || file_add(request, files, "report.json", report, strlen(report), error));
     return ok ? g_steal_pointer(&files) : NULL;
+}
+
+/* ---- evidence ---- */
+
+/* The run's evidence and the witnesses' findings as one JSON list; TRUE: enough for "suspect". */
+static gboolean evidence_judge(const GradeRequest *request, const GradeRun *run,
+                               const GradeInput *input, const GradeResult *result, json_t *out)
+{
+    if (request->mode != GRADE_STRICT)
+        return FALSE;
+    g_autoptr(GPtrArray) findings = witness_findings_new();
+    if (run->tests_ran)
+        witness_log(
+            &(WitnessInput){
+                .grade = input, .result = result, .boundary = GRADE_BOUNDARY, .nonce = NULL},
+            findings);
+    gsize len = 0;
+    const void *patch = request->patch != NULL ? g_bytes_get_data(request->patch, &len) : "";
+    g_autoptr(PatchScan) scan = patch_scan(patch, len);
+    g_autoptr(GHashTable) tests = diff_paths(request->task->test_patch);
+    g_autoptr(GHashTable) gold = diff_paths(request->task->patch);
+    witness_patch(scan, tests, gold, findings);
+
+    for (guint i = 0; i < findings->len; i++) {
+        const WitnessFinding *finding = findings->pdata[i];
+        json_array_append_new(
+            out, json_pack("{s:s, s:b, s:s*, s:i, s:s}", "code", witness_code_to_str(finding->code),
+                           "suspect", finding->weight == WITNESS_SUSPECT, "path", finding->path,
+                           "line", (int)finding->line, "detail", finding->detail));
+    }
+    return witness_any_suspect(findings);
+}
+
+/* ---- the whole ---- */
+
+static Reward reward_of(const GradeRequest *request, const GradeRun *run, const GradeResult *result,
+                        gboolean suspect)
+{
+    gsize len = 0;
+    const void *patch = request->patch != NULL ? g_bytes_get_data(request->patch, &len) : "";
+    const char *gold = request->task->patch;
+    gboolean capped = FALSE;
+    const RewardInput input = {
+        .resolution = run->tests_ran ? result->resolution : RESOLUTION_NONE,
+        .f2p = result->f2p_fraction,
+        .p2p = result->p2p_fraction,
+        .applied = run->apply.applied,
+        .suspect = suspect,
+        .similarity_known = gold[0] != '\0' && len > 0,
+        .similarity = len > 0 ? similarity_patches(patch, len, gold, strlen(gold), &capped) : 0,
+    };
+    return reward_make(&input);
+}
+
+static json_t *components_json(const Reward *reward)
+{
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "binary", reward->binary, "f2p", reward->f2p,
+                     "p2p", reward->p2p, "partial", reward->partial, "shaped", reward->shaped,
+                     "similarity", reward->similarity);
+}
+
+/* SWE-bench's report.json: only when its harness of that release would have written one. */
+static json_t *report_of(const GradeRequest *request, const GradeRun *run,
+                         const GradeResult *result)
+{
+    if (!run->tests_ran || run->test.outcome == BOX_TIMED_OUT)
+        return NULL;
+    GraderVersion version = request->mode == GRADE_COMPAT_4_1 ? GRADER_4_1 : GRADER_5;
+    const char *apply = run->apply.log != NULL ? run->apply.log->str : "";
+    FailureClass failure = report_classify((Span){run->log->str, run->log->len}, span_of(apply));
+    return report_instance(version, request->task->instance_id, request->patch == NULL, result,
+                           failure);
+}
+
+/* Adds one more object or string to the answer; NULL becomes null. */
+static void done_set(json_t *done, const char *key, json_t *value)
+{
+    json_object_set_new(done, key, value != NULL ? value : json_null());
+}
+
+static json_t *done_json(const GradeRequest *request, const GradeRun *run,
+                         const GradeResult *result, gboolean suspect, const GradeTimes *times,
+                         GError **error)
+{
+    g_autoptr(json_t) report = report_of(request, run, result);
+    g_autofree char *report_text = report != NULL ? report_instance_text(report) : NULL;
+    json_t *files = files_write(request, run, report_text, error);
+    if (files == NULL)
+        return NULL;
+    const StatusMap *map = run->tests_ran && result->found ? result->map : NULL;
+    const char *verdict = verdict_of(run, result, suspect);
+    Reward reward = reward_of(request, run, result, suspect);
+    json_t *unexpected = json_array();
+    unexpected_add(unexpected, &result->f2p, map);
+    unexpected_add(unexpected, &result->p2p, map);
+
+    json_t *done = json_pack("{s:s, s:s, s:s, s:s, s:f, s:b, s:n}", "event", "done", "id",
+                             request->id, "state", "done", "verdict", verdict, "reward",
+                             strcmp(verdict, "resolved") == 0 ? 1.0 : 0.0, "mask", 0, "error");
+    done_set(done, "components", components_json(&reward));
+    done_set(done, "tests",
+             json_pack("{s:o, s:o, s:o}", "f2p", list_counts(&result->f2p, map), "p2p",
+                       list_counts(&result->p2p, map), "unexpected", unexpected));
+    done_set(done, "statuses", statuses_json(map));
+    done_set(done, "report", report != NULL ? json_incref(report) : NULL);
+    done_set(done, "timing", timing_json(times, run));
+    done_set(done, "usage", usage_json(run));
+    done_set(done, "outcome", outcome_json(&run->test));
+    done_set(done, "box", run->box_report != NULL ? json_loads(run->box_report, 0, NULL) : NULL);
+    done_set(done, "applied_with", run->apply.how != NULL ? json_string(run->apply.how) : NULL);
+    done_set(done, "evidence", json_incref(run->evidence));
+    done_set(done, "files", files);
+    return done;
+}
+
+/* Code of an infrastructure failure, and whether trying again can help. */
+static json_t *failed_json(const GradeRequest *request, const GError *why)
+{
+    static const struct {
+        const char *code;
+        gboolean retryable;
+    } kinds[] = {
+        [ASSAY_ERROR_SYSTEM] = {"system", TRUE},
+        [ASSAY_ERROR_INPUT] = {"task_broken", FALSE},
+        [ASSAY_ERROR_NOT_FOUND] = {"not_found", FALSE},
+        [ASSAY_ERROR_NOT_ALLOWED] = {"not_allowed", FALSE},
+        [ASSAY_ERROR_UNSUPPORTED] = {"unsupported", FALSE},
+        [ASSAY_ERROR_CONFLICT] = {"conflict", TRUE},
+        [ASSAY_ERROR_LIMIT] = {"limit", FALSE},
+    };
+    gsize kind = why->domain == ASSAY_ERROR ? (gsize)why->code : ASSAY_ERROR_SYSTEM;
+    return json_pack("{s:s, s:s, s:s, s:n, s:n, s:b, s:{s:s, s:s, s:b}}", "event", "done", "id",
+                     request->id, "state", "failed", "verdict", "reward", "mask", 1, "error",
+                     "code", kinds[kind].code, "detail", why->message, "retryable",
+                     kinds[kind].retryable);
+}
+
+/* Checkout and environment, built when absent. */
+static EnvLayers *grade_prepare(const GradeRequest *request, Environment **ret_env, GError **error)
+{
+    const RepoOwner owner = {box_store_uid(), box_store_gid()};
+    const EnvHost host = {.state_dir = request->state_dir,
+                          .slot = request->slot,
+                          .allow_degraded = request->allow_degraded};
+    g_autoptr(Environment) env = environment_for(request->task, request->environments, error);
+    if (env == NULL)
+        return NULL;
+    g_autofree char *checkout =
+        repo_checkout(request->state_dir, request->task, request->repos, &owner, error);
+    EnvLayers *layers =
+        checkout != NULL ? env_ensure(&host, request->task, env, checkout, error) : NULL;
+    *ret_env = layers != NULL ? g_steal_pointer(&env) : NULL;
+    return layers;
+}
+
+static gboolean run_in_mode(const GradeRequest *request, GradeRun *run, GradeTimes *times,
+                            GradePhaseFn on_phase, gpointer user_data, GError **error)
+{
+    g_autoptr(Environment) env = NULL;
+    on_phase("prepare", user_data);
+    g_autoptr(EnvLayers) layers = grade_prepare(request, &env, error);
+    if (layers == NULL)
+        return FALSE;
+    times->prepare = clock_mono_ns() - times->start;
+    if (request->mode == GRADE_STRICT)
+        return grade_run_strict(request, env, layers, run, on_phase, user_data, error);
+    return grade_run_compat(request, layers, run, on_phase, user_data, error);
+}
+
+static json_t *grader_try(const GradeRequest *request, GradePhaseFn on_phase, gpointer user_data,
+                          GError **error)
+{
+    GradeTimes times = {.start = clock_mono_ns()};
+    g_auto(GradeRun) run = {0};
+    grade_run_init(&run);
+    gboolean empty = request->patch == NULL || g_bytes_get_size(request->patch) == 0;
+    if ((!empty || request->run_empty) &&
+        !run_in_mode(request, &run, &times, on_phase, user_data, error))
+        return NULL;
+
+    on_phase("grade", user_data);
+    gint64 start_ns = clock_mono_ns();
+    const GradeInput input = input_of(request, &run);
+    g_auto(GradeResult) result = {0};
+    if (!grade_log(&input, &result, error))
+        return NULL;
+    gboolean suspect = evidence_judge(request, &run, &input, &result, run.evidence);
+    times.grade = clock_mono_ns() - start_ns;
+    return done_json(request, &run, &result, suspect, &times, error);
+}
+
+json_t *grader_run(const GradeRequest *request, GradePhaseFn on_phase, gpointer user_data)
+{
+    g_autoptr(GError) error = NULL;
+    json_t *done = grader_try(request, on_phase, user_data, &error);
+    return done != NULL ? done : failed_json(request, error);
 }

@@ -96,3 +96,22 @@ GStrv diff_git_headers(const char *text)
     }
     return g_strv_builder_end(paths);
 }
+
+GHashTable *diff_path_set_new(void)
+{
+    return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+}
+
+GHashTable *diff_paths(const char *text)
+{
+    GHashTable *set = diff_path_set_new();
+    g_autoptr(DiffFiles) files = diff_files_read(text);
+    for (guint i = 0; i < files->n; i++) {
+        const DiffFile *file = &files->files[i];
+        if (file->old_path != NULL)
+            g_hash_table_add(set, g_strdup(file->old_path));
+        if (file->new_path != NULL)
+            g_hash_table_add(set, g_strdup(file->new_path));
+    }
+    return set;
+}

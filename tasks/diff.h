@@ -23,3 +23,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(DiffFiles, diff_files_free)
 
 /* The `b/` side of every `diff --git a/... b/...` line, in order: swebench's test directives. */
 GStrv diff_git_headers(const char *text);
+
+/* An empty set of owned paths. */
+GHashTable *diff_path_set_new(void);
+
+/* Both sides of every file, as a set. */
+GHashTable *diff_paths(const char *text);
