@@ -168,6 +168,7 @@ static char *restore_script(Strict *strict, GHashTable *before, GHashTable *afte
             g_hash_table_contains(gold, key))
             continue;
         if (path_class(key, tests, gold) != PATH_TEST_INFRA &&
+            !path_is_runner(key, strict->script->build, strict->env) &&
             !path_is_runner(key, strict->script->test, strict->env))
             continue;
         restore_line(out, key);

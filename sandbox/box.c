@@ -105,6 +105,7 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
     gsize filter_len;
     SpecOpen open = {
         .flags = (spec->root_fd > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
+                 (spec->root_read_only ? (guint)SPEC_OPEN_ROOT_READ_ONLY : 0u) |
                  (spec->net == BOX_NET_HOST ? (guint)SPEC_OPEN_NET_HOST : 0u) |
                  (box->ids.mode == BOX_IDS_RANGE ? (guint)SPEC_OPEN_MOUNT_FDS : 0u) |
                  (box->ids.mode != BOX_IDS_SINGLE ? (guint)SPEC_OPEN_SETGROUPS : 0u) |

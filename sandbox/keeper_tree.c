@@ -378,6 +378,13 @@ static int make_upper(Tree *tree, bool given, uint32_t index, const char *fresh,
     return mkdir(name, 0700) < 0 ? fail(tree->failed, "make", name) : 0;
 }
 
+/* Mount flags of the overlays that make up the root. */
+static unsigned long root_flags(const Tree *tree)
+{
+    bool read_only = tree->keeper->open.flags & SPEC_OPEN_ROOT_READ_ONLY;
+    return BASE_FLAGS | (read_only ? MS_RDONLY : 0);
+}
+
 /* In host mode /usr is a second overlay, with its part of each layer and of the upper. */
 static int mount_usr(Tree *tree, const char *host_usr, char (*layers)[16], uint32_t n_layers,
                      const char *upper)
@@ -400,7 +407,7 @@ static int mount_usr(Tree *tree, const char *host_usr, char (*layers)[16], uint3
     size_t len = strlen(options);
     snprintf(options + len, sizeof options - len, ",upperdir=%s/upper/usr,workdir=%s/work_usr",
              upper, upper);
-    return overlay(tree, options, "/usr", BASE_FLAGS, "/usr");
+    return overlay(tree, options, "/usr", root_flags(tree), "/usr");
 }
 
 static int mount_etc_dirs(Tree *tree)
@@ -444,7 +451,7 @@ static int mount_root(Tree *tree)
     size_t len = strlen(options);
     snprintf(options + len, sizeof options - len, ",upperdir=%s/upper,workdir=%s/work", upper,
              upper);
-    if (overlay(tree, options, "root", BASE_FLAGS, "the root") < 0)
+    if (overlay(tree, options, "root", root_flags(tree), "the root") < 0)
         return -1;
     tree->root_fd = openat(AT_FDCWD, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (tree->root_fd < 0)

@@ -40,6 +40,7 @@ typedef enum SpecOpenFlag {
     SPEC_OPEN_DEGRADED = 1 << 6, /* no namespaces: Landlock, filter, limits only */
     SPEC_OPEN_SETGROUPS = 1 << 7, /* an id range is mapped: ids may be changed */
     SPEC_OPEN_CGROUP = 1 << 8,    /* the keeper is born in a cgroup v2 directory */
+    SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
 } SpecOpenFlag;
 
 /* Lines of a uid_map or gid_map: inside, outside, count. */
