@@ -106,7 +106,7 @@ static TallyRules tally_rules[] = {
     {NAMES("assay_tap"), {"^1\\.\\.(\\d+)", REGEX_MULTILINE, 0}, TALLY_TOTAL, FALSE, TRUE},
     {NAMES("tap"), {"^1\\.\\.(\\d+)", REGEX_MULTILINE, 0}, TALLY_TOTAL, FALSE, FALSE},
     {NAMES("sympy"),
-     {"^=+ tests finished: (.*), in ", REGEX_MULTILINE, 0},
+     {"^[= ]*tests finished: (.*),", REGEX_MULTILINE, 0},
      TALLY_WORDS,
      FALSE,
      TRUE},
