@@ -44,7 +44,7 @@ static void newlines_are_universal_and_nul_is_kept(void)
     static const char out[] = "a\nb\nc\n\n\nd\0e\n";
     gsize len;
     g_autofree char *text = text_read(in, sizeof in - 1, &len);
-    g_assert_cmpmem(text, len, out, sizeof out - 1);
+    g_assert_cmpmem(text, (int)len, out, (int)sizeof out - 1);
 }
 
 static void white_space_is_pythons(void)
