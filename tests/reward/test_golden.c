@@ -1,8 +1,8 @@
 /*
  * golden/PARSER/CASE/{log,expect}: one test per case and release. Adding a folder adds a test.
  *
- * `expect` is JSON: {"4.1": {"map": {...}} or {"raises": true}, "5": ..., "instance_id", "version"};
- * a release that is left out is not checked (4.1 lacks some parsers).
+ * `expect` is JSON: {"4.1": {"map": {...}} or {"raises": true}, "5": ..., "instance_id",
+ * "version"}; a release that is left out is not checked (4.1 lacks some parsers).
  */
 #include "base/fd.h"
 #include "base/json.h"
@@ -27,6 +27,21 @@ static GBytes *read_file(const char *dir, const char *name)
     return bytes;
 }
 
+static const char *release_of(GraderVersion version)
+{
+    return version == GRADER_5 ? "5" : "4.1";
+}
+
+static json_t *read_expect(const char *dir)
+{
+    g_autoptr(GBytes) text = read_file(dir, "expect");
+    gsize len;
+    const char *bytes = g_bytes_get_data(text, &len);
+    json_t *expect = json_loadb(bytes, len, JSON_ALLOW_NUL, NULL);
+    g_assert_nonnull(expect);
+    return expect;
+}
+
 static json_t *map_json(const StatusMap *map)
 {
     json_t *object = json_object();
@@ -41,22 +56,16 @@ static json_t *map_json(const StatusMap *map)
 static void run_case(gconstpointer data)
 {
     const Case *c = data;
-    g_autoptr(GBytes) log = read_file(c->dir, "log"), text = read_file(c->dir, "expect");
-    gsize len;
-    const char *bytes = g_bytes_get_data(text, &len);
-    g_autoptr(json_t) expect = json_loadb(bytes, len, JSON_ALLOW_NUL, NULL);
-    g_assert_nonnull(expect);
-    const json_t *want = json_object_get(expect, c->version == GRADER_5 ? "5" : "4.1");
-    if (want == NULL) {
-        g_test_skip("this release has no such parser");
-        return;
-    }
+    g_autoptr(GBytes) log = read_file(c->dir, "log");
+    g_autoptr(json_t) expect = read_expect(c->dir);
+    const json_t *want = json_object_get(expect, release_of(c->version));
     LogContext ctx = {
         .version = c->version,
         .instance_id = json_string_value(json_object_get(expect, "instance_id")),
         .repo_version = json_string_value(json_object_get(expect, "version")),
     };
     Span content;
+    gsize len;
     const void *raw = g_bytes_get_data(log, &len);
     g_autofree char *decoded = text_read(raw, len, &content.len);
     content.ptr = decoded;
@@ -83,16 +92,19 @@ static void case_free(gpointer data)
     g_free(c);
 }
 
-static void add_case(const char *dir, const char *parser, const char *name)
+static void add_case(const char *root, const char *parser, const char *name)
 {
-    static const char *const releases[] = {"5", "4.1"};
+    g_autofree char *dir = g_build_filename(root, parser, name, NULL);
+    g_autoptr(json_t) expect = read_expect(dir);
     for (int version = GRADER_5; version <= GRADER_4_1; version++) {
+        const char *release = release_of((GraderVersion)version);
+        if (json_object_get(expect, release) == NULL)
+            continue;
         Case *c = g_new0(Case, 1);
-        c->dir = g_build_filename(dir, parser, name, NULL);
+        c->dir = g_strdup(dir);
         c->parser = g_strdup(parser);
         c->version = (GraderVersion)version;
-        g_autofree char *test =
-            g_strdup_printf("/golden/%s/%s in %s", parser, name, releases[version]);
+        g_autofree char *test = g_strdup_printf("/golden/%s/%s in %s", parser, name, release);
         g_strdelimit(test, "_", ' ');
         g_test_add_data_func_full(test, c, run_case, case_free);
     }
@@ -171,7 +183,7 @@ static void no_parser_hangs_on_hostile_text(void)
                                          " ... "};
     for (gsize i = 0; i < G_N_ELEMENTS(pieces); i++) {
         g_autoptr(GString) text = g_string_new("--- PASS: [ok]: PASS 1) Starting browser x\nok 1 ");
-        while (text->len < 300000)
+        while (text->len < 100000)
             g_string_append(text, pieces[i]);
         const LogParser *parser;
         for (guint k = 0; (parser = log_parser_at(k)) != NULL; k++) {
@@ -184,7 +196,7 @@ static void no_parser_hangs_on_hostile_text(void)
             if (ms > 500)
                 g_test_message("%s on \"%s\": %" G_GINT64_FORMAT " ms", parser->name, pieces[i],
                                ms);
-            g_assert_cmpint(ms, <, 10000);
+            g_assert_cmpint(ms, <, 5000);
         }
     }
 }
