@@ -329,3 +329,16 @@ gboolean grade_counts(Store *store, GradeCounts *ret, GError **error)
     *ret = counts;
     return TRUE;
 }
+
+gint64 grade_n_queued(Store *store, gint64 cap, GError **error)
+{
+    sqlite3_stmt *statement = store_statement(store, STATEMENT_GRADE_N_QUEUED, error);
+    if (statement == NULL)
+        return -1;
+    sqlite3_bind_int64(statement, 1, cap);
+    if (store_step(store, statement, error) != 1)
+        return -1;
+    gint64 n = sqlite3_column_int64(statement, 0);
+    sqlite3_reset(statement);
+    return n;
+}
