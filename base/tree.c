@@ -130,3 +130,26 @@ guint64 tree_bytes(int dir_fd)
     g_autoptr(GHashTable) seen = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
     return tree_bytes_at(dir_fd, seen, 0);
 }
+
+static gboolean tree_chown_at(int dir_fd, const char *name, guint uid, guint gid, int depth,
+                              GError **error)
+{
+    if (fchownat(dir_fd, name, uid, gid, AT_SYMLINK_NOFOLLOW) < 0)
+        return error_set_errno(error, errno, "chown %s", name);
+    AUTO_FD fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || depth > TREE_DEPTH_MAX)
+        return TRUE;
+    AUTO_DIR *dir = fdopendir(dup(fd));
+    for (struct dirent *entry; dir != NULL && (entry = readdir(dir)) != NULL;)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            !tree_chown_at(fd, entry->d_name, uid, gid, depth + 1, error))
+            return FALSE;
+    return TRUE;
+}
+
+gboolean tree_chown(int dir_fd, const char *name, guint uid, guint gid, GError **error)
+{
+    if (uid == geteuid() && gid == getegid())
+        return TRUE;
+    return tree_chown_at(dir_fd, name, uid, gid, 0, error);
+}

@@ -14,3 +14,7 @@ int tree_open_dir(int dir_fd, const char *name, guint mode, GError **error);
 
 /* Bytes allocated below `dir_fd` (st_blocks), each inode once. */
 guint64 tree_bytes(int dir_fd);
+
+/* Gives NAME below `dir_fd` and all it holds to uid:gid (links themselves, never their targets).
+ * Nothing happens when they are ours already. */
+gboolean tree_chown(int dir_fd, const char *name, guint uid, guint gid, GError **error);

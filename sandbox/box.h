@@ -13,6 +13,8 @@
  */
 #pragma once
 
+#include "sandbox/layer.h"
+
 #include <glib.h>
 
 /* How a command ended. Stored and sent: never renumber. Zero must not look like success. */
@@ -31,25 +33,6 @@ typedef enum BoxOutcome {
 } BoxOutcome;
 const char *box_outcome_str(BoxOutcome outcome); /* "exited", "timed_out", ... */
 
-/* Layers that a box may enforce; a bit set of what really is on. */
-typedef enum BoxLayer {
-    BOX_LAYER_USER = 1 << 0,
-    BOX_LAYER_MOUNT = 1 << 1,
-    BOX_LAYER_PID = 1 << 2,
-    BOX_LAYER_NET = 1 << 3,
-    BOX_LAYER_IPC = 1 << 4,
-    BOX_LAYER_UTS = 1 << 5,
-    BOX_LAYER_CGROUP_NS = 1 << 6,
-    BOX_LAYER_TIME = 1 << 7,
-    BOX_LAYER_PIVOT_ROOT = 1 << 8,
-    BOX_LAYER_OVERLAY = 1 << 9,
-    BOX_LAYER_CAPS = 1 << 10,
-    BOX_LAYER_NO_NEW_PRIVS = 1 << 11,
-    BOX_LAYER_LANDLOCK = 1 << 12,
-    BOX_LAYER_SECCOMP = 1 << 13,
-    BOX_LAYER_RLIMITS = 1 << 14,
-    BOX_LAYER_CGROUP = 1 << 15, /* memory and pids held by a cgroup */
-} BoxLayer;
 const char *box_layer_str(BoxLayer layer); /* "user", "mount", ... */
 
 /* Who enforces a limit, or where a number comes from. */
@@ -116,6 +99,7 @@ typedef struct BoxSpec {
     const int *work_fds;   /* workspace overlay lowers, topmost first; none: an empty directory */
     gsize n_work;
     int work_upper_fd; /* as root_upper_fd */
+    gboolean root_read_only; /* nothing outside work_path, /tmp and the like can be written */
     const BoxMount *mounts;
     gsize n_mounts;
 
@@ -192,6 +176,10 @@ guint box_store_gid(void);
 /* The probe behind `assay doctor`: JSON {"checks":[{"id","status":"ok|warn|fail","detail",
  * "fix":[...]}]}. */
 char *box_probe_json(void);
+
+/* Ends the helper processes and removes the cgroups that this process keeps for its slots; every
+ * Box must be closed. Also done at exit. A process that is killed leaves them to box_sweep_stale. */
+void box_shutdown(void);
 
 /* Removes what boxes of a dead daemon left: cgroups whose keeper is gone. Returns how many. */
 guint box_sweep_stale(void);

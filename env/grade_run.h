@@ -1,0 +1,52 @@
+/*
+ * The part of a grade that happens in boxes: shared by the modes, private to the grader.
+ */
+#pragma once
+
+#include "env/apply.h"
+#include "env/env_build.h"
+#include "env/grader.h"
+
+/* How the supervisor's boundary lines in a strict log begin; a nonce and the phase follow. */
+#define GRADE_BOUNDARY ">>>>> assay"
+
+/* What a run leaves for grading. Filled by grade_run_compat() or grade_run_strict(). */
+typedef struct GradeRun {
+    ApplyResult apply;
+    gboolean tests_ran;           /* the test command was started */
+    BoxResult test;               /* its outcome and usage; zero when it never ran */
+    GString *log;                 /* test_output.txt */
+    gsize slice_start, slice_end; /* strict: what the test command printed, within `log` */
+    json_t *evidence;             /* findings: {"code", "path"?, "detail"?} */
+    char *box_report;             /* box_report_json() */
+    char *eval_script;            /* what was run as eval.sh; NULL before */
+    gint64 apply_ns, run_ns;
+    guint64 cpu_us, mem_peak_bytes;
+    guint32 pids_peak;
+} GradeRun;
+
+void grade_run_init(GradeRun *run);
+void grade_run_clear(GradeRun *run);
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(GradeRun, grade_run_clear)
+
+/* The environment of every command of a grade: the layers' and what keeps tools off the network. */
+GStrv grade_envp(const GradeRequest *request, const EnvLayers *layers);
+
+/* A box for this grade; `root_read_only` as strict wants it. */
+Box *grade_box_open(const GradeRequest *request, const EnvLayers *layers, gboolean root_read_only,
+                    GError **error);
+
+/* Runs a script by bash with its output merged; adds its usage to `run`. */
+gboolean grade_script_exec(const GradeRequest *request, Box *box, const char *const *envp,
+                           const char *path, const char *script, GradeRun *run,
+                           BoxResult *ret_result, GError **error);
+
+/* One of the harness releases, as it is: apply, then the whole script in one go. */
+gboolean grade_run_compat(const GradeRequest *request, const EnvLayers *layers, GradeRun *run,
+                          GradePhaseFn on_phase, gpointer user_data, GError **error);
+
+/* Phase by phase, with the defences of docs/grading.md. `env` says whether the script's own install
+ * lines are run. */
+gboolean grade_run_strict(const GradeRequest *request, const Environment *env,
+                          const EnvLayers *layers, GradeRun *run, GradePhaseFn on_phase,
+                          gpointer user_data, GError **error);

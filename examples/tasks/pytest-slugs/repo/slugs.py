@@ -1,0 +1,5 @@
+"""Titles to address-bar text."""
+
+
+def slug(title):
+    return title.lower().replace(" ", "-")

@@ -1,0 +1,271 @@
+/*
+ * Opening and closing boxes.
+ *
+ * Invariants:
+ *   1. A box that does not have every layer of spec.require is closed again and refused.
+ *   2. Nothing is forked here: the starter does it.
+ *   3. Closing waits until the keeper, and with it everything in the box, is dead.
+ *
+ * Not here: running commands (box_exec.c), ids (box_ids.c), the report (box_report.c).
+ */
+#include "sandbox/box_private.h"
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/id.h"
+#include "sandbox/filter.h"
+#include "sandbox/kernel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#define CLOSE_WAIT_MS 10000
+
+typedef struct FdList {
+    int fds[SPEC_FDS_MAX];
+    guint n;
+} FdList;
+
+static void fd_list_clear(FdList *list)
+{
+    for (guint i = 0; i < list->n; i++)
+        close(list->fds[i]);
+    list->n = 0;
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(FdList, fd_list_clear)
+
+static gboolean show(FdList *list, const Box *box, int dir_fd, BoxDirKind kind, GError **error)
+{
+    int fd = box_ids_show(&box->ids, box->starter, dir_fd, kind, error);
+    if (fd < 0)
+        return FALSE;
+    list->fds[list->n++] = fd;
+    return TRUE;
+}
+
+static gboolean show_root(FdList *list, const Box *box, const BoxSpec *spec, GError **error)
+{
+    if (spec->root_fd > 0)
+        return show(list, box, spec->root_fd, BOX_DIR_SYSTEM, error);
+    AUTO_FD usr = open("/usr", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (usr < 0)
+        return error_set_errno(error, errno, "open /usr");
+    return show(list, box, usr, BOX_DIR_SYSTEM, error);
+}
+
+/* Every directory of the spec, in the order of spec.h. */
+static gboolean show_all(FdList *list, const Box *box, const BoxSpec *spec, GError **error)
+{
+    if (!show_root(list, box, spec, error))
+        return FALSE;
+    for (gsize i = 0; i < spec->n_layers; i++)
+        if (!show(list, box, spec->layer_fds[i], BOX_DIR_OWNED, error))
+            return FALSE;
+    for (gsize i = 0; i < spec->n_work; i++)
+        if (!show(list, box, spec->work_fds[i], BOX_DIR_OWNED, error))
+            return FALSE;
+    if (spec->root_upper_fd > 0 && !show(list, box, spec->root_upper_fd, BOX_DIR_UPPER, error))
+        return FALSE;
+    if (spec->work_upper_fd > 0 && !show(list, box, spec->work_upper_fd, BOX_DIR_UPPER, error))
+        return FALSE;
+    for (gsize i = 0; i < spec->n_mounts; i++)
+        if (!show(list, box, spec->mounts[i].dir_fd, BOX_DIR_SYSTEM, error))
+            return FALSE;
+    return TRUE;
+}
+
+static gboolean check_spec(const BoxSpec *spec, GError **error)
+{
+    if (spec->n_layers > SPEC_LAYERS_MAX || spec->n_work > SPEC_LAYERS_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "more than %u layers", SPEC_LAYERS_MAX);
+    if (spec->n_mounts > SPEC_MOUNTS_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "more than %u mounts", SPEC_MOUNTS_MAX);
+    if (spec->work_path != NULL && (!spec_path_ok(spec->work_path) || !spec->work_path[1]))
+        return error_set(error, ASSAY_ERROR_INPUT, "work_path %s is not an absolute, normal path",
+                         spec->work_path);
+    for (gsize i = 0; i < spec->n_mounts; i++)
+        if (!spec_path_ok(spec->mounts[i].path) || !spec->mounts[i].path[1])
+            return error_set(error, ASSAY_ERROR_INPUT, "mount %s is not an absolute, normal path",
+                             spec->mounts[i].path);
+    if (spec->hostname != NULL && strlen(spec->hostname) > 63)
+        return error_set(error, ASSAY_ERROR_LIMIT, "the host name is longer than 63 bytes");
+    return TRUE;
+}
+
+static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *bytes, GError **error)
+{
+    GBytes *filter = filter_build(FILTER_BOX, error);
+    if (filter == NULL)
+        return FALSE;
+    gsize filter_len;
+    SpecOpen open = {
+        .flags = (spec->root_fd > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
+                 (spec->root_read_only ? (guint)SPEC_OPEN_ROOT_READ_ONLY : 0u) |
+                 (spec->net == BOX_NET_HOST ? (guint)SPEC_OPEN_NET_HOST : 0u) |
+                 (box->ids.mode == BOX_IDS_RANGE ? (guint)SPEC_OPEN_MOUNT_FDS : 0u) |
+                 (box->ids.mode != BOX_IDS_SINGLE ? (guint)SPEC_OPEN_SETGROUPS : 0u) |
+                 (spec->root_upper_fd > 0 ? (guint)SPEC_OPEN_ROOT_UPPER : 0u) |
+                 (spec->work_upper_fd > 0 ? (guint)SPEC_OPEN_WORK_UPPER : 0u) |
+                 (cgroup_leaf_fd(box->cgroup) >= 0 ? (guint)SPEC_OPEN_CGROUP : 0u) |
+                 (box->is_sampled ? (guint)SPEC_OPEN_SAMPLE : 0u),
+        .uid = spec->uid,
+        .gid = spec->gid,
+        .n_layers = (guint32)spec->n_layers,
+        .n_work = (guint32)spec->n_work,
+        .n_mounts = (guint32)spec->n_mounts,
+        .work_path = box->work_path,
+        .hostname = spec->hostname != NULL ? spec->hostname : "sandbox",
+        .uids = box->ids.uids,
+        .gids = box->ids.gids,
+        .limits = {spec->limits.cpu_ms, spec->limits.mem_bytes, spec->limits.disk_bytes,
+                   spec->limits.inodes, spec->limits.tmp_bytes, spec->limits.file_bytes,
+                   spec->limits.pids, spec->limits.nofile, spec->limits.stack_bytes},
+        .filter = g_bytes_get_data(filter, &filter_len),
+    };
+    open.filter_len = (guint32)filter_len;
+    for (gsize i = 0; i < spec->n_mounts; i++)
+        open.mount_paths[i] = spec->mounts[i].path;
+    SpecWriter writer = launch_writer(bytes);
+    spec_put_open(&writer, &open);
+    return TRUE;
+}
+
+/* Hands the spec to the starter and waits until the keeper has built the tree. */
+static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown, GError **error)
+{
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    SpecReply reply;
+    int sv[2], fds[SPEC_FDS_MAX], leaf = cgroup_leaf_fd(box->cgroup);
+    guint n = 0;
+    if (!encode_open(box, spec, bytes, error))
+        return FALSE;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
+        return error_set_errno(error, errno, "socketpair");
+    box->sock = sv[0];
+    fds[n++] = sv[1];
+    if (leaf >= 0)
+        fds[n++] = leaf;
+    memcpy(fds + n, shown->fds, shown->n * sizeof(int));
+    gboolean ok = launch_send(box->starter->sock, bytes, fds, n + shown->n, error) &&
+                  launch_receive(box->starter->sock, &reply, &box->pidfd, 1, error);
+    close(sv[1]); /* so that the keeper's death is seen as the end of the stream */
+    if (!ok)
+        return FALSE;
+    if (!launch_receive(box->sock, &reply, NULL, 0, error))
+        return FALSE;
+    if (reply.kind != SPEC_REPLY_OPENED)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    box->layers = reply.layers;
+    box->landlock_abi = reply.landlock_abi;
+    return TRUE;
+}
+
+static gboolean open_with_ids(Box *box, const BoxSpec *spec, gboolean shared, GError **error)
+{
+    g_auto(FdList) shown = {0};
+    if (!box_ids_choose(spec->slot, spec->uid, spec->gid, shared, &box->ids, error))
+        return FALSE;
+    return show_all(&shown, box, spec, error) && start_keeper(box, spec, &shown, error);
+}
+
+static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
+{
+    box->cgroup = cgroup_slot(spec->slot);
+    box->is_sampled = cgroup_mem_by(box->cgroup) == BOX_BY_NOBODY;
+    if (!box->starter->attached) {
+        if (!cgroup_attach(box->cgroup, box->starter->pid, error))
+            return FALSE;
+        box->starter->attached = TRUE;
+    }
+    return cgroup_limits(box->cgroup, spec->limits.mem_bytes, spec->limits.pids, error);
+}
+
+static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    box->starter = launch_starter(spec->slot, error);
+    if (box->starter == NULL || !open_cgroup(box, spec, error))
+        return FALSE;
+    if (open_with_ids(box, spec, FALSE, &local))
+        return TRUE;
+    if (!g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_UNSUPPORTED)) {
+        g_propagate_error(error, g_steal_pointer(&local));
+        return FALSE;
+    }
+    return open_with_ids(box, spec, TRUE, error);
+}
+
+static gboolean check_required(const Box *box, guint require, GError **error)
+{
+    guint missing = require & ~box->layers;
+    if (missing == 0)
+        return TRUE;
+    g_autoptr(GString) names = g_string_new(NULL);
+    for (guint bit = 1; bit <= BOX_LAYER_CGROUP; bit <<= 1)
+        if (missing & bit)
+            g_string_append_printf(names, "%s%s", names->len > 0 ? ", " : "",
+                                   box_layer_str((BoxLayer)bit));
+    return error_set(error, ASSAY_ERROR_UNSUPPORTED, "required layers are missing: %s",
+                     names->str);
+}
+
+void box_shutdown(void)
+{
+    launch_stop_all();
+    cgroup_remove_all();
+}
+
+Box *box_open(const BoxSpec *spec, GError **error)
+{
+    static gsize at_exit;
+    if (!check_spec(spec, error))
+        return NULL;
+    if (g_once_init_enter(&at_exit)) {
+        atexit(box_shutdown);
+        g_once_init_leave(&at_exit, 1);
+    }
+    g_autoptr(Box) box = g_new0(Box, 1);
+    box->sock = box->pidfd = -1;
+    box->limits = spec->limits;
+    box->uid = spec->uid;
+    box->net = spec->net;
+    box->work_path = g_strdup(spec->work_path != NULL ? spec->work_path : "/work");
+
+    if (!open_box(box, spec, error)) {
+        g_prefix_error(error, "open a box: ");
+        return NULL;
+    }
+    if (cgroup_mem_by(box->cgroup) != BOX_BY_NOBODY && cgroup_pids_by(box->cgroup) != BOX_BY_NOBODY)
+        box->layers |= BOX_LAYER_CGROUP;
+    if (!check_required(box, spec->require, error))
+        return NULL;
+    return g_steal_pointer(&box);
+}
+
+void box_close(Box *box)
+{
+    if (box == NULL)
+        return;
+    if (box->sock >= 0)
+        close(box->sock); /* the keeper sees the end of the stream and ends */
+    if (box->pidfd >= 0) {
+        GPollFD polled = {.fd = box->pidfd, .events = G_IO_IN};
+        if (g_poll(&polled, 1, CLOSE_WAIT_MS) <= 0)
+            kernel_pidfd_kill(box->pidfd, SIGKILL);
+        close(box->pidfd);
+    }
+    g_free(box->work_path);
+    g_free(box->copy_dir);
+    g_free(box->degraded_why);
+    g_free(box);
+}
+
+guint box_enforced(const Box *box)
+{
+    return box->layers;
+}

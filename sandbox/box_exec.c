@@ -1,0 +1,381 @@
+/*
+ * Running one command in an open box: pump, limits, accounting, verdict how it ended.
+ *
+ * Invariants:
+ *   1. Only our own failures are errors. Whatever the command does, including killing everything
+ *      it can reach, ends in an outcome.
+ *   2. When box_exec returns TRUE the keeper has said DONE: no process of the command lives.
+ *   3. Memory is bounded by output_bytes_keep, whatever is written.
+ *   4. When several causes hold, the first of: cancelled, output, oom, cpu, wall, idle, signal.
+ *
+ * Not here: what happens inside (keeper*.c).
+ */
+#include "sandbox/box_private.h"
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/id.h"
+#include "sandbox/kernel.h"
+#include "sandbox/output.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#define PIPE_BYTES    (1 << 20)
+#define TICK_MS       100   /* how often CPU time and oom kills are looked at */
+#define KILL_WAIT_MS  20000 /* from SIGKILL to DONE; more means a stuck host */
+#define CHUNK_BYTES   65536
+
+typedef struct Run {
+    Box *box;
+    const BoxCommand *command;
+    int out[2], err[2], in; /* out/err: read ends, then write ends until sent */
+    int init_pidfd;
+    gsize stdin_done;
+    Output kept[2];
+    gint64 start_ns, output_ns, killed_ns;
+    guint64 wall_ms;
+    BoxOutcome cause; /* why we killed it; NONE while we have not */
+    CgroupUsage before;
+    gboolean done;
+    SpecReply reply;
+} Run;
+
+static void run_clear(Run *run)
+{
+    const int fds[] = {run->out[0], run->out[1], run->err[0], run->err[1], run->in,
+                       run->init_pidfd};
+    for (gsize i = 0; i < G_N_ELEMENTS(fds); i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    for (int i = 0; i < 2; i++) {
+        g_clear_pointer(&run->kept[i].head, g_byte_array_unref);
+        g_clear_pointer(&run->kept[i].tail, g_byte_array_unref);
+    }
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Run, run_clear)
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static gboolean make_pipe(int ends[2], GError **error)
+{
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return error_set_errno(error, errno, "pipe");
+    (void)fcntl(ends[0], F_SETPIPE_SZ, PIPE_BYTES); /* smaller where the user's quota is used up */
+    return TRUE;
+}
+
+static gboolean non_blocking(int fd, GError **error)
+{
+    return fcntl(fd, F_SETFL, O_NONBLOCK) == 0 || error_set_errno(error, errno, "fcntl");
+}
+
+static guint count(const char *const *list)
+{
+    guint n = 0;
+    while (list[n] != NULL)
+        n++;
+    return n;
+}
+
+static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
+{
+    const BoxCommand *command = run->command;
+    const char *const *envp = command->envp != NULL ? command->envp : box_envp_default();
+    SpecExec exec = {
+        .n_argv = count(command->argv),
+        .n_envp = count(envp),
+        .n_files = (guint32)command->n_files,
+        .cwd = command->cwd != NULL ? command->cwd : run->box->work_path,
+    };
+    if (exec.n_argv == 0 || exec.n_argv > SPEC_ARGV_MAX || exec.n_envp > SPEC_ENVP_MAX ||
+        command->n_files > SPEC_FILES_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "too many or no arguments, or too many files");
+    if (!spec_path_ok(exec.cwd))
+        return error_set(error, ASSAY_ERROR_INPUT, "cwd %s is not an absolute, normal path",
+                         exec.cwd);
+
+    SpecWriter writer = launch_writer(bytes);
+    spec_put_exec(&writer, &exec);
+    for (guint i = 0; i < exec.n_argv; i++)
+        spec_put_str(&writer, command->argv[i]);
+    for (guint i = 0; i < exec.n_envp; i++)
+        spec_put_str(&writer, envp[i]);
+    for (gsize i = 0; i < command->n_files; i++) {
+        const BoxFile *file = &command->files[i];
+        SpecFile put = {file->path, file->data, (guint32)file->len, file->mode & 0777};
+        if (!spec_path_ok(file->path) || file->path[1] == '\0')
+            return error_set(error, ASSAY_ERROR_INPUT, "file %s is not an absolute, normal path",
+                             file->path);
+        if (file->len > SPEC_BYTES_MAX || bytes->len > SPEC_BYTES_MAX - file->len)
+            return error_set(error, ASSAY_ERROR_LIMIT, "the files are larger than %u bytes",
+                             SPEC_BYTES_MAX);
+        spec_put_file(&writer, &put);
+    }
+    return TRUE;
+}
+
+static gboolean start(Run *run, GError **error)
+{
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    int in[2] = {-1, -1};
+    if (!encode(run, bytes, error) || !make_pipe(run->out, error) ||
+        (!run->command->merge && !make_pipe(run->err, error)))
+        return FALSE;
+    AUTO_FD null = -1;
+    AUTO_FD stdin_end = -1;
+    if (run->command->stdin_data != NULL) {
+        if (!make_pipe(in, error))
+            return FALSE;
+        stdin_end = in[0];
+        run->in = in[1];
+        if (!non_blocking(run->in, error))
+            return FALSE;
+    } else {
+        null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (null < 0)
+            return error_set_errno(error, errno, "open /dev/null");
+    }
+    const int fds[] = {stdin_end >= 0 ? stdin_end : null, run->out[1],
+                       run->command->merge ? run->out[1] : run->err[1]};
+    if (!launch_send(run->box->sock, bytes, fds, G_N_ELEMENTS(fds), error))
+        return FALSE;
+    close_fd(&run->out[1]);
+    close_fd(&run->err[1]);
+
+    SpecReply reply;
+    if (!launch_receive(run->box->sock, &reply, &run->init_pidfd, 1, error))
+        return FALSE;
+    if (reply.kind != SPEC_REPLY_STARTED || run->init_pidfd < 0)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    return non_blocking(run->out[0], error) &&
+           (run->err[0] < 0 || non_blocking(run->err[0], error));
+}
+
+/* Ends the command: everything in its pid namespace dies with init. */
+static void end(Run *run, BoxOutcome cause)
+{
+    if (run->cause != BOX_NONE)
+        return;
+    run->cause = cause;
+    run->killed_ns = clock_mono_ns();
+    kernel_pidfd_kill(run->init_pidfd, SIGKILL);
+}
+
+static void copy_to_tee(const Run *run, const char *data, gsize len)
+{
+    if (run->command->tee_fd > 0)
+        fd_write_all(run->command->tee_fd, data, len, NULL); /* a lost log line is not our end */
+}
+
+/* Reads what is there; closes at the end of the stream. */
+static void drain(Run *run, int *fd, Output *kept)
+{
+    char chunk[CHUNK_BYTES];
+    while (*fd >= 0) {
+        ssize_t n = read(*fd, chunk, sizeof chunk);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            return;
+        if (n <= 0) {
+            close_fd(fd);
+            return;
+        }
+        run->output_ns = clock_mono_ns();
+        output_add(kept, chunk, (gsize)n);
+        copy_to_tee(run, chunk, (gsize)n);
+        guint64 most = run->box->limits.output_bytes_kill;
+        if (most > 0 && run->kept[0].total + run->kept[1].total > most)
+            end(run, BOX_OUTPUT_LIMIT);
+        if (run->cause != BOX_NONE && !run->done)
+            return; /* a flood must not keep us from looking at the clock */
+    }
+}
+
+static void feed(Run *run)
+{
+    const char *data = run->command->stdin_data;
+    gsize left = run->command->stdin_len - run->stdin_done;
+    ssize_t n = left > 0 ? write(run->in, data + run->stdin_done, left) : 0;
+    if (n > 0)
+        run->stdin_done += (gsize)n;
+    if (run->stdin_done == run->command->stdin_len || (n < 0 && errno != EAGAIN && errno != EINTR))
+        close_fd(&run->in);
+}
+
+static gint64 ms_since(gint64 then_ns)
+{
+    return (clock_mono_ns() - then_ns) / 1000000;
+}
+
+static void check_limits(Run *run)
+{
+    const BoxLimits *limits = &run->box->limits;
+    if (limits->cpu_ms > 0 || limits->mem_bytes > 0) {
+        CgroupUsage now = cgroup_usage(run->box->cgroup);
+        guint64 cpu_us = now.cpu_user_us + now.cpu_sys_us - run->before.cpu_user_us -
+                         run->before.cpu_sys_us;
+        if (now.oom_kills > run->before.oom_kills)
+            end(run, BOX_OUT_OF_MEMORY);
+        if (limits->cpu_ms > 0 && cpu_us >= limits->cpu_ms * 1000)
+            end(run, BOX_CPU_LIMIT);
+    }
+    if (run->wall_ms > 0 && (guint64)ms_since(run->start_ns) >= run->wall_ms)
+        end(run, BOX_TIMED_OUT);
+    if (limits->idle_ms > 0 && (guint64)ms_since(run->output_ns) >= limits->idle_ms)
+        end(run, BOX_IDLE_LIMIT);
+}
+
+/* Milliseconds until something has to be looked at. */
+static int next_wait_ms(const Run *run)
+{
+    const BoxLimits *limits = &run->box->limits;
+    gint64 wait = limits->cpu_ms > 0 || limits->mem_bytes > 0 ? TICK_MS : 60000;
+    if (run->cause != BOX_NONE)
+        return TICK_MS;
+    if (run->wall_ms > 0)
+        wait = MIN(wait, (gint64)run->wall_ms - ms_since(run->start_ns) + 1);
+    if (limits->idle_ms > 0)
+        wait = MIN(wait, (gint64)limits->idle_ms - ms_since(run->output_ns) + 1);
+    return (int)MAX(wait, 0);
+}
+
+static gboolean take_done(Run *run, GError **error)
+{
+    if (!launch_receive(run->box->sock, &run->reply, NULL, 0, error))
+        return FALSE;
+    if (run->reply.kind != SPEC_REPLY_DONE)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    run->done = TRUE;
+    return TRUE;
+}
+
+static gboolean pump(Run *run, GError **error)
+{
+    while (!run->done) {
+        struct pollfd polled[] = {{.fd = run->box->sock, .events = POLLIN},
+                                  {.fd = run->out[0], .events = POLLIN},
+                                  {.fd = run->err[0], .events = POLLIN},
+                                  {.fd = run->in, .events = POLLOUT},
+                                  {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1,
+                                   .events = POLLIN}};
+        if (poll(polled, G_N_ELEMENTS(polled), next_wait_ms(run)) < 0 && errno != EINTR)
+            return error_set_errno(error, errno, "poll");
+        if (polled[1].revents != 0)
+            drain(run, &run->out[0], &run->kept[0]);
+        if (polled[2].revents != 0)
+            drain(run, &run->err[0], &run->kept[1]);
+        if (polled[3].revents != 0)
+            feed(run);
+        if (polled[4].revents != 0)
+            end(run, BOX_CANCELLED);
+        if (polled[0].revents != 0 && !take_done(run, error))
+            return FALSE;
+        if (!run->done)
+            check_limits(run);
+        if (run->cause != BOX_NONE && !run->done && ms_since(run->killed_ns) > KILL_WAIT_MS)
+            return error_set(error, ASSAY_ERROR_SYSTEM, "processes did not die within %d ms",
+                             KILL_WAIT_MS);
+    }
+    /* Every writer is dead: what is left in the pipes is all there will be. */
+    drain(run, &run->out[0], &run->kept[0]);
+    drain(run, &run->err[0], &run->kept[1]);
+    return TRUE;
+}
+
+static void judge(const Run *run, BoxResult *result)
+{
+    const SpecReply *reply = &run->reply;
+    if (reply->has_status && reply->start_failed) {
+        result->outcome = BOX_START_ERROR;
+        result->start_errno = reply->err;
+    } else if (reply->has_status && WIFEXITED(reply->wait_status)) {
+        result->outcome = BOX_EXITED;
+        result->exit_code = WEXITSTATUS(reply->wait_status);
+    } else {
+        result->outcome = BOX_SIGNALED;
+        result->signal = reply->has_status ? WTERMSIG(reply->wait_status) : SIGKILL;
+    }
+    if (run->cause != BOX_NONE)
+        result->outcome = run->cause;
+    gboolean hard = run->cause == BOX_CANCELLED || run->cause == BOX_OUTPUT_LIMIT;
+    if (!hard && (result->oom_kills > 0 || reply->sampled_oom))
+        result->outcome = BOX_OUT_OF_MEMORY;
+    else if (result->outcome == BOX_SIGNALED && result->signal == SIGXCPU &&
+             run->box->limits.cpu_ms > 0)
+        result->outcome = BOX_CPU_LIMIT;
+}
+
+static void account(const Run *run, BoxResult *result)
+{
+    CgroupUsage now = cgroup_usage(run->box->cgroup);
+    BoxBy cpu_by = cgroup_cpu_by(run->box->cgroup), mem_by = cgroup_mem_by(run->box->cgroup);
+    result->cpu_by = cpu_by == BOX_BY_NOBODY ? BOX_BY_RUSAGE : cpu_by;
+    result->cpu_user_us = run->reply.user_us;
+    result->cpu_sys_us = run->reply.sys_us;
+    if (cpu_by != BOX_BY_NOBODY) {
+        result->cpu_user_us = now.cpu_user_us - run->before.cpu_user_us;
+        result->cpu_sys_us = now.cpu_sys_us - run->before.cpu_sys_us;
+    }
+    result->mem_by = mem_by;
+    result->mem_peak_bytes = now.mem_peak_bytes;
+    if (mem_by == BOX_BY_NOBODY) {
+        result->mem_by = run->box->is_sampled ? BOX_BY_SAMPLER : BOX_BY_RUSAGE;
+        result->mem_peak_bytes = run->reply.peak_bytes;
+    }
+    result->oom_kills = (guint32)(now.oom_kills - run->before.oom_kills);
+    result->pids_peak = (guint32)now.pids_peak;
+    result->leftover_procs = run->reply.leftover;
+}
+
+static void conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret_result)
+{
+    BoxResult result = {0};
+    account(run, &result);
+    judge(run, &result);
+    result.out_bytes = run->kept[0].total;
+    result.err_bytes = run->kept[1].total;
+    result.out = output_finish(&run->kept[0], &result.truncated);
+    result.err = output_finish(&run->kept[1], &result.truncated);
+    result.setup_us = (guint64)(run->start_ns - called_ns) / 1000;
+    result.wall_us = (guint64)(ended_ns - run->start_ns) / 1000;
+    result.teardown_us = (guint64)(clock_mono_ns() - ended_ns) / 1000;
+    box_result_clear(ret_result);
+    *ret_result = result;
+}
+
+gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GError **error)
+{
+    gint64 called_ns = clock_mono_ns();
+    g_auto(Run) run = {.box = box,
+                       .command = command,
+                       .out = {-1, -1},
+                       .err = {-1, -1},
+                       .in = -1,
+                       .init_pidfd = -1,
+                       .wall_ms = box->limits.wall_ms,
+                       .before = cgroup_usage(box->cgroup)};
+    if (command->wall_ms > 0 && (run.wall_ms == 0 || command->wall_ms < run.wall_ms))
+        run.wall_ms = command->wall_ms;
+    output_init(&run.kept[0], box->limits.output_bytes_keep);
+    output_init(&run.kept[1], box->limits.output_bytes_keep);
+
+    gboolean ok = start(&run, error);
+    run.start_ns = run.output_ns = clock_mono_ns();
+    if (!ok || !pump(&run, error)) {
+        g_prefix_error(error, "run a command: ");
+        return FALSE;
+    }
+    conclude(&run, called_ns, clock_mono_ns(), ret_result);
+    return TRUE;
+}

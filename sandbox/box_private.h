@@ -1,0 +1,23 @@
+/*
+ * What an open box is; shared by box.c, box_exec.c and box_report.c only.
+ */
+#pragma once
+
+#include "sandbox/box.h"
+#include "sandbox/box_ids.h"
+#include "sandbox/cgroup.h"
+#include "sandbox/launch.h"
+
+struct Box {
+    int sock, pidfd; /* of the keeper */
+    Starter *starter;
+    Cgroup *cgroup;
+    BoxIds ids;
+    BoxLimits limits;
+    char *work_path;
+    char *copy_dir; /* degraded mode: where the workspace was copied; else NULL */
+    guint uid, layers, landlock_abi;
+    BoxNet net;
+    gboolean is_sampled;
+    char *degraded_why;
+};

@@ -1,0 +1,81 @@
+/*
+ * The pieces of assay-box. One program, four roles, each forked from the one before:
+ *
+ *   starter  one per slot and worker: waits for "open", forks keepers (keeper_main.c)
+ *   keeper   one per box: the tree, then one init per command (keeper.c, keeper_tree.c)
+ *   init     PID 1 of one command: files, reaping, the verdict how it ended (keeper_init.c)
+ *   payload  gives up every privilege, then becomes the command (keeper_payload.c)
+ */
+#pragma once
+
+#include "sandbox/spec.h"
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#define KEEPER_SOCKET     3     /* the starter's socket to the library */
+#define KEEPER_PROGRAM    4     /* the sealed program, closed at once */
+#define KEEPER_INIT_ID    65533 /* the id init takes in a range map: never the payload's */
+#define KEEPER_NOBODY_ID  65534
+#define KEEPER_EXEC_STAGE "exec"
+
+/* Why something failed: the first failure stays. */
+typedef struct Fail {
+    int err;
+    char what[SPEC_WHAT_MAX];
+} Fail;
+
+/* Records errno and WHAT (with DETAIL, which may be NULL) and returns -1. */
+int fail(Fail *failed, const char *what, const char *detail);
+
+/* One open box, as the keeper sees it. */
+typedef struct Keeper {
+    int sock;
+    SpecOpen open;
+    uint32_t layers; /* BoxLayer bits that are on */
+    int work_fd;     /* O_PATH of the workspace, only in degraded mode */
+    int n_masks, n_covers;
+    const char *masks[32]; /* names below /proc that init hides */
+    bool mask_is_dir[32];
+    const char *covers[8]; /* names below /proc that init makes read-only */
+} Keeper;
+
+/* What init tells the keeper when the command has ended; zero when init was killed. */
+typedef struct InitReport {
+    uint32_t magic;
+    int32_t wait_status, start_err;
+    uint32_t start_failed, leftover, sampled_oom;
+    uint64_t peak_bytes;
+    char what[SPEC_WHAT_MAX];
+} InitReport;
+#define INIT_REPORT_MAGIC 0x54494e49u
+
+/* The descriptors of one command; -1 where absent. */
+typedef struct ExecFds {
+    int in, out, err, report, pty;
+} ExecFds;
+
+/* Serves one box on `sock` until the peer closes it; never returns. */
+void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd)
+    __attribute__((noreturn));
+
+/* Builds the tree in our fresh mount namespace and pivots into it. */
+int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed);
+
+/* PID 1: never returns. */
+void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
+    __attribute__((noreturn));
+
+/* Becomes the command; on failure writes an InitReport-style error to `error_fd` and exits. */
+void keeper_payload(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds, int error_fd)
+    __attribute__((noreturn));
+
+/* A file written by a small helper: whole text to PATH. -1 with errno. */
+int keeper_write_text(const char *path, const char *text);
+
+/* Sends a reply with up to two descriptors (-1: none). */
+int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b);
+
+/* Receives a request: the memfd's bytes (mapped, never unmapped) and the descriptors after it.
+ * Returns the number of descriptors, or -1 at end of stream or malformed traffic. */
+int keeper_receive(int sock, const void **ret_bytes, size_t *ret_len, int *ret_fds, int fds_max);

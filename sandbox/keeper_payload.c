@@ -1,0 +1,300 @@
+/*
+ * The last steps of a payload: it gives up everything, then becomes the command.
+ *
+ * Order matters (reference: man pages of capabilities, seccomp, landlock):
+ *   session, terminal, limits, ids and capabilities, no_new_privs, Landlock, descriptors,
+ *   filter, execve.
+ *
+ * Invariants:
+ *   1. Every step is checked; a step that fails ends the payload before execve.
+ *   2. After the filter only execve and the report of its failure are called.
+ *   3. Exactly descriptors 0, 1 and 2 survive execve.
+ *
+ * Not here: the tree and /proc (keeper_tree.c, keeper_init.c), building the filter (filter.c).
+ */
+#include "sandbox/keeper.h"
+
+#include "sandbox/kernel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <linux/securebits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#define SECURE_BITS                                                                                \
+    (SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP |                               \
+     SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |       \
+     SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
+
+static char *arg_list[SPEC_ARGV_MAX + 1];
+static char *env_list[SPEC_ENVP_MAX + 1];
+
+static int stdio(const ExecFds *fds, Fail *failed)
+{
+    if (setsid() < 0)
+        return fail(failed, "setsid", NULL);
+    if (fds->pty >= 0) {
+        if (ioctl(fds->pty, TIOCSCTTY, 0) < 0)
+            return fail(failed, "take the terminal", NULL);
+        for (int i = 0; i < 3; i++)
+            if (dup2(fds->pty, i) < 0)
+                return fail(failed, "dup2", NULL);
+        return 0;
+    }
+    if (dup2(fds->in, 0) < 0 || dup2(fds->out, 1) < 0 || dup2(fds->err, 2) < 0)
+        return fail(failed, "dup2", NULL);
+    return 0;
+}
+
+/* Lowers one limit; what the host has set lower already stays (raising needs a capability). */
+static int limit(int resource, uint64_t soft, uint64_t hard)
+{
+    struct rlimit now;
+    if (getrlimit((__rlimit_resource_t)resource, &now) < 0)
+        return -1;
+    struct rlimit want = {soft, hard};
+    if (now.rlim_max < want.rlim_max)
+        want.rlim_max = now.rlim_max;
+    if (want.rlim_cur > want.rlim_max)
+        want.rlim_cur = want.rlim_max;
+    return setrlimit((__rlimit_resource_t)resource, &want);
+}
+
+static int limits(const SpecLimits *limits, Fail *failed)
+{
+    uint64_t cpu_s = limits->cpu_ms / 1000 + 2;
+    const struct {
+        int resource;
+        uint64_t value; /* 0: leave */
+        bool always;
+    } rows[] = {
+        {RLIMIT_CORE, 0, true},
+        {RLIMIT_NOFILE, limits->nofile, false},
+        {RLIMIT_FSIZE, limits->file_bytes, false},
+        {RLIMIT_STACK, limits->stack_bytes, false},
+        {RLIMIT_NPROC, limits->pids > 0 ? limits->pids + 8 : 0, false},
+        {RLIMIT_CPU, limits->cpu_ms > 0 ? cpu_s : 0, false},
+        {RLIMIT_MEMLOCK, 65536, true},
+        {RLIMIT_MSGQUEUE, 819200, true},
+        {RLIMIT_SIGPENDING, 4096, true},
+        {RLIMIT_RTPRIO, 0, true},
+        {RLIMIT_NICE, 0, true},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint64_t value = rows[i].value;
+        uint64_t hard = rows[i].resource == RLIMIT_CPU ? value + 5 : value;
+        if ((rows[i].always || value > 0) && limit(rows[i].resource, value, hard) < 0)
+            return fail(failed, "setrlimit", NULL);
+    }
+    return 0;
+}
+
+static int drop_capabilities(const SpecOpen *open, Fail *failed)
+{
+    for (int cap = 0; cap < 64; cap++)
+        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
+            if (errno == EINVAL)
+                break;
+            return fail(failed, "drop the bounding set", NULL);
+        }
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 ||
+        prctl(PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0) < 0)
+        return fail(failed, "set securebits", NULL);
+    if (open->flags & SPEC_OPEN_SETGROUPS) {
+        if (setgroups(0, NULL) < 0 || setresgid(open->gid, open->gid, open->gid) < 0 ||
+            setresuid(open->uid, open->uid, open->uid) < 0)
+            return fail(failed, "take the box user's ids", NULL);
+    }
+
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2] = {{0}};
+    if (syscall(SYS_capset, &head, data) < 0 || syscall(SYS_capget, &head, data) < 0)
+        return fail(failed, "capset", NULL);
+    if ((data[0].effective | data[0].permitted | data[0].inheritable | data[1].effective |
+         data[1].permitted | data[1].inheritable) != 0) {
+        errno = EPERM;
+        return fail(failed, "capabilities remain", NULL);
+    }
+    return 0;
+}
+
+static int no_capabilities_left(const SpecOpen *open, Fail *failed)
+{
+    if (open->flags & SPEC_OPEN_DEGRADED) { /* nothing was gained, so nothing to give up */
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    } else if (drop_capabilities(open, failed) < 0) {
+        return -1;
+    }
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
+        return fail(failed, "no_new_privs", NULL);
+    return 0;
+}
+
+static uint64_t landlock_fs(int abi)
+{
+    uint64_t all = (1ull << 13) - 1;
+    if (abi >= 2)
+        all |= 1ull << 13;
+    if (abi >= 3)
+        all |= KERNEL_LANDLOCK_TRUNCATE;
+    if (abi >= 5)
+        all |= KERNEL_LANDLOCK_IOCTL_DEV;
+    return all;
+}
+
+static int landlock_allow(int ruleset, const char *path, uint64_t allowed)
+{
+    struct kernel_landlock_path rule = {allowed, open(path, O_PATH | O_CLOEXEC)};
+    if (rule.parent_fd < 0)
+        return errno == ENOENT ? 0 : -1;
+    int r = (int)syscall(KERNEL_NR_LANDLOCK_ADD, ruleset, 1, &rule, 0);
+    close(rule.parent_fd);
+    return r;
+}
+
+/* Inside our own tree: everything but device nodes and device control. */
+static int landlock_tree(int ruleset, uint64_t all)
+{
+    static const char *const devices[] = {"/dev/tty", "/dev/pts"};
+    uint64_t no_devices =
+        KERNEL_LANDLOCK_MAKE_CHAR | KERNEL_LANDLOCK_MAKE_BLOCK | KERNEL_LANDLOCK_IOCTL_DEV;
+    if (landlock_allow(ruleset, "/", all & ~no_devices) < 0)
+        return -1;
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+        if ((all & KERNEL_LANDLOCK_IOCTL_DEV) &&
+            landlock_allow(ruleset, devices[i], KERNEL_LANDLOCK_IOCTL_DEV) < 0)
+            return -1;
+    return 0;
+}
+
+static int landlock(const Keeper *keeper, Fail *failed)
+{
+    int abi = kernel_landlock_abi();
+    if (abi <= 0)
+        return 0; /* reported as missing */
+    uint64_t all = landlock_fs(abi);
+    struct kernel_landlock_ruleset rules = {.fs = all};
+    if (abi >= 6)
+        rules.scoped = KERNEL_LANDLOCK_SCOPES;
+    size_t size = abi >= 6 ? sizeof rules : abi >= 4 ? 16 : 8;
+    int ruleset = (int)syscall(KERNEL_NR_LANDLOCK_CREATE, &rules, size, 0);
+    if (ruleset < 0)
+        return fail(failed, "landlock_create_ruleset", NULL);
+    (void)keeper;
+    if (landlock_tree(ruleset, all) < 0 ||
+        syscall(KERNEL_NR_LANDLOCK_RESTRICT, ruleset, 0) < 0)
+        return fail(failed, "landlock", NULL);
+    close(ruleset);
+    return 0;
+}
+
+static int filter(const SpecOpen *open, Fail *failed)
+{
+    struct sock_fprog program = {
+        .len = (unsigned short)(open->filter_len / sizeof(struct sock_filter)),
+        .filter = (struct sock_filter *)(uintptr_t)open->filter};
+    if (program.len == 0)
+        return 0;
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0)
+        return fail(failed, "seccomp", NULL);
+    return 0;
+}
+
+/* The child of a child-to-be must not inherit init's blocked and ignored signals. */
+static void signals_reset(void)
+{
+    sigset_t none;
+    for (int i = 1; i < 65; i++)
+        if (i != SIGKILL && i != SIGSTOP)
+            signal(i, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static void load_lists(const SpecExec *exec)
+{
+    SpecExec walk = *exec;
+    const char *text;
+    for (uint32_t i = 0; i < exec->n_argv; i++) {
+        spec_next_str(&walk, &text);
+        arg_list[i] = (char *)(uintptr_t)text;
+    }
+    for (uint32_t i = 0; i < exec->n_envp; i++) {
+        spec_next_str(&walk, &text);
+        env_list[i] = (char *)(uintptr_t)text;
+    }
+}
+
+static const char *search_path(void)
+{
+    for (char **at = env_list; *at != NULL; at++)
+        if (strncmp(*at, "PATH=", 5) == 0)
+            return *at + 5;
+    return "/usr/bin:/bin";
+}
+
+/* Returns only on failure, with errno: ENOENT unless something better was met on the way. */
+static void exec_search(void)
+{
+    if (strchr(arg_list[0], '/') != NULL) {
+        execve(arg_list[0], arg_list, env_list);
+        return;
+    }
+    int best = ENOENT;
+    char full[4096];
+    for (const char *at = search_path(); at != NULL;) {
+        size_t n = strcspn(at, ":");
+        if (n > 0 && n + strlen(arg_list[0]) + 2 < sizeof full) {
+            snprintf(full, sizeof full, "%.*s/%s", (int)n, at, arg_list[0]);
+            execve(full, arg_list, env_list);
+            if (errno != ENOENT && errno != ENOTDIR)
+                best = errno;
+        }
+        at = at[n] == ':' ? at + n + 1 : NULL;
+    }
+    errno = best;
+}
+
+static void die(int error_fd, const Fail *failed) __attribute__((noreturn));
+static void die(int error_fd, const Fail *failed)
+{
+    (void)!write(error_fd, failed, sizeof *failed);
+    _exit(127);
+}
+
+void keeper_payload(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds, int error_fd)
+{
+    Fail failed = {0};
+    signals_reset();
+    load_lists(exec);
+    prctl(PR_SET_DUMPABLE, 1); /* for our own /proc files; execve sets it again */
+    keeper_write_text("/proc/self/oom_score_adj", "1000");
+
+    if (stdio(fds, &failed) < 0 || limits(&keeper->open.limits, &failed) < 0 ||
+        no_capabilities_left(&keeper->open, &failed) < 0)
+        die(error_fd, &failed);
+    if (chdir(exec->cwd) < 0) {
+        fail(&failed, "enter", exec->cwd);
+        die(error_fd, &failed);
+    }
+    if (landlock(keeper, &failed) < 0)
+        die(error_fd, &failed);
+    if (kernel_close_range(3, ~0u, KERNEL_CLOSE_RANGE_CLOEXEC) < 0 ||
+        filter(&keeper->open, &failed) < 0) {
+        fail(&failed, "close descriptors", NULL);
+        die(error_fd, &failed);
+    }
+    exec_search();
+    fail(&failed, KEEPER_EXEC_STAGE, arg_list[0]);
+    die(error_fd, &failed);
+}

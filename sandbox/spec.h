@@ -1,0 +1,140 @@
+/*
+ * What the library tells the keeper, and what the keeper answers: bytes, checked on both sides.
+ *
+ *     SpecWriter w = {.put = append, .ctx = array};   spec_put_open(&w, &open);
+ *     if (!spec_get_open(bytes, len, &open)) ...      malformed: refused, nothing was started
+ *
+ * Requests travel in a memfd (they may be large), replies are one fixed struct. Decoding allocates
+ * nothing: strings point into the bytes, which must outlive the result.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SPEC_VERSION     1u
+#define SPEC_MAGIC_OPEN  0x4e504f41u /* "AOPN" */
+#define SPEC_MAGIC_EXEC  0x43584541u /* "AEXC" */
+#define SPEC_MAGIC_IDMAP 0x504d4441u /* "ADMP" */
+#define SPEC_MAGIC_REPLY 0x504c5241u /* "ARLP" */
+
+#define SPEC_BYTES_MAX  (256u << 20) /* one request */
+#define SPEC_LAYERS_MAX 60u          /* root layers; the same for workspace layers */
+#define SPEC_MOUNTS_MAX 32u
+#define SPEC_PATH_MAX   1024u
+#define SPEC_ARGV_MAX   16384u
+#define SPEC_ENVP_MAX   4096u
+#define SPEC_FILES_MAX  1024u
+#define SPEC_FILTER_MAX 4096u /* BPF instructions, the kernel's own limit */
+#define SPEC_MAPS_MAX   8u
+#define SPEC_FDS_MAX    200u /* descriptors in one message; the kernel's limit is 253 */
+
+typedef enum SpecOpenFlag {
+    SPEC_OPEN_HOST_ROOT = 1 << 0,  /* `root` is the host's /usr; /etc is generated */
+    SPEC_OPEN_NET_HOST = 1 << 1,   /* no network namespace */
+    SPEC_OPEN_MOUNT_FDS = 1 << 2,  /* descriptors are detached mounts, ready to attach */
+    SPEC_OPEN_ROOT_UPPER = 1 << 3, /* a descriptor for the root's upper follows */
+    SPEC_OPEN_WORK_UPPER = 1 << 4,
+    SPEC_OPEN_SAMPLE = 1 << 5,   /* no cgroup: init samples memory */
+    SPEC_OPEN_DEGRADED = 1 << 6, /* no namespaces: Landlock, filter, limits only */
+    SPEC_OPEN_SETGROUPS = 1 << 7, /* an id range is mapped: ids may be changed */
+    SPEC_OPEN_CGROUP = 1 << 8,    /* the keeper is born in a cgroup v2 directory */
+    SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
+} SpecOpenFlag;
+
+/* Lines of a uid_map or gid_map: inside, outside, count. */
+typedef struct SpecMap {
+    uint32_t n;
+    uint32_t lines[SPEC_MAPS_MAX][3];
+} SpecMap;
+
+typedef struct SpecLimits {
+    uint64_t cpu_ms, mem_bytes, disk_bytes, inodes, tmp_bytes, file_bytes, pids, nofile, stack_bytes;
+} SpecLimits;
+
+/* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
+ * (always), layers, work layers, root upper, work upper, mounts. */
+typedef struct SpecOpen {
+    uint32_t flags, uid, gid;
+    uint32_t n_layers, n_work, n_mounts;
+    const char *work_path, *hostname;
+    const char *mount_paths[SPEC_MOUNTS_MAX];
+    SpecMap uids, gids;
+    SpecLimits limits;
+    const uint8_t *filter; /* struct sock_filter[], not aligned */
+    uint32_t filter_len;   /* bytes */
+} SpecOpen;
+
+typedef struct SpecFile {
+    const char *path;
+    const uint8_t *data;
+    uint32_t len, mode;
+} SpecFile;
+
+typedef enum SpecExecFlag {
+    SPEC_EXEC_PTY = 1 << 0, /* make a terminal inside; its master is sent back */
+} SpecExecFlag;
+
+/* Descriptors that follow: stdin, stdout, stderr (none with PTY). The arrays are walked
+ * with spec_next_*: they are not stored, so that nothing is allocated. */
+typedef struct SpecExec {
+    uint32_t flags, n_argv, n_envp, n_files;
+    uint32_t rows, cols; /* of the terminal */
+    const char *cwd;
+    const uint8_t *rest, *end; /* argv, envp, files */
+} SpecExec;
+
+typedef enum SpecReplyKind {
+    SPEC_REPLY_NONE = 0,
+    SPEC_REPLY_FAILED = 1,  /* err, what */
+    SPEC_REPLY_KEEPER = 2,  /* starter: the keeper's pidfd follows */
+    SPEC_REPLY_IDMAP = 3,   /* starter: a user namespace descriptor follows */
+    SPEC_REPLY_OPENED = 4,  /* keeper: layers that are on */
+    SPEC_REPLY_STARTED = 5, /* keeper: init's pidfd follows, then the terminal's master */
+    SPEC_REPLY_DONE = 6,    /* keeper: everything of the command is dead */
+} SpecReplyKind;
+
+#define SPEC_WHAT_MAX 96u
+
+typedef struct SpecReply {
+    uint32_t magic, version, kind, layers;
+    int32_t err;         /* errno: why we failed, or why the command did not start */
+    int32_t wait_status; /* of the command; meaningful when has_status */
+    uint32_t has_status; /* init lived to see the command's end */
+    uint32_t start_failed;
+    uint32_t leftover;    /* processes alive when the command's main process had ended */
+    uint32_t sampled_oom; /* the sampler ended the command */
+    uint32_t landlock_abi, reserved;
+    uint64_t user_us, sys_us, peak_bytes;
+    char what[SPEC_WHAT_MAX];
+} SpecReply;
+
+typedef struct SpecWriter {
+    void (*put)(void *ctx, const void *data, size_t len);
+    void *ctx;
+} SpecWriter;
+
+void spec_put_open(SpecWriter *writer, const SpecOpen *open);
+void spec_put_idmap(SpecWriter *writer, const SpecMap *uids, const SpecMap *gids);
+/* The head of an exec request; then n_argv + n_envp strings, then n_files files. */
+void spec_put_exec(SpecWriter *writer, const SpecExec *exec);
+void spec_put_str(SpecWriter *writer, const char *text);
+void spec_put_file(SpecWriter *writer, const SpecFile *file);
+
+/* FALSE: not a well-formed request of this version; the result is unspecified. All strings are
+ * NUL-terminated, without inner NULs; paths are absolute and normal (spec_path_ok). */
+bool spec_get_open(const void *bytes, size_t len, SpecOpen *ret_open);
+bool spec_get_idmap(const void *bytes, size_t len, SpecMap *ret_uids, SpecMap *ret_gids);
+/* Also walks argv, envp and files to the last byte, so that the walk below cannot fail. */
+bool spec_get_exec(const void *bytes, size_t len, SpecExec *ret_exec);
+/* Walk `rest` in order: argv and envp strings, then files. False at a malformed item. */
+bool spec_next_str(SpecExec *exec, const char **ret_text);
+bool spec_next_file(SpecExec *exec, SpecFile *ret_file);
+
+/* A reply of the right size, version and ranges; `what` is terminated. */
+bool spec_reply_ok(SpecReply *reply, size_t len);
+
+/* Absolute, no empty, "." or ".." component, no trailing slash, shorter than SPEC_PATH_MAX, and
+ * no byte that a mount option would take for syntax. */
+bool spec_path_ok(const char *path);
