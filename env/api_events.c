@@ -119,10 +119,9 @@ void api_events(Request *req)
     request_stream_write(req, head, strlen(head));
     if (from + 1 < oldest || from > newest) {
         req->service->counters[COUNT_EVENTS_LAGGED]++;
-        g_autofree char *text = g_strdup_printf(
-            "event: lagged\ndata: {\"oldest\":%" G_GINT64_FORMAT ",\"newest\":%" G_GINT64_FORMAT
-            "}\n\n",
-            oldest, newest);
+        g_autofree char *text = g_strdup_printf("event: lagged\ndata: {\"oldest\":%" G_GINT64_FORMAT
+                                                ",\"newest\":%" G_GINT64_FORMAT "}\n\n",
+                                                oldest, newest);
         request_stream_write(req, text, strlen(text));
     }
 }

@@ -15,12 +15,11 @@
 
 #define GROUP_MAX 4096 /* patches of one group */
 
-static const char *const grade_keys[] = {"task",     "patch", "mode",         "limits",
-                                         "priority", "cache", "custom_id",    "environments",
+static const char *const grade_keys[] = {"task",     "patch",   "mode",      "limits",
+                                         "priority", "cache",   "custom_id", "environments",
                                          "repos",    "dataset", NULL};
-static const char *const group_keys[] = {"task",     "patches", "mode",         "limits",
-                                         "priority", "cache",   "environments", "repos",
-                                         "dataset",  NULL};
+static const char *const group_keys[] = {"task",  "patches",      "mode",  "limits",  "priority",
+                                         "cache", "environments", "repos", "dataset", NULL};
 
 /* FALSE: replied with 429. */
 static gboolean queue_has_room(Request *req)
@@ -215,8 +214,7 @@ void api_grades_list(Request *req)
     }
     json_t *data = json_array();
     for (guint i = 0; i < rows->len; i++)
-        json_array_append_new(data,
-                              grade_json(req->service, g_ptr_array_index(rows, i), FALSE));
+        json_array_append_new(data, grade_json(req->service, g_ptr_array_index(rows, i), FALSE));
     request_reply_json(req, 200, list_json(data, (guint)limit));
 }
 
@@ -341,8 +339,8 @@ static json_t *names_of(const json_t *spec, const char *field)
 
 static void add_test(GString *lines, const char *name, const char *list, const char *status)
 {
-    g_autoptr(json_t) line = json_pack("{s:s,s:s,s:s}", "name", name, "list", list, "status",
-                                       status);
+    g_autoptr(json_t) line =
+        json_pack("{s:s,s:s,s:s}", "name", name, "list", list, "status", status);
     json_object_set_new(line, "expected",
                         strcmp(list, "other") == 0 ? json_null() : json_string("PASSED"));
     g_autofree char *text = json_print(line);
@@ -427,9 +425,8 @@ void api_grade_explain(Request *req)
         g_strcmp0(json_string_value(json_object_get(json_array_get(evidence, 0), "code")),
                   "empty_patch") == 0)
         summary = "the patch is empty: unresolved without running";
-    g_autofree char *reproduce =
-        g_strdup_printf("assay grade %s PATCH --mode %s --cache refresh", row->instance_id,
-                        row->mode);
+    g_autofree char *reproduce = g_strdup_printf("assay grade %s PATCH --mode %s --cache refresh",
+                                                 row->instance_id, row->mode);
     request_reply_json(req, 200,
                        json_pack("{s:s,s:s,s:s,s:s,s:o,s:O?,s:O?,s:s}", "id", row->public_id,
                                  "state", grade_state_str(row->state), "verdict",

@@ -14,9 +14,9 @@
 
 #include <string.h>
 
-#define RESULTS_PAGE  64
-#define REJECTED_MAX  1000 /* reported lines; more are only counted */
-#define SWEEP_LINES   200000
+#define RESULTS_PAGE 64
+#define REJECTED_MAX 1000 /* reported lines; more are only counted */
+#define SWEEP_LINES  200000
 
 typedef struct SweepBuild {
     Request *req;
@@ -27,9 +27,6 @@ typedef struct SweepBuild {
     gint64 n_items, n_cached, n_duplicate, n_empty;
     json_t *rejected;
 } SweepBuild;
-
-static const char *const prediction_keys[] = {"instance_id", "model_patch", "model_name_or_path",
-                                              "custom_id", NULL};
 
 static void reject(SweepBuild *build, guint line, const char *instance_id, const char *code,
                    const char *detail)
@@ -86,8 +83,7 @@ static gboolean prediction_check(const json_t *prediction, GError **error)
 }
 
 /* One line. FALSE: the store failed. */
-static gboolean add_line(SweepBuild *build, const char *text, gsize len, guint line,
-                         GError **error)
+static gboolean add_line(SweepBuild *build, const char *text, gsize len, guint line, GError **error)
 {
     g_autoptr(GError) why = NULL;
     g_autoptr(json_t) prediction = json_parse(text, len, &why);
@@ -172,9 +168,8 @@ static gboolean build_sweep(SweepBuild *build, GError **error)
 {
     Store *store = build->req->service->store;
     SweepRow *sweep = build->sweep;
-    sweep->name = g_strdup(request_query(build->req, "name") != NULL
-                               ? request_query(build->req, "name")
-                               : "sweep");
+    sweep->name = g_strdup(
+        request_query(build->req, "name") != NULL ? request_query(build->req, "name") : "sweep");
     sweep->dataset = g_strdup(build->dataset != NULL ? build->dataset : "");
     sweep->mode = g_strdup(build->ask.mode);
     sweep->options = g_strdup("{}");
@@ -201,19 +196,18 @@ void api_sweep_create(Request *req)
     if (!ok) {
         request_reply_error(req, error);
     } else if (refuse) {
-        request_reply_problem(req, 400, "ndjson_line_invalid",
-                              json_pack("{s:O}", "rejected", rejected),
-                              "%" G_GINT64_FORMAT " lines are rejected; nothing was accepted",
-                              sweep->n_rejected);
+        request_reply_problem(
+            req, 400, "ndjson_line_invalid", json_pack("{s:O}", "rejected", rejected),
+            "%" G_GINT64_FORMAT " lines are rejected; nothing was accepted", sweep->n_rejected);
     } else {
         service_changed(req->service, sweep->public_id);
-        request_reply_json(
-            req, 202,
-            json_pack("{s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:O}", "id", sweep->public_id, "object",
-                      "sweep", "total", (json_int_t)build.n_items, "duplicate",
-                      (json_int_t)build.n_duplicate, "cached", (json_int_t)build.n_cached,
-                      "empty", (json_int_t)build.n_empty, "rejected_count",
-                      (json_int_t)sweep->n_rejected, "rejected", rejected));
+        request_reply_json(req, 202,
+                           json_pack("{s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:O}", "id", sweep->public_id,
+                                     "object", "sweep", "total", (json_int_t)build.n_items,
+                                     "duplicate", (json_int_t)build.n_duplicate, "cached",
+                                     (json_int_t)build.n_cached, "empty", (json_int_t)build.n_empty,
+                                     "rejected_count", (json_int_t)sweep->n_rejected, "rejected",
+                                     rejected));
     }
 }
 

@@ -55,12 +55,12 @@ void api_version(Request *req)
     struct utsname host;
     if (uname(&host) < 0)
         memset(&host, 0, sizeof host);
-    request_reply_json(
-        req, 200,
-        json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:i}", "version", ASSAY_VERSION, "api",
-                  HTTP_API_VERSION, "api_min", HTTP_API_VERSION, "store", store_engine_version(),
-                  "libcurl", LIBCURL_VERSION, "jansson", JANSSON_VERSION, "kernel", host.release,
-                  "machine", host.machine, "pid", (int)getpid()));
+    request_reply_json(req, 200,
+                       json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:i}", "version", ASSAY_VERSION,
+                                 "api", HTTP_API_VERSION, "api_min", HTTP_API_VERSION, "store",
+                                 store_engine_version(), "libcurl", LIBCURL_VERSION, "jansson",
+                                 JANSSON_VERSION, "kernel", host.release, "machine", host.machine,
+                                 "pid", (int)getpid()));
 }
 
 void api_info(Request *req)
@@ -72,15 +72,15 @@ void api_info(Request *req)
         json_t *value = config_infos[i].type == CONFIG_TEXT
                             ? json_string(config_text(config, (ConfigKey)i))
                             : json_integer(config_int(config, (ConfigKey)i));
-        json_object_set_new(values, config_infos[i].name,
-                            json_pack("{s:o,s:s}", "value", value, "origin",
-                                      config_origin(config, (ConfigKey)i)));
+        json_object_set_new(
+            values, config_infos[i].name,
+            json_pack("{s:o,s:s}", "value", value, "origin", config_origin(config, (ConfigKey)i)));
     }
     GradeCounts counts = {0};
     grade_counts(service->store, &counts, NULL);
     json_t *info = json_pack(
-        "{s:s,s:i,s:I,s:s,s:s,s:i,s:i,s:{s:i,s:i},s:{s:I,s:I},s:{s:I,s:I,s:I,s:I},s:I,s:o}",
-        "host", g_get_host_name(), "cores", (int)g_get_num_processors(), "mem_bytes",
+        "{s:s,s:i,s:I,s:s,s:s,s:i,s:i,s:{s:i,s:i},s:{s:I,s:I},s:{s:I,s:I,s:I,s:I},s:I,s:o}", "host",
+        g_get_host_name(), "cores", (int)g_get_num_processors(), "mem_bytes",
         (json_int_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), "state_dir",
         store_dir(service->store), "socket", config_text(config, CONFIG_SOCKET), "pid",
         (int)getpid(), "connections", (int)http_n_connections(service->http), "slots", "total",

@@ -10,6 +10,7 @@
 #include "env/grade_json.h"
 #include "env/queue.h"
 #include "env/service.h"
+#include "tasks/dataset.h"
 #include "tasks/task.h"
 
 #include <string.h>
@@ -118,10 +119,10 @@ static gboolean import_path(Request *req, Import *import, const json_t *ask, GEr
 
 static void import_reply(Request *req, Import *import, gboolean keep)
 {
-    json_t *reply = json_pack("{s:I,s:I,s:I,s:b,s:O}", "imported", (json_int_t)import->n_new,
-                              "unchanged", (json_int_t)import->n_same, "rejected",
-                              (json_int_t)import->n_skipped, "stored", keep, "skipped",
-                              import->skipped);
+    json_t *reply =
+        json_pack("{s:I,s:I,s:I,s:b,s:O}", "imported", (json_int_t)import->n_new, "unchanged",
+                  (json_int_t)import->n_same, "rejected", (json_int_t)import->n_skipped, "stored",
+                  keep, "skipped", import->skipped);
     request_reply_json(req, 200, reply);
 }
 
@@ -254,7 +255,7 @@ void api_task_validate(Request *req)
         return;
     }
     service_changed(req->service, sweep->public_id);
-    request_reply_json(req, 202,
-                       json_pack("{s:s,s:s,s:i}", "id", sweep->public_id, "object", "sweep",
-                                 "total", 2));
+    request_reply_json(
+        req, 202,
+        json_pack("{s:s,s:s,s:i}", "id", sweep->public_id, "object", "sweep", "total", 2));
 }

@@ -94,8 +94,7 @@ gboolean config_set(Config *config, ConfigKey key, const char *value, const char
 
 static gboolean config_load_file(Config *config, GError **error)
 {
-    g_autofree char *path =
-        g_build_filename(g_get_user_config_dir(), "assay", "assayd.conf", NULL);
+    g_autofree char *path = g_build_filename(g_get_user_config_dir(), "assay", "assayd.conf", NULL);
     if (!g_file_test(path, G_FILE_TEST_EXISTS))
         return TRUE;
     g_autoptr(GKeyFile) file = g_key_file_new();

@@ -20,8 +20,7 @@
 #define SYNC_PROBES     16
 
 static void add(json_t *checks, const char *id, const char *group, const char *status,
-                const char *fix, gint64 start_ns, const char *format, ...)
-    G_GNUC_PRINTF(7, 8);
+                const char *fix, gint64 start_ns, const char *format, ...) G_GNUC_PRINTF(7, 8);
 
 static void add(json_t *checks, const char *id, const char *group, const char *status,
                 const char *fix, gint64 start_ns, const char *format, ...)
@@ -33,10 +32,9 @@ static void add(json_t *checks, const char *id, const char *group, const char *s
     json_t *fixes = json_array();
     if (fix != NULL)
         json_array_append_new(fixes, json_string(fix));
-    json_array_append_new(
-        checks, json_pack("{s:s,s:s,s:s,s:s,s:o,s:I}", "id", id, "group", group, "status", status,
-                          "detail", detail, "fix", fixes, "ms",
-                          (json_int_t)((clock_mono_ns() - start_ns) / 1000000)));
+    json_array_append_new(checks, json_pack("{s:s,s:s,s:s,s:s,s:o,s:I}", "id", id, "group", group,
+                                            "status", status, "detail", detail, "fix", fixes, "ms",
+                                            (json_int_t)((clock_mono_ns() - start_ns) / 1000000)));
 }
 
 static void check_boxes(json_t *checks)
@@ -113,8 +111,10 @@ json_t *doctor_json(const char *state_dir)
     check_boxes(checks);
     check_disk(checks, state_dir);
     check_sync(checks, state_dir);
-    add(checks, "store", "store", "ok", NULL, clock_mono_ns(), "%s; one writer, so its WAL-reset "
-        "bug cannot occur", store_engine_version());
+    add(checks, "store", "store", "ok", NULL, clock_mono_ns(),
+        "%s; one writer, so its WAL-reset "
+        "bug cannot occur",
+        store_engine_version());
     check_tools(checks);
     return json_pack("{s:o,s:I,s:I}", "checks", checks, "failures", count(checks, "fail"),
                      "warnings", count(checks, "warn"));

@@ -97,9 +97,8 @@ json_t *grade_json_item(Service *service, const SweepItemRow *item, const char *
     json_object_set_new(grade, "model_name_or_path", json_string(item->model));
     json_object_set_new(grade, "sweep", json_string(sweep_id));
     json_object_set_new(grade, "pos", json_integer(item->pos));
-    g_autofree char *cursor =
-        g_strdup_printf("%" G_GINT64_FORMAT "-%" G_GINT64_FORMAT, item->grade->finished_seq,
-                        item->pos);
+    g_autofree char *cursor = g_strdup_printf("%" G_GINT64_FORMAT "-%" G_GINT64_FORMAT,
+                                              item->grade->finished_seq, item->pos);
     json_object_set_new(grade, "cursor", json_string(cursor));
     if (statuses && item->grade->statuses != NULL) {
         json_t *map = json_parse(item->grade->statuses, strlen(item->grade->statuses), NULL);
@@ -112,11 +111,10 @@ json_t *task_json(const TaskRow *row)
 {
     g_autofree char *sha = g_strconcat("sha256:", row->content_sha256, NULL);
     json_t *task = json_pack(
-        "{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:{s:i,s:i},s:{s:s}}", "id", row->public_id, "object",
-        "task", "instance_id", row->instance_id, "dataset", row->dataset, "repo", row->repo,
-        "base_commit", row->base_commit, "content_sha256", sha, "tests", "f2p_count",
-        (int)row->n_f2p, "p2p_count", (int)row->n_p2p, "validity", "state",
-        task_validity_str(row->validity));
+        "{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:{s:i,s:i},s:{s:s}}", "id", row->public_id, "object", "task",
+        "instance_id", row->instance_id, "dataset", row->dataset, "repo", row->repo, "base_commit",
+        row->base_commit, "content_sha256", sha, "tests", "f2p_count", (int)row->n_f2p, "p2p_count",
+        (int)row->n_p2p, "validity", "state", task_validity_str(row->validity));
     json_object_set_new(task, "language", text_or_null(row->language));
     json_object_set_new(task, "created_at", time_json(row->created_ms));
     return task;

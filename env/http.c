@@ -97,7 +97,10 @@ static gboolean http_incoming(GSocketService *listener, GSocketConnection *conne
     http->n_connections++;
     g_object_weak_ref(G_OBJECT(connection), connection_gone, http);
     g_autoptr(GError) error = NULL;
-    if (!soup_server_accept_iostream(http->server, G_IO_STREAM(connection), NULL, NULL, &error))
+    /* libsoup wants addresses that it can print; those of a unix socket have no name. */
+    g_autoptr(GSocketAddress) nowhere = g_inet_socket_address_new_from_string("127.0.0.1", 0);
+    if (!soup_server_accept_iostream(http->server, G_IO_STREAM(connection), nowhere, nowhere,
+                                     &error))
         g_warning("accept: %s", error->message);
     return TRUE;
 }

@@ -14,14 +14,15 @@
 #include <glib.h>
 #include <libsoup/soup.h>
 
-#define HTTP_BODY_MAX        (1u * 1024 * 1024)   /* bytes, unless the route says otherwise */
-#define HTTP_BODY_MAX_GRADE  (160u * 1024 * 1024) /* a patch may be large: it is a verdict, not a 413 */
+#define HTTP_BODY_MAX (1u * 1024 * 1024) /* bytes, unless the route says otherwise */
+#define HTTP_BODY_MAX_GRADE                                                                        \
+    (160u * 1024 * 1024) /* a patch may be large: it is a verdict, not a 413 */
 #define HTTP_BODY_MAX_BULK   (256u * 1024 * 1024) /* predictions and datasets */
 #define HTTP_TARGET_MAX      8192u                /* bytes of path and query */
 #define HTTP_HEADERS_MAX     64u                  /* header fields */
 #define HTTP_HEADER_BYTES    (16u * 1024)         /* all header fields together */
 #define HTTP_CONNECTIONS_MAX 1024u
-#define HTTP_IDLE_S          75u /* a connection with no traffic is closed after */
+#define HTTP_IDLE_S          75u            /* a connection with no traffic is closed after */
 #define HTTP_UNSENT_MAX      (1024u * 1024) /* bytes queued on one stream before it is paused */
 #define HTTP_API_VERSION     "1.0"
 
@@ -42,8 +43,8 @@ struct Request {
     /* ours */
     char *id;
     SoupServerMessage *msg;
-    gboolean gone;     /* the client left or the reply is complete */
-    gboolean replied;  /* a reply was made (perhaps not sent yet) */
+    gboolean gone;    /* the client left or the reply is complete */
+    gboolean replied; /* a reply was made (perhaps not sent yet) */
     gboolean too_large;
     guint64 body_bytes;
     gint64 start_ns;

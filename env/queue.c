@@ -10,6 +10,7 @@
 #include "env/queue.h"
 
 #include "base/error.h"
+#include "base/fd.h"
 #include "base/id.h"
 #include "base/tree.h"
 #include "env/env_key.h"
@@ -131,8 +132,8 @@ static json_t *request_json(Service *service, const GradeAsk *ask, json_t *limit
 static gboolean announce_new(Service *service, GradeRow *row, GError **error)
 {
     service_event(service, "grade.queued", row->public_id,
-                  json_pack("{s:s,s:s,s:s}", "id", row->public_id, "instance_id",
-                            row->instance_id, "mode", row->mode));
+                  json_pack("{s:s,s:s,s:s}", "id", row->public_id, "instance_id", row->instance_id,
+                            "mode", row->mode));
     return row->state != GRADE_DONE || queue_announce(service, row, error);
 }
 
@@ -179,9 +180,9 @@ GradeSubmit queue_submit(Service *service, const TaskRow *task, const char *patc
 
 gboolean queue_announce(Service *service, const GradeRow *row, GError **error)
 {
-    json_t *body = json_pack("{s:s,s:s,s:s,s:s}", "id", row->public_id, "instance_id",
-                             row->instance_id, "state", grade_state_str(row->state), "verdict",
-                             verdict_str(row->verdict));
+    json_t *body =
+        json_pack("{s:s,s:s,s:s,s:s}", "id", row->public_id, "instance_id", row->instance_id,
+                  "state", grade_state_str(row->state), "verdict", verdict_str(row->verdict));
     json_object_set_new(body, "reward",
                         row->state == GRADE_DONE && row->has_reward ? json_real(row->reward)
                                                                     : json_null());
@@ -217,13 +218,13 @@ static json_t *job_json(Service *service, const GradeRow *row, const char *scrat
     if (row->patch_sha != NULL &&
         (patch = blob_path(service->store, row->patch_sha, error)) == NULL)
         return NULL;
-    return json_pack(
-        "{s:s,s:s,s:I,s:s,s:s,s:O,s:s?,s:s,s:O,s:O,s:O,s:b}", "op", "grade", "id", row->public_id,
-        "attempt", (json_int_t)row->attempt, "state_dir", store_dir(service->store), "scratch",
-        scratch, "task", spec, "patch_file", patch, "mode", row->mode, "limits",
-        json_object_get(request, "limits"), "environments",
-        json_object_get(request, "environments"), "repos", json_object_get(request, "repos"),
-        "allow_degraded", config_bool(service->config, CONFIG_ALLOW_DEGRADED));
+    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:O,s:s?,s:s,s:O,s:O,s:O,s:b}", "op", "grade", "id",
+                     row->public_id, "attempt", (json_int_t)row->attempt, "state_dir",
+                     store_dir(service->store), "scratch", scratch, "task", spec, "patch_file",
+                     patch, "mode", row->mode, "limits", json_object_get(request, "limits"),
+                     "environments", json_object_get(request, "environments"), "repos",
+                     json_object_get(request, "repos"), "allow_degraded",
+                     config_bool(service->config, CONFIG_ALLOW_DEGRADED));
 }
 
 static gboolean scratch_make(Service *service, const char *scratch, GError **error)

@@ -63,8 +63,8 @@ static gboolean read_verdict(const json_t *done, GradeRow *row, GError **error)
         return bad_result(error, "state");
     row->state = strcmp(state, "done") == 0 ? GRADE_DONE : GRADE_FAILED;
     row->verdict = VERDICT_NONE;
-    if (row->state == GRADE_DONE && (!verdict_from_str(verdict, &row->verdict) ||
-                                     row->verdict == VERDICT_NONE))
+    if (row->state == GRADE_DONE &&
+        (!verdict_from_str(verdict, &row->verdict) || row->verdict == VERDICT_NONE))
         return bad_result(error, "verdict");
     return TRUE;
 }
@@ -99,9 +99,9 @@ static gboolean read_error(const json_t *done, GradeRow *row, json_t *result,
         return bad_result(error, "error");
     row->error_code = g_strdup(code);
     *ret_retryable = json_is_true(json_object_get(why, "retryable"));
-    json_object_set_new(result, "error",
-                        json_pack("{s:s,s:s,s:b}", "code", code, "detail", detail, "retryable",
-                                  *ret_retryable));
+    json_object_set_new(
+        result, "error",
+        json_pack("{s:s,s:s,s:b}", "code", code, "detail", detail, "retryable", *ret_retryable));
     return TRUE;
 }
 
@@ -143,8 +143,8 @@ static gboolean name_ok(const char *name)
            strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == len;
 }
 
-static gboolean keep_files(Service *service, const Lease *lease, const json_t *done,
-                           json_t *result, GError **error)
+static gboolean keep_files(Service *service, const Lease *lease, const json_t *done, json_t *result,
+                           GError **error)
 {
     json_t *files = json_object_get(done, "files");
     if (files == NULL || json_is_null(files))
@@ -161,8 +161,7 @@ static gboolean keep_files(Service *service, const Lease *lease, const json_t *d
     {
         if (!name_ok(name) || !json_is_string(path))
             return bad_result(error, "files");
-        json_t *file =
-            keep_file(service->store, lease, scratch, json_string_value(path), error);
+        json_t *file = keep_file(service->store, lease, scratch, json_string_value(path), error);
         if (file == NULL)
             return FALSE;
         json_object_set_new(kept, name, file);
@@ -173,8 +172,7 @@ static gboolean keep_files(Service *service, const Lease *lease, const json_t *d
 
 /* --- the result as a row */
 
-static gboolean read_objects(const json_t *done, const Lease *lease, json_t *result,
-                             GError **error)
+static gboolean read_objects(const json_t *done, const Lease *lease, json_t *result, GError **error)
 {
     for (guint i = 0; object_fields[i] != NULL; i++) {
         json_t *value = json_object_get(done, object_fields[i]);
@@ -208,8 +206,7 @@ static GradeRow *result_row(Service *service, const Lease *lease, const json_t *
     g_clear_pointer(&row->statuses, g_free);
     row->lease_epoch = lease->epoch;
     if (!read_verdict(done, row, error) || !read_reward(done, row, error) ||
-        !read_statuses(done, row, error) ||
-        !read_error(done, row, result, ret_retryable, error) ||
+        !read_statuses(done, row, error) || !read_error(done, row, result, ret_retryable, error) ||
         !read_objects(done, lease, result, error) ||
         !keep_files(service, lease, done, result, error))
         return NULL;

@@ -152,14 +152,13 @@ static gboolean admit_headers(Request *req)
         return FALSE;
     }
     guint64 len = 0;
-    if (lengths != NULL &&
-        (!g_ascii_string_to_unsigned(lengths, 10, 0, G_MAXINT64, &len, NULL) ||
-         len > route_body_max(req->route))) {
-        request_reply_problem(req, 413, "body_too_large",
-                              json_pack("{s:I}", "limit_bytes",
-                                        (json_int_t)route_body_max(req->route)),
-                              "the body is %s bytes; the limit is %" G_GSIZE_FORMAT, lengths,
-                              route_body_max(req->route));
+    if (lengths != NULL && (!g_ascii_string_to_unsigned(lengths, 10, 0, G_MAXINT64, &len, NULL) ||
+                            len > route_body_max(req->route))) {
+        request_reply_problem(
+            req, 413, "body_too_large",
+            json_pack("{s:I}", "limit_bytes", (json_int_t)route_body_max(req->route)),
+            "the body is %s bytes; the limit is %" G_GSIZE_FORMAT, lengths,
+            route_body_max(req->route));
         return FALSE;
     }
     return TRUE;
@@ -178,11 +177,10 @@ static gboolean admit_query(Request *req)
         if (((char *)key)[0] != '\0' && g_strv_contains((const char *const *)known, key))
             continue;
         const char *near = word_nearest(key, (const char *const *)known);
-        request_reply_problem(req, 400, "field_unknown",
-                              near != NULL && near[0] != '\0'
-                                  ? json_pack("{s:s}", "did_you_mean", near)
-                                  : NULL,
-                              "query %s: unknown", (char *)key);
+        request_reply_problem(
+            req, 400, "field_unknown",
+            near != NULL && near[0] != '\0' ? json_pack("{s:s}", "did_you_mean", near) : NULL,
+            "query %s: unknown", (char *)key);
         return FALSE;
     }
     return TRUE;

@@ -80,8 +80,8 @@ static void changed_now(gboolean committed, gpointer user_data)
 {
     Changed *changed = user_data;
     gpointer key, value;
-    if (committed && g_hash_table_steal_extended(changed->service->waiters, changed->subject, &key,
-                                                 &value)) {
+    if (committed &&
+        g_hash_table_steal_extended(changed->service->waiters, changed->subject, &key, &value)) {
         g_autoptr(GPtrArray) all = value;
         g_free(key);
         for (guint i = 0; i < all->len; i++) {
@@ -124,9 +124,9 @@ void service_request_finished(Service *service, Request *req)
 
 void service_count_reply(Service *service, Request *req, guint status)
 {
-    g_autofree char *key = g_strdup_printf(
-        "route=\"%s\",method=\"%s\",code=\"%u\"", req->route != NULL ? req->route->pattern : "?",
-        req->route != NULL ? req->route->method : "?", status);
+    g_autofree char *key = g_strdup_printf("route=\"%s\",method=\"%s\",code=\"%u\"",
+                                           req->route != NULL ? req->route->pattern : "?",
+                                           req->route != NULL ? req->route->method : "?", status);
     guint64 *n = g_hash_table_lookup(service->replies, key);
     if (n == NULL) {
         n = g_new0(guint64, 1);
@@ -234,8 +234,8 @@ Service *service_open(Config *config, GError **error)
     service->loop = g_main_loop_new(NULL, FALSE);
     service->leases =
         g_hash_table_new_full(g_str_hash, g_str_equal, NULL, (GDestroyNotify)lease_free);
-    service->waiters = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
-                                             (GDestroyNotify)g_ptr_array_unref);
+    service->waiters =
+        g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_ptr_array_unref);
     service->replies = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     service->streams = g_ptr_array_new_with_free_func((GDestroyNotify)request_unref);
     service->store = store_open(config_text(config, CONFIG_STATE), error);
@@ -243,9 +243,8 @@ Service *service_open(Config *config, GError **error)
         service_close(service);
         return NULL;
     }
-    service->pool =
-        worker_pool_new(config_text(config, CONFIG_WORKER_PROGRAM),
-                        (guint)config_int(config, CONFIG_WORKERS), &events, service);
+    service->pool = worker_pool_new(config_text(config, CONFIG_WORKER_PROGRAM),
+                                    (guint)config_int(config, CONFIG_WORKERS), &events, service);
     service_open_turn(service);
     service->http = http_open(service, config_text(config, CONFIG_SOCKET), error);
     if (service->http == NULL) {

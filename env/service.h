@@ -44,10 +44,10 @@ struct Service {
     WorkerPool *pool;
     Http *http;
     GMainLoop *loop;
-    GHashTable *leases;  /* public id -> Lease */
-    GHashTable *waiters; /* subject -> GPtrArray of Waiter */
-    GPtrArray *streams;  /* Request, open streams */
-    GHashTable *replies; /* "METHOD pattern code" -> guint64 count */
+    GHashTable *leases;   /* public id -> Lease */
+    GHashTable *waiters;  /* subject -> GPtrArray of Waiter */
+    GPtrArray *streams;   /* Request, open streams */
+    GHashTable *replies;  /* "METHOD pattern code" -> guint64 count */
     guint claims_pending; /* claimed, not yet committed and sent */
     guint64 counters[SERVICE_COUNTER_COUNT];
     gint64 started_ms, drain_ms;

@@ -25,11 +25,13 @@ typedef enum ReportList {
     LIST_COUNT,
 } ReportList;
 
-static const char *const list_words[LIST_COUNT] = {
-    [LIST_COMPLETED] = "completed",     [LIST_INCOMPLETE] = "incomplete",
-    [LIST_EMPTY_PATCH] = "empty_patch", [LIST_SUBMITTED] = "submitted",
-    [LIST_RESOLVED] = "resolved",       [LIST_UNRESOLVED] = "unresolved",
-    [LIST_ERROR] = "error"};
+static const char *const list_words[LIST_COUNT] = {[LIST_COMPLETED] = "completed",
+                                                   [LIST_INCOMPLETE] = "incomplete",
+                                                   [LIST_EMPTY_PATCH] = "empty_patch",
+                                                   [LIST_SUBMITTED] = "submitted",
+                                                   [LIST_RESOLVED] = "resolved",
+                                                   [LIST_UNRESOLVED] = "unresolved",
+                                                   [LIST_ERROR] = "error"};
 
 typedef struct Report {
     GPtrArray *lists[LIST_COUNT]; /* of instance ids */
@@ -47,13 +49,13 @@ static void report_add(Report *report, const GradeRow *grade)
     report_put(report, LIST_SUBMITTED, id);
     if (grade->patch_sha == NULL) {
         report_put(report, LIST_EMPTY_PATCH, id);
-    } else if (grade->state == GRADE_FAILED || (grade->state == GRADE_DONE &&
-                                                grade->verdict == VERDICT_PATCH_FAILED)) {
+    } else if (grade->state == GRADE_FAILED ||
+               (grade->state == GRADE_DONE && grade->verdict == VERDICT_PATCH_FAILED)) {
         report_put(report, LIST_ERROR, id);
     } else if (grade->state == GRADE_DONE) {
         report_put(report, LIST_COMPLETED, id);
-        report_put(report,
-                   grade->verdict == VERDICT_RESOLVED ? LIST_RESOLVED : LIST_UNRESOLVED, id);
+        report_put(report, grade->verdict == VERDICT_RESOLVED ? LIST_RESOLVED : LIST_UNRESOLVED,
+                   id);
     } else {
         report_put(report, LIST_INCOMPLETE, id);
     }

@@ -24,7 +24,13 @@
 
 extern char **environ;
 
-typedef enum SlotState { SLOT_EMPTY = 0, SLOT_STARTING, SLOT_READY, SLOT_BUSY, SLOT_DYING } SlotState;
+typedef enum SlotState {
+    SLOT_EMPTY = 0,
+    SLOT_STARTING,
+    SLOT_READY,
+    SLOT_BUSY,
+    SLOT_DYING
+} SlotState;
 
 typedef struct Slot {
     WorkerPool *pool;

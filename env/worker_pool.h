@@ -12,12 +12,12 @@
 
 #include <glib.h>
 
-#define WORKER_LINE_MAX        (4u * 1024 * 1024) /* bytes of one line from a worker */
-#define WORKER_MESSAGES_MAX    10000u             /* lines of one grade */
-#define WORKER_READY_S         20                 /* a started worker says "ready" within */
-#define WORKER_KILL_AFTER_MS   2000               /* between SIGTERM and SIGKILL */
-#define WORKER_BACKOFF_MIN_MS  100
-#define WORKER_BACKOFF_MAX_MS  10000
+#define WORKER_LINE_MAX       (4u * 1024 * 1024) /* bytes of one line from a worker */
+#define WORKER_MESSAGES_MAX   10000u             /* lines of one grade */
+#define WORKER_READY_S        20                 /* a started worker says "ready" within */
+#define WORKER_KILL_AFTER_MS  2000               /* between SIGTERM and SIGKILL */
+#define WORKER_BACKOFF_MIN_MS 100
+#define WORKER_BACKOFF_MAX_MS 10000
 
 typedef struct WorkerPool WorkerPool;
 
