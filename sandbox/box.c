@@ -234,6 +234,7 @@ Box *box_open(const BoxSpec *spec, GError **error)
     box->limits = spec->limits;
     box->uid = spec->uid;
     box->net = spec->net;
+    box->disk_by = spec->root_upper_fd > 0 || spec->work_upper_fd > 0 ? BOX_BY_NOBODY : BOX_BY_TMPFS;
     box->work_path = g_strdup(spec->work_path != NULL ? spec->work_path : "/work");
 
     if (!open_box(box, spec, error)) {

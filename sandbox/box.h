@@ -165,8 +165,9 @@ char *box_report_json(const Box *box);
 void box_close(Box *box);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Box, box_close)
 
-/* A fixed, complete environment: PATH, HOME, LANG=C.UTF-8, TZ=UTC ... NULL-terminated. */
-const char *const *box_envp_default(void);
+/* A fixed, complete environment for commands of that inside uid: PATH, HOME, LANG=C.UTF-8, TZ=UTC
+ * ... NULL-terminated, static. */
+const char *const *box_envp_default(guint uid);
 
 /* The owner (uid and gid) that trees on disk must have to be writable lowers of any box: an
  * unprivileged id of our range when we are root, else our own uid. */

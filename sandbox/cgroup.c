@@ -186,7 +186,7 @@ static gboolean set_number(int fd, const char *name, guint64 value, const char *
     return write_text(fd, name, text);
 }
 
-/* The starter, the keeper and init are inside a version 1 pids group. */
+/* The starter, the keeper and init are inside the limited group. */
 #define PIDS_OURS 3
 
 gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError **error)
@@ -195,19 +195,26 @@ gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError *
     if (cgroup->v2_controls) {
         write_text(v2, "memory.swap.max", "0");
         if (!set_number(v2, "memory.max", mem_bytes, "max") ||
-            !set_number(v2, "pids.max", pids > 0 ? pids + 1 : 0, "max"))
+            !set_number(v2, "pids.max", pids > 0 ? pids + PIDS_OURS : 0, "max"))
             return error_set_errno(error, errno, "limit %s", cgroup->dirs[HIER_V2]);
         return TRUE;
     }
     if (memory >= 0) {
         write_text(memory, "memory.swappiness", "0");
-        write_text(memory, "memory.max_usage_in_bytes", "0");
         if (!set_number(memory, "memory.limit_in_bytes", mem_bytes, "-1"))
             return error_set_errno(error, errno, "limit %s", cgroup->dirs[HIER_MEMORY]);
     }
     if (count >= 0 && !set_number(count, "pids.max", pids > 0 ? pids + PIDS_OURS : 0, "max"))
         return error_set_errno(error, errno, "limit %s", cgroup->dirs[HIER_PIDS]);
     return TRUE;
+}
+
+void cgroup_peak_reset(const Cgroup *cgroup)
+{
+    if (cgroup->v2_controls)
+        write_text(cgroup->fds[HIER_V2], "memory.peak", "reset");
+    else if (cgroup->fds[HIER_MEMORY] >= 0)
+        write_text(cgroup->fds[HIER_MEMORY], "memory.max_usage_in_bytes", "0");
 }
 
 static guint64 read_number(int dir_fd, const char *name)
