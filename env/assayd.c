@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "env/config.h"
 #include "env/service.h"
+#include "sandbox/box.h"
 
 #include <glib-unix.h>
 #include <signal.h>
@@ -92,6 +93,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "assayd: %s\n", error->message);
         return 1;
     }
+    guint n_stale = box_sweep_stale();
+    if (n_stale > 0)
+        g_message("removed %u cgroups of workers that are gone", n_stale);
     g_unix_signal_add(SIGTERM, on_stop_signal, service);
     g_unix_signal_add(SIGINT, on_stop_signal, service);
     printf("ready %s\n", config_text(config, CONFIG_SOCKET));
@@ -101,5 +105,6 @@ int main(int argc, char **argv)
     service_run(service);
     g_message("stopped");
     service_close(service);
+    box_sweep_stale();
     return 0;
 }
