@@ -137,6 +137,8 @@ gboolean grade_counts(Store *store, GradeCounts *ret, GError **error);
 gboolean sweep_put(Store *store, SweepRow *row, GError **error);
 gboolean sweep_item_put(Store *store, gint64 sweep_id, gint64 pos, const char *custom_id,
                         const char *model, gint64 grade_id, gboolean cached, GError **error);
+/* Stores how many lines of its input were rejected. */
+gboolean sweep_set_rejected(Store *store, gint64 sweep_id, gint64 n_rejected, GError **error);
 /* Recounts total, done and cached from the items and closes the sweep when all are final. */
 gboolean sweep_recount(Store *store, gint64 sweep_id, GError **error);
 /* After grade `grade_id` became final: adds 1 to each of its open sweeps. Returns those sweeps

@@ -193,7 +193,11 @@ static gboolean config_complete(Config *config, GError **error)
     if (config->values[CONFIG_WORKER_PROGRAM] == NULL) {
         g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
         g_autofree char *dir = g_path_get_dirname(self != NULL ? self : "./x");
-        g_autofree char *path = g_build_filename(dir, "assay-worker", NULL);
+        g_autofree char *beside = g_build_filename(dir, "assay-worker", NULL);
+        g_autofree char *path =
+            g_file_test(beside, G_FILE_TEST_IS_EXECUTABLE)
+                ? g_strdup(beside)
+                : g_build_filename(dir, "..", "libexec", "assay", "assay-worker", NULL);
         if (!config_set(config, CONFIG_WORKER_PROGRAM, path, "default", error))
             return FALSE;
     }

@@ -17,13 +17,12 @@
 #include "base/id.h"
 #include "env/routes.h"
 #include "env/service.h"
+#include "env/socket_path.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <gio/gunixsocketaddress.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #define HTTP_UID_UNMAPPED 65534u
 
@@ -41,28 +40,6 @@ static const char refused[] =
     "\r\n"
     "{\"title\":\"Peer is not allowed\",\"status\":403,\"code\":\"peer_not_allowed\","
     "\"detail\":\"use your own daemon: assay up\"}\n";
-
-char *http_socket_short_path(const char *path, int *ret_dir_fd, GError **error)
-{
-    g_autofree char *dir = g_path_get_dirname(path);
-    g_autofree char *name = g_path_get_basename(path);
-    AUTO_FD fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) {
-        error_set_errno(error, errno, "open %s", dir);
-        return NULL;
-    }
-    struct sockaddr_un address;
-    g_autofree char *text = strlen(path) < sizeof address.sun_path
-                                ? g_strdup(path)
-                                : g_strdup_printf("/proc/self/fd/%d/%s", fd, name);
-    if (strlen(text) >= sizeof address.sun_path) {
-        error_set(error, ASSAY_ERROR_LIMIT, "socket name %s: longer than %zu bytes", name,
-                  sizeof address.sun_path - 30);
-        return NULL;
-    }
-    *ret_dir_fd = fd_take(&fd);
-    return g_steal_pointer(&text);
-}
 
 static void connection_gone(gpointer user_data, GObject *connection)
 {
@@ -218,7 +195,7 @@ static gboolean http_listen(Http *http, GError **error)
     if (g_mkdir_with_parents(dir, 0700) < 0)
         return error_set_errno(error, errno, "make %s", dir);
     int fd = -1;
-    g_autofree char *text = http_socket_short_path(http->path, &fd, error);
+    g_autofree char *text = socket_path_short(http->path, &fd, error);
     AUTO_FD dir_fd = fd;
     if (text == NULL)
         return FALSE;

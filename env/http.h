@@ -66,10 +66,6 @@ void http_close(Http *http);
 guint http_n_connections(const Http *http);
 guint64 http_n_rejected(const Http *http);
 
-/* A descriptor of a connected or bound socket may need a path longer than sun_path: this opens
- * the directory and gives "/proc/self/fd/N/NAME". Free with g_free; close *ret_dir_fd. */
-char *http_socket_short_path(const char *path, int *ret_dir_fd, GError **error);
-
 /* Value of a query key, or NULL. */
 const char *request_query(Request *req, const char *key);
 gboolean request_query_int(Request *req, const char *key, gint64 min, gint64 max, gint64 fallback,

@@ -41,7 +41,7 @@ const Route routes[] = {
     {"POST", "/v1/grades/{id}/cancel", api_grade_cancel, 0, TRUE, FALSE, "", "give a grade up"},
     {"POST", "/v1/grades/{id}/retry", api_grade_retry, 0, TRUE, FALSE, "", "run a failed grade again"},
     {"GET", "/v1/grades/{id}", api_grade_show, 0, FALSE, FALSE, "wait_s", "one grade"},
-    {"POST", "/v1/sweeps", api_sweep_create, HTTP_BODY_MAX_BULK, FALSE, TRUE, "dataset name mode cache on_error environments priority repos", "grade many predictions"},
+    {"POST", "/v1/sweeps", api_sweep_create, HTTP_BODY_MAX_BULK, FALSE, TRUE, "dataset name mode cache on_error environments priority repos run_empty", "grade many predictions"},
     {"GET", "/v1/sweeps", api_sweeps_list, 0, FALSE, FALSE, PAGE, "sweeps, newest first"},
     {"GET", "/v1/sweeps/{id}/results", api_sweep_results, 0, FALSE, FALSE, "follow after order limit statuses", "grades in finish order (NDJSON)"},
     {"GET", "/v1/sweeps/{id}/report", api_sweep_report, 0, FALSE, FALSE, "format", "SWE-bench run report"},
