@@ -355,6 +355,10 @@ static gboolean pump(Run *run, GError **error)
 static void judge(const Run *run, BoxResult *result)
 {
     const SpecReply *reply = &run->reply;
+    if (run->box->is_used_up) {
+        result->outcome = BOX_OUT_OF_MEMORY;
+        return;
+    }
     if (reply->has_status && reply->start_failed) {
         result->outcome = BOX_START_ERROR;
         result->start_errno = reply->err;
@@ -401,8 +405,8 @@ static void account(const Run *run, BoxResult *result)
  * is our machine's doing; blaming the command would make it a verdict. */
 static gboolean init_was_lost(const Run *run, const BoxResult *result)
 {
-    return !run->reply.has_status && run->cause == BOX_NONE && result->oom_kills == 0 &&
-           !run->reply.sampled_oom;
+    return !run->box->is_used_up && !run->reply.has_status && run->cause == BOX_NONE &&
+           result->oom_kills == 0 && !run->reply.sampled_oom;
 }
 
 static gboolean conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret_result,
@@ -425,6 +429,28 @@ static gboolean conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult 
     return TRUE;
 }
 
+/* The keeper shares the memory limit; a command may leave so much on tmpfs that the keeper is
+ * killed for it. That is the command's doing, not a failure of ours. */
+static gboolean is_oom_of_keeper(const Run *run)
+{
+    return cgroup_usage(run->box->cgroup).oom_kills > run->before.oom_kills;
+}
+
+static gboolean perform(Run *run, GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    gboolean ok = start(run, &local);
+    run->start_ns = run->output_ns = clock_mono_ns();
+    if (ok && pump(run, &local))
+        return TRUE;
+    if (is_oom_of_keeper(run)) {
+        run->box->is_used_up = TRUE;
+        return TRUE;
+    }
+    g_propagate_prefixed_error(error, g_steal_pointer(&local), "run a command: ");
+    return FALSE;
+}
+
 gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GError **error)
 {
     gint64 called_ns = clock_mono_ns();
@@ -442,10 +468,8 @@ gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GE
     output_init(&run.kept[0], box->limits.output_bytes_keep);
     output_init(&run.kept[1], box->limits.output_bytes_keep);
 
-    gboolean ok = start(&run, error);
-    run.start_ns = run.output_ns = clock_mono_ns();
-    ok = ok && pump(&run, error) && conclude(&run, called_ns, clock_mono_ns(), ret_result, error);
-    if (!ok)
-        g_prefix_error(error, "run a command: ");
-    return ok;
+    run.start_ns = run.output_ns = called_ns;
+    if (!box->is_used_up && !perform(&run, error))
+        return FALSE;
+    return conclude(&run, called_ns, clock_mono_ns(), ret_result, error);
 }
