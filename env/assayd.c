@@ -9,12 +9,14 @@
 #include "base/error.h"
 #include "env/config.h"
 #include "env/service.h"
+#include "sandbox/box.h"
 
 #include <glib-unix.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #define EXIT_BAD_CONFIG 2
 #define FILES_WANTED    65536
@@ -92,6 +94,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "assayd: %s\n", error->message);
         return 1;
     }
+    guint n_stale = box_sweep_stale();
+    if (n_stale > 0)
+        g_message("removed %u cgroups of workers that are gone", n_stale);
     g_unix_signal_add(SIGTERM, on_stop_signal, service);
     g_unix_signal_add(SIGINT, on_stop_signal, service);
     printf("ready %s\n", config_text(config, CONFIG_SOCKET));
@@ -101,5 +106,8 @@ int main(int argc, char **argv)
     service_run(service);
     g_message("stopped");
     service_close(service);
+    while (waitpid(-1, NULL, 0) > 0) /* killed workers, so that what they held is free */
+        continue;
+    box_sweep_stale();
     return 0;
 }

@@ -6,6 +6,8 @@
  */
 #include "env/cli.h"
 
+#include "sandbox/box_tool.h"
+
 #include "base/error.h"
 #include "base/json.h"
 
@@ -72,6 +74,14 @@ static const CliOption eval_options[] = {
     {"instances", "A,B", "only these"}, {"out", "DIR", "write SWE-bench's log tree and report there"},
     {"cache", "HOW", "use, refresh, only or off"},
     {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
+static const CliOption env_options[] = {
+    {"dataset", "FILE", "where the task's row is"},
+    {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"}, {NULL, NULL, NULL}};
+static const CliOption gc_options[] = {
+    {"older-days", "N", "not used for so many days (default 30)"}, {NULL, NULL, NULL}};
+static const CliOption parse_options[] = {
+    {"row", "FILE", "the task's row, one JSON object"}, {"log", "FILE", "what the tests printed"},
+    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {NULL, NULL, NULL}};
 static const CliOption help_options[] = {{"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
 
 const CliCommand cli_commands[] = {
@@ -84,6 +94,7 @@ const CliCommand cli_commands[] = {
     {"task ls", "", "list tasks", cli_task_ls, task_ls_options, 0, 0},
     {"task show", "TASK", "show one task", cli_task_show, task_show_options, 1, 1},
     {"task validate", "TASK...", "check that gold resolves and empty does not", cli_task_validate, validate_options, 1, 1000},
+    {"task new", "DIR", "write a task directory to fill in", cli_task_new, NULL, 1, 1},
     {"grade", "TASK [PATCH|-]", "grade one patch", cli_grade, grade_options, 1, 2},
     {"sweep run", "PREDICTIONS", "grade many predictions", cli_sweep_run, sweep_run_options, 1, 1},
     {"sweep ls", "", "list sweeps", cli_sweep_ls, list_options, 0, 0},
@@ -96,6 +107,17 @@ const CliCommand cli_commands[] = {
     {"watch", "ID", "follow a grade or sweep to its end", cli_watch, watch_options, 1, 1},
     {"logs", "GRADE", "what the tests printed", cli_logs, logs_options, 1, 1},
     {"cancel", "ID...", "give grades or sweeps up", cli_cancel, NULL, 1, 1000},
+    {"parse", "", "grade a saved log: no box, no daemon", cli_parse, parse_options, 0, 0},
+    {"env build", "INSTANCE", "build the environment of a task", cli_env_build, env_options, 1, 1},
+    {"env ls", "", "list environment layers", cli_env_ls, NULL, 0, 0},
+    {"env show", "DIGEST", "show layers by the head of their digest", cli_env_show, NULL, 1, 1},
+    {"env shell", "INSTANCE", "a shell in the environment of a task", cli_env_shell, env_options, 1, 1},
+    {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
+    {"repo ls", "", "list cached repositories", cli_repo_ls, NULL, 0, 0},
+    {"repo add", "OWNER/NAME URL", "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},
+    {"repo fetch", "OWNER/NAME", "fetch it again", cli_repo_fetch, NULL, 1, 1},
+    {"repo gc", "", "remove checkouts nobody used for long", cli_repo_gc, gc_options, 0, 0},
+    {"demo", "", "grade the example tasks through the socket", cli_demo, NULL, 0, 0},
     {"help", "[TOPIC...]", "help on a command, or: exit-codes", cli_help, help_options, 0, 2},
     {"version", "", "version of this program", cli_version, NULL, 0, 0},
     {NULL, NULL, NULL, NULL, NULL, 0, 0},
@@ -371,6 +393,8 @@ int main(int argc, char **argv)
     GError *error = NULL;
     Cli cli = {0};
     signal(SIGPIPE, SIG_DFL);
+    if (argc > 1 && strcmp(argv[1], "box") == 0)
+        return box_tool_main(argc - 1, argv + 1); /* has options of its own: assay box run --help */
     cli.options = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     cli.args = g_ptr_array_new_with_free_func(g_free);
     cli.config = config_load(&argc, &argv, &error);

@@ -310,7 +310,7 @@ static gboolean layer_push(const char *dir, const char *name, int *fds, gsize *n
 
 static GStrv envp_make(const Environment *env)
 {
-    GStrv envp = g_strdupv((char **)(gsize)box_envp_default());
+    GStrv envp = g_strdupv((char **)(gsize)box_envp_default(0));
     envp = g_environ_setenv(envp, "HOME", "/root", TRUE);
     for (char **pair = env->envp; *pair != NULL; pair++) {
         g_auto(GStrv) halves = g_strsplit(*pair, "=", 2);

@@ -25,7 +25,9 @@
 
 #include <string.h>
 
-#define UNEXPECTED_MAX 200u
+#define UNEXPECTED_MAX     200u
+#define EVIDENCE_MAX       100u
+#define STATUSES_BYTES_MAX (1u << 20)
 
 /* Times of one grade, in ns. */
 typedef struct GradeTimes {
@@ -108,14 +110,32 @@ static void unexpected_add(json_t *out, const TestList *list, const StatusMap *m
     }
 }
 
-static json_t *statuses_json(const StatusMap *map)
+/* Adds one name if the budget of bytes lasts. */
+static void status_put(json_t *out, const StatusEntry *entry, gsize *budget)
+{
+    gsize cost = entry->name.len + entry->status.len + 8;
+    if (cost > *budget)
+        return;
+    g_autofree char *name = span_dup(entry->name);
+    json_object_set_new(out, name, json_stringn(entry->status.ptr, entry->status.len));
+    *budget -= cost;
+}
+
+/* Wanted tests first, then whatever else the log named, within STATUSES_BYTES_MAX: a candidate
+ * that prints a million names must not make the answer too long to send. */
+static json_t *statuses_json(const Task *task, const StatusMap *map)
 {
     json_t *out = json_object();
-    for (guint i = 0; map != NULL && i < status_map_len(map); i++) {
-        const StatusEntry *entry = status_map_at(map, i);
-        g_autofree char *name = span_dup(entry->name);
-        json_object_set_new(out, name, json_stringn(entry->status.ptr, entry->status.len));
-    }
+    gsize budget = STATUSES_BYTES_MAX;
+    GStrv lists[] = {task->fail_to_pass, task->pass_to_pass};
+    for (gsize i = 0; map != NULL && i < G_N_ELEMENTS(lists); i++)
+        for (char **name = lists[i]; *name != NULL; name++) {
+            const StatusEntry *entry = status_map_find(map, span_of(*name));
+            if (entry != NULL)
+                status_put(out, entry, &budget);
+        }
+    for (guint i = 0; map != NULL && i < status_map_len(map); i++)
+        status_put(out, status_map_at(map, i), &budget);
     return out;
 }
 
@@ -202,7 +222,7 @@ static gboolean evidence_judge(const GradeRequest *request, const GradeRun *run,
     g_autoptr(GHashTable) gold = diff_paths(request->task->patch);
     witness_patch(scan, tests, gold, findings);
 
-    for (guint i = 0; i < findings->len; i++) {
+    for (guint i = 0; i < findings->len && json_array_size(out) < EVIDENCE_MAX; i++) {
         const WitnessFinding *finding = findings->pdata[i];
         json_array_append_new(
             out, json_pack("{s:s, s:b, s:s*, s:i, s:s}", "code", witness_code_to_str(finding->code),
@@ -282,7 +302,7 @@ static json_t *done_json(const GradeRequest *request, const GradeRun *run,
     done_set(done, "tests",
              json_pack("{s:o, s:o, s:o}", "f2p", list_counts(&result->f2p, map), "p2p",
                        list_counts(&result->p2p, map), "unexpected", unexpected));
-    done_set(done, "statuses", statuses_json(map));
+    done_set(done, "statuses", statuses_json(request->task, map));
     done_set(done, "report", report != NULL ? json_incref(report) : NULL);
     done_set(done, "timing", timing_json(times, run));
     done_set(done, "usage", usage_json(run));

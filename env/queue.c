@@ -239,7 +239,7 @@ static json_t *job_json(Service *service, const GradeRow *row, const char *scrat
     if (row->patch_sha != NULL &&
         (patch = blob_path(service->store, row->patch_sha, error)) == NULL)
         return NULL;
-    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:O,s:s?,s:s,s:O,s:O,s:O,s:b}", "op", "grade", "id",
+    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:O,s:s?,s:s,s:O,s:O,s:O,s:b,s:b}", "op", "grade", "id",
                      row->public_id, "attempt", (json_int_t)row->attempt, "state_dir",
                      store_dir(service->store), "scratch", scratch, "task", spec, "patch_file",
                      patch, "mode", row->mode, "limits", json_object_get(request, "limits"),

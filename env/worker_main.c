@@ -155,6 +155,7 @@ int main(void)
                    WORKER_FD);
         return 2;
     }
+    box_sweep_stale(); /* what a killed predecessor left */
     g_autoptr(json_t) ready =
         json_pack("{s:s, s:I}", "event", "ready", "pid", (json_int_t)getpid());
     event_send(ready);

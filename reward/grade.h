@@ -69,7 +69,8 @@ typedef struct GradeResult {
 } GradeResult;
 
 /* Grades. FALSE only when the task itself cannot be graded: an unknown parser
- * (ASSAY_ERROR_NOT_FOUND), too long a log, a slice outside it. Whatever the log holds is a result. */
+ * (ASSAY_ERROR_NOT_FOUND), too long a log, a slice outside it. Whatever the log holds is a
+ * result. */
 gboolean grade_log(const GradeInput *in, GradeResult *ret, GError **error);
 void grade_result_clear(GradeResult *result);
 

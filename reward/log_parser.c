@@ -34,8 +34,9 @@ void log_context_raise(LogContext *ctx, const char *format, ...)
         return;
     va_list args;
     va_start(args, format);
-    ctx->raised = g_strdup_vprintf(format, args);
+    g_autofree char *text = g_strdup_vprintf(format, args);
     va_end(args);
+    ctx->raised = g_utf8_make_valid(text, -1); /* may quote half a character of the log */
 }
 
 const LogParser *log_parser_at(guint i)

@@ -146,11 +146,12 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(BoxResult, box_result_clear)
 
 typedef struct Box Box;
 
-/* Makes the box. FALSE: our machine failed, or `require` is not met (the message names what). */
+/* Makes the box. The first call ignores SIGPIPE in this process, if nobody handles it. FALSE: our machine failed, or `require` is not met (the message names what). */
 Box *box_open(const BoxSpec *spec, GError **error);
 
 /* Runs one command to its end; afterwards no process of it lives. FALSE only when the box itself
- * failed: nothing the command does can cause that. */
+ * failed: nothing the command does can cause that. Files left on tmpfs may use up the memory limit
+ * so that not even the keeper can run: that command and all later ones are OUT_OF_MEMORY. */
 gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GError **error);
 
 /* BoxLayer bits that are on. */
@@ -165,8 +166,9 @@ char *box_report_json(const Box *box);
 void box_close(Box *box);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Box, box_close)
 
-/* A fixed, complete environment: PATH, HOME, LANG=C.UTF-8, TZ=UTC ... NULL-terminated. */
-const char *const *box_envp_default(void);
+/* A fixed, complete environment for commands of that inside uid: PATH, HOME, LANG=C.UTF-8, TZ=UTC
+ * ... NULL-terminated, static. */
+const char *const *box_envp_default(guint uid);
 
 /* The owner (uid and gid) that trees on disk must have to be writable lowers of any box: an
  * unprivileged id of our range when we are root, else our own uid. */

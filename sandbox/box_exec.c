@@ -23,12 +23,14 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
+#include <termios.h>
 
-#define PIPE_BYTES    (1 << 20)
-#define TICK_MS       100   /* how often CPU time and oom kills are looked at */
-#define KILL_WAIT_MS  20000 /* from SIGKILL to DONE; more means a stuck host */
-#define CHUNK_BYTES   65536
+#define PIPE_BYTES   (1 << 20)
+#define TICK_MS      100   /* how often CPU time and oom kills are looked at */
+#define KILL_WAIT_MS 20000 /* from SIGKILL to DONE; more means a stuck host */
+#define CHUNK_BYTES  65536
 
 typedef struct Run {
     Box *box;
@@ -36,6 +38,10 @@ typedef struct Run {
     int out[2], err[2], in; /* out/err: read ends, then write ends until sent */
     int init_pidfd;
     gsize stdin_done;
+    gboolean stdin_ended;
+    gboolean is_raw;      /* our own terminal was switched */
+    gboolean is_terminal; /* out[0] is the master of the box's terminal */
+    struct termios saved; /* of our own terminal, while it is raw */
     Output kept[2];
     gint64 start_ns, output_ns, killed_ns;
     guint64 wall_ms;
@@ -47,8 +53,10 @@ typedef struct Run {
 
 static void run_clear(Run *run)
 {
-    const int fds[] = {run->out[0], run->out[1], run->err[0], run->err[1], run->in,
-                       run->init_pidfd};
+    if (run->is_raw)
+        tcsetattr(STDIN_FILENO, TCSAFLUSH, &run->saved);
+    const int fds[] = {run->out[0], run->out[1], run->err[0],
+                       run->err[1], run->in,     run->init_pidfd};
     for (gsize i = 0; i < G_N_ELEMENTS(fds); i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -90,8 +98,15 @@ static guint count(const char *const *list)
 static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
 {
     const BoxCommand *command = run->command;
-    const char *const *envp = command->envp != NULL ? command->envp : box_envp_default();
+    const char *const *envp =
+        command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
+    struct winsize size = {0};
+    if (command->interactive)
+        (void)ioctl(STDIN_FILENO, TIOCGWINSZ, &size); /* zero when we have no terminal */
     SpecExec exec = {
+        .flags = command->interactive ? SPEC_EXEC_PTY : 0,
+        .rows = size.ws_row,
+        .cols = size.ws_col,
         .n_argv = count(command->argv),
         .n_envp = count(envp),
         .n_files = (guint32)command->n_files,
@@ -124,12 +139,46 @@ static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
     return TRUE;
 }
 
+static gboolean started(Run *run, GError **error)
+{
+    SpecReply reply;
+    int fds[2];
+    if (!launch_receive(run->box->sock, &reply, fds, 2, error))
+        return FALSE;
+    run->init_pidfd = fds[0];
+    if (run->is_terminal)
+        run->out[0] = fds[1];
+    else if (fds[1] >= 0)
+        close(fds[1]);
+    if (reply.kind != SPEC_REPLY_STARTED || run->init_pidfd < 0 || run->out[0] < 0)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    return non_blocking(run->out[0], error) &&
+           (run->err[0] < 0 || non_blocking(run->err[0], error));
+}
+
+/* Our terminal hands every key to the box's own one; without a terminal nothing is switched. */
+static gboolean start_terminal(Run *run, GByteArray *request, GError **error)
+{
+    run->is_terminal = TRUE;
+    if (!launch_send(run->box->sock, request, NULL, 0, error) || !started(run, error))
+        return FALSE;
+    if (tcgetattr(STDIN_FILENO, &run->saved) == 0) {
+        struct termios raw = run->saved;
+        cfmakeraw(&raw);
+        run->is_raw = tcsetattr(STDIN_FILENO, TCSAFLUSH, &raw) == 0;
+    }
+    return TRUE;
+}
+
 static gboolean start(Run *run, GError **error)
 {
     g_autoptr(GByteArray) bytes = g_byte_array_new();
     int in[2] = {-1, -1};
-    if (!encode(run, bytes, error) || !make_pipe(run->out, error) ||
-        (!run->command->merge && !make_pipe(run->err, error)))
+    if (!encode(run, bytes, error))
+        return FALSE;
+    if (run->command->interactive)
+        return start_terminal(run, bytes, error);
+    if (!make_pipe(run->out, error) || (!run->command->merge && !make_pipe(run->err, error)))
         return FALSE;
     AUTO_FD null = -1;
     AUTO_FD stdin_end = -1;
@@ -151,14 +200,7 @@ static gboolean start(Run *run, GError **error)
         return FALSE;
     close_fd(&run->out[1]);
     close_fd(&run->err[1]);
-
-    SpecReply reply;
-    if (!launch_receive(run->box->sock, &reply, &run->init_pidfd, 1, error))
-        return FALSE;
-    if (reply.kind != SPEC_REPLY_STARTED || run->init_pidfd < 0)
-        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
-    return non_blocking(run->out[0], error) &&
-           (run->err[0] < 0 || non_blocking(run->err[0], error));
+    return started(run, error);
 }
 
 /* Ends the command: everything in its pid namespace dies with init. */
@@ -173,8 +215,9 @@ static void end(Run *run, BoxOutcome cause)
 
 static void copy_to_tee(const Run *run, const char *data, gsize len)
 {
-    if (run->command->tee_fd > 0)
-        fd_write_all(run->command->tee_fd, data, len, NULL); /* a lost log line is not our end */
+    int fd = run->is_terminal ? STDOUT_FILENO : run->command->tee_fd;
+    if (fd > 0)
+        fd_write_all(fd, data, len, NULL); /* a lost log line is not our end */
 }
 
 /* Reads what is there; closes at the end of the stream. */
@@ -213,6 +256,19 @@ static void feed(Run *run)
         close_fd(&run->in);
 }
 
+/* Keys from our terminal to the box's; the end of our input is passed on as ^D. */
+static void feed_terminal(Run *run)
+{
+    char keys[4096];
+    ssize_t n = read(STDIN_FILENO, keys, sizeof keys);
+    if (n > 0)
+        (void)!write(run->out[0], keys, (gsize)n);
+    else if (n == 0 && !run->stdin_ended)
+        (void)!write(run->out[0], "\x04", 1);
+    if (n == 0)
+        run->stdin_ended = TRUE;
+}
+
 static gint64 ms_since(gint64 then_ns)
 {
     return (clock_mono_ns() - then_ns) / 1000000;
@@ -223,8 +279,8 @@ static void check_limits(Run *run)
     const BoxLimits *limits = &run->box->limits;
     if (limits->cpu_ms > 0 || limits->mem_bytes > 0) {
         CgroupUsage now = cgroup_usage(run->box->cgroup);
-        guint64 cpu_us = now.cpu_user_us + now.cpu_sys_us - run->before.cpu_user_us -
-                         run->before.cpu_sys_us;
+        guint64 cpu_us =
+            now.cpu_user_us + now.cpu_sys_us - run->before.cpu_user_us - run->before.cpu_sys_us;
         if (now.oom_kills > run->before.oom_kills)
             end(run, BOX_OUT_OF_MEMORY);
         if (limits->cpu_ms > 0 && cpu_us >= limits->cpu_ms * 1000)
@@ -263,12 +319,13 @@ static gboolean take_done(Run *run, GError **error)
 static gboolean pump(Run *run, GError **error)
 {
     while (!run->done) {
-        struct pollfd polled[] = {{.fd = run->box->sock, .events = POLLIN},
-                                  {.fd = run->out[0], .events = POLLIN},
-                                  {.fd = run->err[0], .events = POLLIN},
-                                  {.fd = run->in, .events = POLLOUT},
-                                  {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1,
-                                   .events = POLLIN}};
+        struct pollfd polled[] = {
+            {.fd = run->box->sock, .events = POLLIN},
+            {.fd = run->out[0], .events = POLLIN},
+            {.fd = run->err[0], .events = POLLIN},
+            {.fd = run->in, .events = POLLOUT},
+            {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1, .events = POLLIN},
+            {.fd = run->is_terminal && !run->stdin_ended ? STDIN_FILENO : -1, .events = POLLIN}};
         if (poll(polled, G_N_ELEMENTS(polled), next_wait_ms(run)) < 0 && errno != EINTR)
             return error_set_errno(error, errno, "poll");
         if (polled[1].revents != 0)
@@ -279,6 +336,8 @@ static gboolean pump(Run *run, GError **error)
             feed(run);
         if (polled[4].revents != 0)
             end(run, BOX_CANCELLED);
+        if (polled[5].revents != 0)
+            feed_terminal(run);
         if (polled[0].revents != 0 && !take_done(run, error))
             return FALSE;
         if (!run->done)
@@ -296,6 +355,10 @@ static gboolean pump(Run *run, GError **error)
 static void judge(const Run *run, BoxResult *result)
 {
     const SpecReply *reply = &run->reply;
+    if (run->box->is_used_up) {
+        result->outcome = BOX_OUT_OF_MEMORY;
+        return;
+    }
     if (reply->has_status && reply->start_failed) {
         result->outcome = BOX_START_ERROR;
         result->start_errno = reply->err;
@@ -338,10 +401,21 @@ static void account(const Run *run, BoxResult *result)
     result->leftover_procs = run->reply.leftover;
 }
 
-static void conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret_result)
+/* Init died without a word and nobody we know of did it. The command cannot kill its init, so this
+ * is our machine's doing; blaming the command would make it a verdict. */
+static gboolean init_was_lost(const Run *run, const BoxResult *result)
+{
+    return !run->box->is_used_up && !run->reply.has_status && run->cause == BOX_NONE &&
+           result->oom_kills == 0 && !run->reply.sampled_oom;
+}
+
+static gboolean conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret_result,
+                         GError **error)
 {
     BoxResult result = {0};
     account(run, &result);
+    if (init_was_lost(run, &result))
+        return error_set(error, ASSAY_ERROR_SYSTEM, "the box's init was killed from outside");
     judge(run, &result);
     result.out_bytes = run->kept[0].total;
     result.err_bytes = run->kept[1].total;
@@ -352,6 +426,29 @@ static void conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret
     result.teardown_us = (guint64)(clock_mono_ns() - ended_ns) / 1000;
     box_result_clear(ret_result);
     *ret_result = result;
+    return TRUE;
+}
+
+/* The keeper shares the memory limit; a command may leave so much on tmpfs that the keeper is
+ * killed for it. That is the command's doing, not a failure of ours. */
+static gboolean is_oom_of_keeper(const Run *run)
+{
+    return cgroup_usage(run->box->cgroup).oom_kills > run->before.oom_kills;
+}
+
+static gboolean perform(Run *run, GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    gboolean ok = start(run, &local);
+    run->start_ns = run->output_ns = clock_mono_ns();
+    if (ok && pump(run, &local))
+        return TRUE;
+    if (is_oom_of_keeper(run)) {
+        run->box->is_used_up = TRUE;
+        return TRUE;
+    }
+    g_propagate_prefixed_error(error, g_steal_pointer(&local), "run a command: ");
+    return FALSE;
 }
 
 gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GError **error)
@@ -367,15 +464,12 @@ gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GE
                        .before = cgroup_usage(box->cgroup)};
     if (command->wall_ms > 0 && (run.wall_ms == 0 || command->wall_ms < run.wall_ms))
         run.wall_ms = command->wall_ms;
+    cgroup_peak_reset(box->cgroup);
     output_init(&run.kept[0], box->limits.output_bytes_keep);
     output_init(&run.kept[1], box->limits.output_bytes_keep);
 
-    gboolean ok = start(&run, error);
-    run.start_ns = run.output_ns = clock_mono_ns();
-    if (!ok || !pump(&run, error)) {
-        g_prefix_error(error, "run a command: ");
+    run.start_ns = run.output_ns = called_ns;
+    if (!box->is_used_up && !perform(&run, error))
         return FALSE;
-    }
-    conclude(&run, called_ns, clock_mono_ns(), ret_result);
-    return TRUE;
+    return conclude(&run, called_ns, clock_mono_ns(), ret_result, error);
 }

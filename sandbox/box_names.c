@@ -51,22 +51,16 @@ BoxLimits box_limits_default(void)
     };
 }
 
-const char *const *box_envp_default(void)
+#define ENVP(home)                                                                                 \
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" home,             \
+        "LANG=C.UTF-8", "TZ=UTC", "TERM=dumb", "COLUMNS=80", "PYTHONHASHSEED=0",                   \
+        "PYTHONDONTWRITEBYTECODE=1", "PIP_NO_INPUT=1", "GIT_TERMINAL_PROMPT=0",                    \
+        "GIT_CONFIG_NOSYSTEM=1", NULL
+
+const char *const *box_envp_default(guint uid)
 {
-    static const char *const envp[] = {
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME=/root",
-        "LANG=C.UTF-8",
-        "TZ=UTC",
-        "TERM=dumb",
-        "COLUMNS=80",
-        "PYTHONHASHSEED=0",
-        "PYTHONDONTWRITEBYTECODE=1",
-        "PIP_NO_INPUT=1",
-        "GIT_TERMINAL_PROMPT=0",
-        "GIT_CONFIG_NOSYSTEM=1",
-        NULL};
-    return envp;
+    static const char *const root[] = {ENVP("/root")}, *const other[] = {ENVP("/home/box")};
+    return uid == 0 ? root : other;
 }
 
 void box_result_clear(BoxResult *result)

@@ -29,6 +29,8 @@
 #define RMDIR_TRIES   200
 #define RMDIR_WAIT_US 5000
 #define TEXT_MAX      65536
+#define DRAINED_BYTES (32u << 20)
+#define DRAIN_TRIES   100
 
 typedef enum Hierarchy { HIER_V2, HIER_MEMORY, HIER_PIDS, HIER_COUNT } Hierarchy;
 
@@ -186,7 +188,7 @@ static gboolean set_number(int fd, const char *name, guint64 value, const char *
     return write_text(fd, name, text);
 }
 
-/* The starter, the keeper and init are inside a version 1 pids group. */
+/* The starter, the keeper and init are inside the limited group. */
 #define PIDS_OURS 3
 
 gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError **error)
@@ -195,13 +197,12 @@ gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError *
     if (cgroup->v2_controls) {
         write_text(v2, "memory.swap.max", "0");
         if (!set_number(v2, "memory.max", mem_bytes, "max") ||
-            !set_number(v2, "pids.max", pids > 0 ? pids + 1 : 0, "max"))
+            !set_number(v2, "pids.max", pids > 0 ? pids + PIDS_OURS : 0, "max"))
             return error_set_errno(error, errno, "limit %s", cgroup->dirs[HIER_V2]);
         return TRUE;
     }
     if (memory >= 0) {
         write_text(memory, "memory.swappiness", "0");
-        write_text(memory, "memory.max_usage_in_bytes", "0");
         if (!set_number(memory, "memory.limit_in_bytes", mem_bytes, "-1"))
             return error_set_errno(error, errno, "limit %s", cgroup->dirs[HIER_MEMORY]);
     }
@@ -214,6 +215,25 @@ static guint64 read_number(int dir_fd, const char *name)
 {
     g_autofree char *text = dir_fd < 0 ? NULL : read_text(dir_fd, name);
     return text == NULL ? 0 : g_ascii_strtoull(text, NULL, 10);
+}
+
+void cgroup_wait_drained(const Cgroup *cgroup)
+{
+    int fd = cgroup->fds[cgroup->v2_controls ? HIER_V2 : HIER_MEMORY];
+    const char *name = cgroup->v2_controls ? "memory.current" : "memory.usage_in_bytes";
+    for (int i = 0; i < DRAIN_TRIES && read_number(fd, name) > DRAINED_BYTES; i++) {
+        if (!cgroup->v2_controls)
+            write_text(fd, "memory.force_empty", "0"); /* page cache does not count */
+        g_usleep(RMDIR_WAIT_US);
+    }
+}
+
+void cgroup_peak_reset(const Cgroup *cgroup)
+{
+    if (cgroup->v2_controls)
+        write_text(cgroup->fds[HIER_V2], "memory.peak", "reset");
+    else if (cgroup->fds[HIER_MEMORY] >= 0)
+        write_text(cgroup->fds[HIER_MEMORY], "memory.max_usage_in_bytes", "0");
 }
 
 /* The number after KEY in a file of "key value" lines. */

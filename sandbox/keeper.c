@@ -82,8 +82,10 @@ static int enter(Keeper *keeper, int maps_ready_fd, Fail *failed)
     }
     if (time_namespace())
         keeper->layers |= BOX_LAYER_TIME;
-    /* A second wall behind the filter: no user namespace below ours. */
+    /* A second wall behind the filter: no user namespace below ours; and host-wide objects. */
     keeper_write_text("/proc/sys/user/max_user_namespaces", "0");
+    keeper_write_text("/proc/sys/user/max_inotify_watches", "65536");
+    keeper_write_text("/proc/sys/user/max_inotify_instances", "256");
     keeper->layers |= BOX_LAYER_USER | BOX_LAYER_MOUNT | BOX_LAYER_UTS;
     return 0;
 }

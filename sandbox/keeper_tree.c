@@ -108,13 +108,9 @@ static int attach(Tree *tree, uint32_t index, bool writable, char *ret_name, siz
         return r;
     }
     char from[64];
-    int again = reopen_here(fd);
-    if (again < 0)
-        return fail(tree->failed, "open a lower again", NULL);
-    int r = mount(fd_path(again, from, sizeof from), ret_name, NULL, MS_BIND, NULL);
+    int r = mount(fd_path(fd, from, sizeof from), ret_name, NULL, MS_BIND, NULL);
     if (r < 0)
         fail(tree->failed, "bind a lower", NULL);
-    close(again);
     if (r == 0 && !writable)
         mount(NULL, ret_name, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | BASE_FLAGS, NULL);
     return r;
@@ -540,6 +536,19 @@ static void choose_masks(Keeper *keeper)
     }
 }
 
+/* Directories sent as plain descriptors belong to the caller's mount namespace; ours has the same
+ * inodes. Done before the base tmpfs covers /tmp, where some of them may lie. */
+static int reopen_all(const SpecOpen *open, const int *fds, int *ret_fds, Fail *failed)
+{
+    uint32_t n = mounts_index(open) + open->n_mounts;
+    for (uint32_t i = 0; i < n; i++) {
+        ret_fds[i] = open->flags & SPEC_OPEN_MOUNT_FDS ? fds[i] : reopen_here(fds[i]);
+        if (ret_fds[i] < 0)
+            return fail(failed, "find a layer's directory again", NULL);
+    }
+    return 0;
+}
+
 static int mount_base(Fail *failed)
 {
     static const char *const dirs[] = {"e", "l", "skel", "root"};
@@ -556,13 +565,15 @@ static int mount_base(Fail *failed)
 
 int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed)
 {
-    Tree tree = {.keeper = keeper, .fds = fds, .root_fd = -1, .failed = failed};
+    int here[SPEC_FDS_MAX];
+    Tree tree = {.keeper = keeper, .fds = here, .root_fd = -1, .failed = failed};
     const SpecLimits *limits = &keeper->open.limits;
     char tmp_options[96];
-    snprintf(tmp_options, sizeof tmp_options, "size=%llu,mode=1777",
-             (unsigned long long)limits->tmp_bytes);
+    snprintf(tmp_options, sizeof tmp_options, "size=%llu,nr_inodes=%llu,mode=1777",
+             (unsigned long long)limits->tmp_bytes, (unsigned long long)limits->inodes);
 
-    if (mount_base(failed) < 0 || make_skeleton(&tree) < 0 || mount_root(&tree) < 0 ||
+    if (reopen_all(&keeper->open, fds, here, failed) < 0 || mount_base(failed) < 0 ||
+        make_skeleton(&tree) < 0 || mount_root(&tree) < 0 ||
         mount_inside(&tree, "/proc", "proc", BASE_FLAGS | MS_NOEXEC, NULL) < 0 ||
         mount_inside(&tree, "/tmp", "tmpfs", BASE_FLAGS, tmp_options) < 0 ||
         mount_inside(&tree, "/run", "tmpfs", BASE_FLAGS, "size=16m,mode=755") < 0 ||

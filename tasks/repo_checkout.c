@@ -101,8 +101,7 @@ static gboolean blob_write(Checkout *out, int dir_fd, const git_tree_entry *entr
 
     git_buf filtered = GIT_BUF_INIT;
     git_blob_filter_options options = GIT_BLOB_FILTER_OPTIONS_INIT;
-    options.flags = GIT_BLOB_FILTER_CHECK_FOR_BINARY | GIT_BLOB_FILTER_NO_SYSTEM_ATTRIBUTES |
-                    GIT_BLOB_FILTER_ATTRIBUTES_FROM_COMMIT;
+    options.flags = GIT_BLOB_FILTER_NO_SYSTEM_ATTRIBUTES | GIT_BLOB_FILTER_ATTRIBUTES_FROM_COMMIT;
     options.attr_commit_id = out->commit;
     gboolean plain =
         mode == GIT_FILEMODE_LINK || git_blob_filter(&filtered, blob, path, &options) < 0;

@@ -2,12 +2,14 @@
  * p5.js: mocha's failure list at the end of a log full of page source and JSON.
  *
  * Invariants: blocks are removed one at a time from the left, as the original does, because a
- * removal may create the next match; BLOCKS_MAX bounds the work.
+ * removal may create the next match; WORK_BYTES_MAX bounds the work.
  * Facts: SWE-bench/SWE-bench, harness/log_parsers/javascript.py. Graded fail_only.
  */
 #include "reward/parsers/ansi.h"
 
-#define BLOCKS_MAX 20000
+#include <string.h>
+
+#define WORK_BYTES_MAX 4000000000u
 
 typedef struct JsonFilter {
     gboolean in_object, in_list;
@@ -64,25 +66,53 @@ static guint count_of(Span text, Span what)
     return count - 1;
 }
 
-/* Removes <tag>...</tag>, leaving as many "<tag>" as the block opened beyond its first. */
+typedef struct Block {
+    Span whole, name;
+} Block;
+
+/* The leftmost `<(\w+)>[\s\S]*?</\1>`; by hand, because the pattern rescans the rest of the log
+ * for every tag that is never closed. `*work` counts the bytes looked at. */
+static gboolean block_find(Span log, guint64 *work, gboolean *gave_up, Block *ret)
+{
+    static Regex open_re = {.pattern = "<(\\w+)>"};
+    g_autoptr(GHashTable) unclosed = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    Match m;
+    gsize pos = 0;
+    while (*work <= WORK_BYTES_MAX && regex_next(&open_re, log, &pos, gave_up, &m)) {
+        g_autofree char *close = g_strdup_printf("</%.*s>", (int)m.group[1].len, m.group[1].ptr);
+        if (g_hash_table_contains(unclosed, close))
+            continue;
+        *work += log.len - pos;
+        gssize at = span_find(log, span_of(close), pos);
+        if (at >= 0) {
+            gsize start = (gsize)(m.group[0].ptr - log.ptr);
+            *ret = (Block){span_slice(log, start, (gsize)at + strlen(close)), m.group[1]};
+            return TRUE;
+        }
+        g_hash_table_add(unclosed, g_steal_pointer(&close));
+    }
+    if (*work > WORK_BYTES_MAX)
+        *gave_up = TRUE;
+    *work += log.len;
+    return FALSE;
+}
+
+/* Removes every block, leaving as many "<tag>" as it opened beyond its first. */
 static void xml_blocks_drop(GString *log, gboolean *gave_up)
 {
-    static Regex block_re = {.pattern = "<(\\w+)>[\\s\\S]*?<\\/\\1>", .flags = REGEX_MULTILINE};
-    Match m;
-    for (guint i = 0; regex_search(&block_re, span_gstring(log), 0, gave_up, &m); i++) {
-        if (i == BLOCKS_MAX) {
-            *gave_up = TRUE;
-            return;
-        }
+    guint64 work = 0;
+    Block block;
+    while (block_find(span_gstring(log), &work, gave_up, &block)) {
         AUTO_GSTRING tag = g_string_new("<");
-        span_append(tag, m.group[1]);
+        span_append(tag, block.name);
         g_string_append_c(tag, '>');
-        guint nested = count_of(m.group[0], span_gstring(tag)) - 1;
-        gssize at = m.group[0].ptr - log->str;
-        g_string_erase(log, at, (gssize)m.group[0].len);
+        guint nested = count_of(block.whole, span_gstring(tag)) - 1;
         AUTO_GSTRING again = g_string_new(NULL);
         for (guint k = 0; k < nested; k++)
             span_append(again, span_gstring(tag));
+        gssize at = block.whole.ptr - log->str;
+        work += log->len;
+        g_string_erase(log, at, (gssize)block.whole.len);
         g_string_insert_len(log, at, again->str, (gssize)again->len);
     }
 }

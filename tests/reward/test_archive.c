@@ -2,12 +2,14 @@
  * Every log of the grading archive, in both compat modes, against the SWE-bench graders' answers.
  *
  * The archive is shared/data/grading.tar.xz, found through ASSAY_SHARED or beside the source root;
- * without it (or without tar and xz) the test is skipped.
+ * without it (or without tar and xz) the test is skipped. The same honest logs, and the gold
+ * patches beside them, must give no SUSPECT finding.
  */
 #include "base/fd.h"
 #include "base/tree.h"
 #include "reward/parse_cli.h"
 #include "reward/pyjson.h"
+#include "reward/witness_patch.h"
 
 #include <fcntl.h>
 #include <glib/gstdio.h>
@@ -26,6 +28,58 @@ static json_t *read_json(const char *dir, const char *name)
     json_t *value = json_parse(text, len, &error);
     g_assert_no_error(error);
     return value;
+}
+
+static void show(const char *where, const GPtrArray *findings)
+{
+    for (guint i = 0; i < findings->len; i++) {
+        const WitnessFinding *finding = g_ptr_array_index(findings, i);
+        if (finding->weight == WITNESS_SUSPECT)
+            g_test_message("%s: %s %s:%u %s", where, witness_code_to_str(finding->code),
+                           finding->path ? finding->path : "log", finding->line, finding->detail);
+    }
+}
+
+/* The bytes between the lines of the start and the end marker, as the supervisor cuts them. */
+static gboolean find_slice(Span log, GradeInput *in)
+{
+    gssize start = span_find(log, SPAN(">>>>> Start Test Output"), 0);
+    gssize end = start < 0 ? -1 : span_find(log, SPAN(">>>>> End Test Output"), (gsize)start);
+    if (end < 0)
+        return FALSE;
+    gssize first = span_find(log, SPAN("\n"), (gsize)start);
+    Span before = span_slice(log, 0, (gsize)end);
+    gssize last = span_rfind(before, SPAN("\n"));
+    in->slice_start = (gsize)first + 1;
+    in->slice_end = MAX((gsize)last + 1, in->slice_start);
+    return TRUE;
+}
+
+static void check_honest(const char *dir, const json_t *row, Span log)
+{
+    g_autoptr(GError) error = NULL;
+    g_auto(GStrv) f2p = parse_cli_tests(row, "FAIL_TO_PASS", &error);
+    g_auto(GStrv) p2p = parse_cli_tests(row, "PASS_TO_PASS", &error);
+    GradeInput in = {
+        .mode = GRADE_STRICT,
+        .instance_id = json_want_str(row, "instance_id", &error),
+        .repo_version = json_want_str(row, "version", &error),
+        .log_parser = json_want_str(row, "log_parser", &error),
+        .f2p = (const char *const *)f2p,
+        .p2p = (const char *const *)p2p,
+        .log = log.ptr,
+        .log_len = log.len,
+    };
+    if (!find_slice(log, &in))
+        return;
+    g_auto(GradeResult) result = {0};
+    g_assert_true(grade_log(&in, &result, &error));
+    if (!result.found)
+        return;
+    g_autoptr(GPtrArray) findings = witness_findings_new();
+    witness_log(&(WitnessInput){.grade = &in, .result = &result}, findings);
+    show(dir, findings);
+    g_assert_false(witness_any_suspect(findings));
 }
 
 static void check_case(const char *dir)
@@ -50,19 +104,22 @@ static void check_case(const char *dir)
             g_test_message("%s in %s differs", dir, grade_mode_to_str(modes[i]));
         g_assert_cmpstr(got_text, ==, want_text);
     }
+    Span text;
+    text.ptr = g_bytes_get_data(log, &text.len);
+    check_honest(dir, row, text);
 }
 
-static char *archive_path(void)
+static char *archive_path(const char *name)
 {
     const char *shared = g_getenv("ASSAY_SHARED");
     const char *root = g_getenv("ASSAY_SOURCE_ROOT");
     g_autofree char *beside = g_build_filename(root ? root : ".", "..", "shared", NULL);
-    return g_build_filename(shared ? shared : beside, "data", "grading.tar.xz", NULL);
+    return g_build_filename(shared ? shared : beside, "data", name, NULL);
 }
 
 static void every_log_of_the_archive_grades_as_the_harness_does(void)
 {
-    g_autofree char *archive = archive_path();
+    g_autofree char *archive = archive_path("grading.tar.xz");
     if (!g_file_test(archive, G_FILE_TEST_IS_REGULAR)) {
         g_test_skip("no grading.tar.xz (set ASSAY_SHARED)");
         return;
@@ -93,10 +150,50 @@ static void every_log_of_the_archive_grades_as_the_harness_does(void)
     g_assert_true(tree_remove(at, base, &error));
 }
 
+static void check_gold(const json_t *row)
+{
+    const char *id = json_string_value(json_object_get(row, "instance_id"));
+    const json_t *patch = json_object_get(row, "patch");
+    g_autoptr(PatchScan) scan = patch_scan(json_string_value(patch), json_string_length(patch));
+    g_assert_cmpuint(scan->files->len, >, 0);
+    g_assert_cmpuint(scan->hostile->len, ==, 0);
+    g_assert_false(scan->malformed);
+    g_autoptr(GPtrArray) findings = witness_findings_new();
+    witness_patch(scan, NULL, NULL, findings);
+    show(id, findings);
+    g_assert_false(witness_any_suspect(findings));
+}
+
+static void gold_patches_of_the_dev_rows_raise_no_suspicion(void)
+{
+    g_autofree char *path = archive_path("swebench/dev.jsonl");
+    if (!g_file_test(path, G_FILE_TEST_IS_REGULAR)) {
+        g_test_skip("no swebench/dev.jsonl (set ASSAY_SHARED)");
+        return;
+    }
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GBytes) bytes = file_read(path, FILE_BYTES_MAX, &error);
+    g_assert_no_error(error);
+    Span rest, line;
+    rest.ptr = g_bytes_get_data(bytes, &rest.len);
+    guint rows = 0;
+    while (span_cut(&rest, '\n', &line)) {
+        if (line.len == 0)
+            continue;
+        g_autoptr(json_t) row = json_parse(line.ptr, line.len, &error);
+        g_assert_no_error(error);
+        check_gold(row);
+        rows++;
+    }
+    g_assert_cmpuint(rows, >, 0);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/archive/every log of the archive grades as the harness does",
                     every_log_of_the_archive_grades_as_the_harness_does);
+    g_test_add_func("/archive/gold patches of the dev rows raise no suspicion",
+                    gold_patches_of_the_dev_rows_raise_no_suspicion);
     return g_test_run();
 }

@@ -42,10 +42,12 @@ static void set_up(Fixture *f, gconstpointer data)
     f->source = g_build_filename(f->dir, "source", NULL);
     g_assert_cmpint(mkdir(f->state, 0700), ==, 0);
     g_assert_cmpint(mkdir(f->source, 0700), ==, 0);
-    f->commit = shell(f->source, "git init -q -b main . ; git config user.email a@b; git config "
-                                 "user.name a; mkdir -p pkg/deep; echo one > pkg/deep/a.txt; "
-                                 "printf 'x\\n' > run.sh; chmod +x run.sh; ln -s run.sh link; "
-                                 "git add -A; git commit -qm first; git rev-parse HEAD");
+    f->commit = shell(
+        f->source,
+        "git init -q -b main . ; git config user.email a@b; git config "
+        "user.name a; mkdir -p pkg/deep; echo one > pkg/deep/a.txt; "
+        "printf 'x\\n' > run.sh; chmod +x run.sh; ln -s run.sh link; printf 'a\\000b' > bin.dat; "
+        "git add -A; git commit -qm first; git rev-parse HEAD");
     g_free(shell(f->source, "echo future > secret.txt; git add -A; git commit -qm future; "
                             "git tag v2"));
 }
@@ -100,8 +102,9 @@ static void a_checkout_is_clean_and_knows_only_the_base(Fixture *f, gconstpointe
     g_assert_cmpstr(status, ==, "");
     g_autofree char *log = shell(tree, "git log --all --format=%s");
     g_assert_cmpstr(log, ==, "base");
-    g_autofree char *content = shell(tree, "cat pkg/deep/a.txt; readlink link; test -x run.sh");
-    g_assert_cmpstr(content, ==, "one\nrun.sh");
+    g_autofree char *content = shell(tree, "cat pkg/deep/a.txt; readlink link; test -x run.sh; "
+                                           "wc -c < bin.dat");
+    g_assert_cmpstr(content, ==, "one\nrun.sh\n3");
     g_autofree char *leak = shell(tree, "git rev-list --all --objects | grep -c secret || true");
     g_assert_cmpstr(leak, ==, "0");
     g_autofree char *fsck = shell(tree, "git fsck --full --strict 2>&1 | grep -v '^notice' || :");

@@ -1,0 +1,241 @@
+/*
+ * The laboratory of the live sandbox tests.
+ *
+ * Invariant: nothing on the host is touched outside a directory of our own; host values are only
+ * read.
+ */
+#include "tests/sandbox/lab.h"
+
+#include "base/fd.h"
+#include "base/tree.h"
+#include "sandbox/box_ids.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define USER_ID 61234 /* what --as-user drops to: nobody has it */
+
+static char *lab_dir;
+static int payload_fd = -1;
+static gboolean is_user;
+static BoxMount payload_mount;
+
+static void copy_in(const char *from, const char *name)
+{
+    g_autofree char *to = g_build_filename(lab_dir, name, NULL);
+    g_autofree char *data = NULL;
+    gsize len = 0;
+    g_assert_true(g_file_get_contents(from, &data, &len, NULL));
+    g_assert_true(g_file_set_contents(to, data, (gssize)len, NULL));
+    g_assert_cmpint(chmod(to, 0755), ==, 0);
+}
+
+static gboolean skip_all(const char *why)
+{
+    printf("1..0 # SKIP %s\n", why);
+    return FALSE;
+}
+
+static gboolean take_flag(int *argc, char ***argv, const char *flag)
+{
+    gboolean found = FALSE;
+    int kept = 0;
+    for (int i = 0; i < *argc; i++) {
+        if (g_str_equal((*argv)[i], flag))
+            found = TRUE;
+        else
+            (*argv)[kept++] = (*argv)[i];
+    }
+    *argc = kept;
+    return found;
+}
+
+/* Namespaces may be refused here; ASSAY_BOX_MUST_WORK=1 makes that a failure. */
+static gboolean boxes_work(void)
+{
+    g_autoptr(GError) error = NULL;
+    BoxSpec spec = lab_spec(0);
+    g_autoptr(Box) box = box_open(&spec, &error);
+    if (box != NULL)
+        return TRUE;
+    if (g_strcmp0(g_getenv("ASSAY_BOX_MUST_WORK"), "1") == 0)
+        g_error("boxes must work here, but: %s", error->message);
+    g_autofree char *why = g_strdup_printf("no boxes on this host: %s", error->message);
+    return skip_all(why);
+}
+
+gboolean lab_init(int *argc, char ***argv)
+{
+    gboolean as_user = take_flag(argc, argv, "--as-user");
+    g_test_init(argc, argv, NULL);
+    if (as_user && geteuid() != 0)
+        return skip_all("already an ordinary user: the other run covers it");
+
+    g_setenv("ASSAY_CANARY", "canary-5e1f", TRUE);
+    lab_dir = g_dir_make_tmp("assay-lab-XXXXXX", NULL);
+    g_assert_nonnull(lab_dir);
+    g_assert_cmpint(chmod(lab_dir, 0755), ==, 0);
+    copy_in(g_getenv("ASSAY_TEST_PAYLOAD"), "payload");
+    copy_in(g_getenv("ASSAY_TEST_BOX"), "assay-box");
+    g_setenv("ASSAY_LIBEXEC", lab_dir, TRUE);
+    if (as_user) {
+        is_user = TRUE;
+        g_assert_cmpint(chown(lab_dir, USER_ID, USER_ID), ==, 0);
+        g_assert_cmpint(setgid(USER_ID), ==, 0);
+        g_assert_cmpint(setuid(USER_ID), ==, 0);
+        prctl(PR_SET_DUMPABLE, 1);
+    }
+    is_user = geteuid() != 0;
+    payload_fd = open(lab_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    payload_mount = (BoxMount){payload_fd, "/payload"};
+    return boxes_work();
+}
+
+int lab_end(int status)
+{
+    box_shutdown();
+    close(payload_fd);
+    tree_remove(AT_FDCWD, lab_dir, NULL);
+    return status;
+}
+
+gboolean lab_is_user(void)
+{
+    return is_user;
+}
+
+BoxSpec lab_spec(guint inside_uid)
+{
+    const guint64 mib = 1 << 20;
+    BoxSpec spec = {.work_path = "/testbed",
+                    .uid = inside_uid,
+                    .gid = inside_uid,
+                    .slot = 100,
+                    .mounts = &payload_mount,
+                    .n_mounts = 1,
+                    .limits = box_limits_default()};
+    spec.limits.mem_bytes = 128 * mib;
+    spec.limits.disk_bytes = 16 * mib;
+    spec.limits.inodes = 2000;
+    spec.limits.tmp_bytes = 16 * mib;
+    spec.limits.pids = 64;
+    spec.limits.wall_ms = 20000;
+    spec.limits.output_bytes_keep = 1 * mib;
+    spec.limits.output_bytes_kill = 8 * mib;
+    return spec;
+}
+
+Box *lab_open(const BoxSpec *spec)
+{
+    g_autoptr(GError) error = NULL;
+    Box *box = box_open(spec, &error);
+    g_assert_no_error(error);
+    return box;
+}
+
+static char *exec_text(Box *box, const char *const *argv, BoxResult *ret_result)
+{
+    g_autoptr(GError) error = NULL;
+    BoxCommand command = {.argv = argv};
+    gboolean ok = box_exec(box, &command, ret_result, &error);
+    g_assert_no_error(error);
+    g_assert_true(ok);
+    gsize len = 0;
+    const char *data = g_bytes_get_data(ret_result->out, &len);
+    while (len > 0 && data[len - 1] == '\n')
+        len--;
+    return g_strndup(data, len);
+}
+
+char *lab_sh(Box *box, const char *line, BoxResult *ret_result)
+{
+    const char *const argv[] = {"/bin/sh", "-c", line, NULL};
+    return exec_text(box, argv, ret_result);
+}
+
+char *lab_try(Box *box, const char *word, BoxResult *ret_result)
+{
+    const char *const argv[] = {"/payload/payload", word, NULL};
+    return exec_text(box, argv, ret_result);
+}
+
+static void add_file(GString *picture, const char *path)
+{
+    g_autofree char *text = NULL;
+    if (g_file_get_contents(path, &text, NULL, NULL))
+        g_string_append_printf(picture, "%s: %s\n", path, text);
+}
+
+char *lab_host_picture(void)
+{
+    static const char *const files[] = {
+        "/proc/sys/kernel/core_pattern",      "/proc/sys/kernel/modprobe",
+        "/proc/sys/vm/overcommit_memory",     "/proc/sys/net/ipv4/ip_forward",
+        "/proc/sys/kernel/hostname",          "/proc/sys/user/max_user_namespaces",
+        "/proc/swaps"};
+    g_autoptr(GString) picture = g_string_new(NULL);
+    for (gsize i = 0; i < G_N_ELEMENTS(files); i++)
+        add_file(picture, files[i]);
+    g_autofree char *mounts = NULL;
+    g_assert_true(g_file_get_contents("/proc/self/mountinfo", &mounts, NULL, NULL));
+    g_string_append(picture, mounts);
+    struct stat st;
+    g_assert_cmpint(stat("/usr/bin/env", &st), ==, 0);
+    g_string_append_printf(picture, "env %lu %ld %ld.%ld\n", st.st_ino, st.st_size,
+                           st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+    g_autoptr(GArray) pids = lab_box_pids(100);
+    g_string_append_printf(picture, "processes %u\n", pids->len);
+    return g_string_free(g_steal_pointer(&picture), FALSE);
+}
+
+static gboolean belongs(const char *pid, guint slot)
+{
+    g_autofree char *dir = g_build_filename("/proc", pid, NULL);
+    g_autofree char *comm_path = g_build_filename(dir, "comm", NULL);
+    g_autofree char *status_path = g_build_filename(dir, "status", NULL);
+    g_autofree char *status = NULL, *comm = NULL;
+    if (!g_file_get_contents(status_path, &status, NULL, NULL) ||
+        !g_file_get_contents(comm_path, &comm, NULL, NULL))
+        return FALSE;
+    const char *uid_line = strstr(status, "\nUid:");
+    guint64 uid = uid_line == NULL ? 0 : g_ascii_strtoull(uid_line + 5, NULL, 10);
+    if (is_user) /* the dead do not count, and neither do we */
+        return uid == geteuid() && !g_str_equal(pid, "self") && atoi(pid) != getpid();
+    guint64 base = BOX_ID_BASE + (slot + 1) * (guint64)BOX_ID_COUNT;
+    return uid >= base && uid < base + BOX_ID_COUNT;
+}
+
+GArray *lab_box_pids(guint slot)
+{
+    GArray *pids = g_array_new(FALSE, FALSE, sizeof(int));
+    g_autoptr(GDir) dir = g_dir_open("/proc", 0, NULL);
+    const char *name;
+    while ((name = g_dir_read_name(dir)) != NULL) {
+        if (!g_ascii_isdigit(name[0]) || !belongs(name, slot))
+            continue;
+        int pid = (int)g_ascii_strtoll(name, NULL, 10);
+        g_array_append_val(pids, pid);
+    }
+    return pids;
+}
+
+gboolean lab_wait_gone(GArray *pids, int timeout_ms)
+{
+    gboolean gone = TRUE;
+    for (guint i = 0; i < pids->len; i++) {
+        AUTO_FD fd = (int)syscall(SYS_pidfd_open, g_array_index(pids, int, i), 0);
+        if (fd < 0)
+            continue; /* gone already */
+        struct pollfd polled = {.fd = fd, .events = POLLIN};
+        gone = gone && poll(&polled, 1, timeout_ms) == 1;
+    }
+    return gone;
+}
