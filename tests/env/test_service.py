@@ -12,7 +12,7 @@ import threading
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from daemon import Daemon, rows, task_row
 
-ASSAYD = sys.argv[1]
+ASSAYD = os.path.abspath(sys.argv[1])
 CASES = []
 
 
