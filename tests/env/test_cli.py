@@ -141,7 +141,7 @@ def eval_does_it_all_and_leaves_no_daemon():
                     + rows([{"instance_id": "nobody", "model_patch": "x"}]))
         result = assay("eval", "--dataset", "rows.jsonl", "--predictions", "preds.jsonl", "--out", "out", "--run-id", "r1")
         same(result.returncode, 1)
-        has(result.stderr, "rows.jsonl:3: field repo: missing")
+        has(result.stderr, "rows.jsonl:3: not a task row: expected repo")
         has(result.stderr, "preds.jsonl:3:")
         has(result.stderr, "nobody")
         summary = json.loads((assay.dir / "out" / "org__m.r1.json").read_text())
