@@ -123,8 +123,6 @@ GPtrArray *grade_list(Store *store, gint state, const char *after, guint limit, 
 gboolean grade_recover(Store *store, guint *ret_requeued, GError **error);
 /* How many are queued, counted up to `cap`. -1 on error. */
 gint64 grade_n_queued(Store *store, gint64 cap, GError **error);
-/* Marks the done grades of a task stale: its environment or content was found broken. */
-gboolean grade_mark_stale(Store *store, gint64 task_id, GError **error);
 typedef struct GradeCounts {
     gint64 by_state[GRADE_STATE_COUNT];
     gint64 by_verdict[VERDICT_COUNT];

@@ -43,27 +43,34 @@ static const CliOption task_show_options[] = {
 static const CliOption validate_options[] = {{"detach", NULL, "do not wait"}, {NULL, NULL, NULL}};
 static const CliOption grade_options[] = {
     {"gold", NULL, "grade the reference patch"}, {"empty", NULL, "grade the empty patch"},
-    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {"cache", "HOW", "use, refresh, only or off"},
+    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {"cache", "HOW",
+     "use, refresh, only or off"},
     {"environments", "FILE", "environments for this grade"}, {"repos", "DIR", "repository mirrors"},
     {"dataset", "NAME", "the task's dataset"}, {"detach", NULL, "print the id and return"},
     {"fail-on", "VERDICT", "exit 7 when the verdict is this one"}, {NULL, NULL, NULL}};
 static const CliOption sweep_run_options[] = {
     {"dataset", "NAME", "the tasks' dataset"}, {"name", "NAME", "a name for the sweep"},
-    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {"cache", "HOW", "use, refresh, only or off"},
+    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {"cache", "HOW",
+     "use, refresh, only or off"},
     {"environments", "FILE", "environments for this sweep"}, {"repos", "DIR", "repository mirrors"},
-    {"model", "NAME", "the model's name where a line has none"}, {"detach", NULL, "print the id and return"},
+    {"model", "NAME", "the model's name where a line has none"}, {"detach", NULL,
+     "print the id and return"},
     {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
 static const CliOption list_options[] = {
     {"limit", "N", "at most N"}, {"after", "ID", "after this id"}, {NULL, NULL, NULL}};
 static const CliOption results_options[] = {
-    {"verdict", "V", "only this verdict"}, {"follow", NULL, "wait for what is not finished"}, {NULL, NULL, NULL}};
-static const CliOption report_options[] = {{"output", "FILE", "write it there"}, {NULL, NULL, NULL}};
+    {"verdict", "V", "only this verdict"}, {"follow", NULL,
+     "wait for what is not finished"}, {NULL, NULL, NULL}};
+static const CliOption report_options[] = {
+    {"output", "FILE", "write it there"}, {NULL, NULL, NULL}};
 static const CliOption diff_options[] = {
     {"fail-on-broken", NULL, "exit 7 when a resolved one is no longer"}, {NULL, NULL, NULL}};
 static const CliOption logs_options[] = {
-    {"tail", "N", "only the last N lines"}, {"file", "NAME", "another kept file: report.json, eval.sh ..."},
+    {"tail", "N", "only the last N lines"}, {"file", "NAME",
+     "another kept file: report.json, eval.sh ..."},
     {"grep", "TEXT", "only lines with this text"}, {NULL, NULL, NULL}};
-static const CliOption watch_options[] = {{"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
+static const CliOption watch_options[] = {
+    {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
 static const CliOption eval_options[] = {
     {"dataset", "FILE", "task rows, or a directory of tasks"},
     {"predictions", "FILE", "predictions, or the word gold or empty"},
@@ -71,7 +78,8 @@ static const CliOption eval_options[] = {
     {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"},
     {"model", "NAME", "the model's name where a line has none"},
     {"run-id", "ID", "names the run in the log tree (default assay)"},
-    {"instances", "A,B", "only these"}, {"out", "DIR", "write SWE-bench's log tree and report there"},
+    {"instances", "A,B", "only these"}, {"out", "DIR",
+     "write SWE-bench's log tree and report there"},
     {"cache", "HOW", "use, refresh, only or off"},
     {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
 static const CliOption env_options[] = {
@@ -82,27 +90,33 @@ static const CliOption gc_options[] = {
 static const CliOption parse_options[] = {
     {"row", "FILE", "the task's row, one JSON object"}, {"log", "FILE", "what the tests printed"},
     {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {NULL, NULL, NULL}};
-static const CliOption help_options[] = {{"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
+static const CliOption help_options[] = {
+    {"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
 
 const CliCommand cli_commands[] = {
     {"up", "", "start a daemon for your user", cli_up, NULL, 0, 0},
     {"down", "", "stop it; running grades are finished or requeued", cli_down, NULL, 0, 0},
     {"status", "", "one-screen overview of the daemon", cli_status, status_options, 0, 0},
     {"doctor", "", "check this machine", cli_doctor, NULL, 0, 0},
-    {"eval", "", "grade predictions against a dataset, in one command", cli_eval, eval_options, 0, 0},
+    {"eval", "",
+     "grade predictions against a dataset, in one command", cli_eval, eval_options, 0, 0},
     {"task import", "FILE", "store task rows", cli_task_import, import_options, 1, 1},
     {"task ls", "", "list tasks", cli_task_ls, task_ls_options, 0, 0},
     {"task show", "TASK", "show one task", cli_task_show, task_show_options, 1, 1},
-    {"task validate", "TASK...", "check that gold resolves and empty does not", cli_task_validate, validate_options, 1, 1000},
+    {"task validate", "TASK...",
+     "check that gold resolves and empty does not", cli_task_validate, validate_options, 1, 1000},
     {"task new", "DIR", "write a task directory to fill in", cli_task_new, NULL, 1, 1},
     {"grade", "TASK [PATCH|-]", "grade one patch", cli_grade, grade_options, 1, 2},
     {"sweep run", "PREDICTIONS", "grade many predictions", cli_sweep_run, sweep_run_options, 1, 1},
     {"sweep ls", "", "list sweeps", cli_sweep_ls, list_options, 0, 0},
     {"sweep show", "SWEEP", "show one sweep", cli_show, NULL, 1, 1},
     {"sweep watch", "SWEEP", "follow a sweep to its end", cli_watch, watch_options, 1, 1},
-    {"sweep results", "SWEEP", "its grades, in finish order", cli_sweep_results, results_options, 1, 1},
-    {"sweep report", "SWEEP", "its report in SWE-bench's form", cli_sweep_report, report_options, 1, 1},
-    {"sweep diff", "SWEEP SWEEP", "what became better and worse", cli_sweep_diff, diff_options, 2, 2},
+    {"sweep results", "SWEEP",
+     "its grades, in finish order", cli_sweep_results, results_options, 1, 1},
+    {"sweep report", "SWEEP",
+     "its report in SWE-bench's form", cli_sweep_report, report_options, 1, 1},
+    {"sweep diff", "SWEEP SWEEP",
+     "what became better and worse", cli_sweep_diff, diff_options, 2, 2},
     {"show", "ID", "show a task, grade or sweep", cli_show, NULL, 1, 1},
     {"watch", "ID", "follow a grade or sweep to its end", cli_watch, watch_options, 1, 1},
     {"logs", "GRADE", "what the tests printed", cli_logs, logs_options, 1, 1},
@@ -111,10 +125,12 @@ const CliCommand cli_commands[] = {
     {"env build", "INSTANCE", "build the environment of a task", cli_env_build, env_options, 1, 1},
     {"env ls", "", "list environment layers", cli_env_ls, NULL, 0, 0},
     {"env show", "DIGEST", "show layers by the head of their digest", cli_env_show, NULL, 1, 1},
-    {"env shell", "INSTANCE", "a shell in the environment of a task", cli_env_shell, env_options, 1, 1},
+    {"env shell", "INSTANCE",
+     "a shell in the environment of a task", cli_env_shell, env_options, 1, 1},
     {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
     {"repo ls", "", "list cached repositories", cli_repo_ls, NULL, 0, 0},
-    {"repo add", "OWNER/NAME URL", "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},
+    {"repo add", "OWNER/NAME URL",
+     "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},
     {"repo fetch", "OWNER/NAME", "fetch it again", cli_repo_fetch, NULL, 1, 1},
     {"repo gc", "", "remove checkouts nobody used for long", cli_repo_gc, gc_options, 0, 0},
     {"demo", "", "grade the example tasks through the socket", cli_demo, NULL, 0, 0},

@@ -18,6 +18,7 @@
 #define HTTP_BODY_MAX_GRADE                                                                        \
     (160u * 1024 * 1024) /* a patch may be large: it is a verdict, not a 413 */
 #define HTTP_BODY_MAX_BULK   (256u * 1024 * 1024) /* predictions and datasets */
+#define HTTP_DRAIN_MAX       (16u * 1024 * 1024)  /* of a refused body that is read and dropped */
 #define HTTP_TARGET_MAX      8192u                /* bytes of path and query */
 #define HTTP_HEADERS_MAX     64u                  /* header fields */
 #define HTTP_HEADER_BYTES    (16u * 1024)         /* all header fields together */
