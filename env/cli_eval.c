@@ -12,6 +12,7 @@
 #include "base/id.h"
 #include "reward/report.h"
 #include "tasks/dataset.h"
+#include "tasks/environment.h"
 #include "tasks/task.h"
 
 #include <errno.h>
@@ -269,6 +270,9 @@ static int eval_run(Eval *eval)
 {
     GError *error = NULL;
     const char *spec_map = cli_option(eval->cli, "spec-map");
+    const char *environments = config_text(eval->cli->config, CONFIG_ENVIRONMENTS);
+    if (environments[0] != '\0' && !environment_conf_check(environments, &error))
+        return cli_error(eval->cli, error, "docs/formats.md");
     if (!dataset_read(eval->dataset_path, spec_map, dataset_seen, eval, &error) ||
         !import_dataset(eval, &error))
         return cli_error(eval->cli, error, NULL);

@@ -25,7 +25,7 @@ Task *dataset_row(json_t *row, const json_t *specs, GError **error)
         return canonical != NULL ? task_from_json(canonical, error) : NULL;
     }
     error_set(error, ASSAY_ERROR_INPUT,
-              "not a task row: expected repo, base_commit, test_patch (assay help formats)");
+              "not a task row: expected repo, base_commit, test_patch (docs/formats.md)");
     return NULL;
 }
 

@@ -278,7 +278,7 @@ static const char new_conf[] =
     "[task]\n"
     "id = my__task-1\n"
     "language = python\n"
-    "# how the test command's output is read: assay help parsers\n"
+    "# how the output of the tests is read: docs/formats.md lists the parsers\n"
     "parser = unittest\n"
     "test_command = python3 -m unittest -v test_it\n"
     "# build_command = make\n"

@@ -140,7 +140,7 @@ static const json_t *spec_find(const json_t *row, const json_t *specs, gboolean 
     if (specs == NULL) {
         error_set(error, ASSAY_ERROR_INPUT,
                   "field eval_script: missing: this is a v4.1 row, which needs --spec-map FILE "
-                  "(assay help formats)");
+                  "(docs/formats.md)");
         return NULL;
     }
     if (strcmp(repo, "Automattic/wp-calypso") == 0) {
