@@ -4,7 +4,8 @@
  * Invariants:
  *   1. A box that does not have every layer of spec.require is closed again and refused.
  *   2. Nothing is forked here: the starter does it.
- *   3. Closing waits until the keeper, and with it everything in the box, is dead.
+ *   3. No command outlives box_exec. Closing only tells the idle keeper to end; its death is waited
+ *      for at shutdown, or at once when directories of the caller are its uppers.
  *
  * Not here: running commands (box_exec.c), ids (box_ids.c), the report (box_report.c).
  */
@@ -23,8 +24,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-
-#define CLOSE_WAIT_MS 10000
 
 typedef struct FdList {
     int fds[SPEC_FDS_MAX];
@@ -210,8 +209,7 @@ static gboolean check_required(const Box *box, guint require, GError **error)
         if (missing & bit)
             g_string_append_printf(names, "%s%s", names->len > 0 ? ", " : "",
                                    box_layer_str((BoxLayer)bit));
-    return error_set(error, ASSAY_ERROR_UNSUPPORTED, "required layers are missing: %s",
-                     names->str);
+    return error_set(error, ASSAY_ERROR_UNSUPPORTED, "required layers are missing: %s", names->str);
 }
 
 void box_shutdown(void)
@@ -237,7 +235,8 @@ Box *box_open(const BoxSpec *spec, GError **error)
     box->limits = spec->limits;
     box->uid = spec->uid;
     box->net = spec->net;
-    box->disk_by = spec->root_upper_fd > 0 || spec->work_upper_fd > 0 ? BOX_BY_NOBODY : BOX_BY_TMPFS;
+    box->disk_by =
+        spec->root_upper_fd > 0 || spec->work_upper_fd > 0 ? BOX_BY_NOBODY : BOX_BY_TMPFS;
     box->work_path = g_strdup(spec->work_path != NULL ? spec->work_path : "/work");
 
     if (!open_box(box, spec, error)) {
@@ -258,10 +257,9 @@ void box_close(Box *box)
     if (box->sock >= 0)
         close(box->sock); /* the keeper sees the end of the stream and ends */
     if (box->pidfd >= 0) {
-        GPollFD polled = {.fd = box->pidfd, .events = G_IO_IN};
-        if (g_poll(&polled, 1, CLOSE_WAIT_MS) <= 0)
-            kernel_pidfd_kill(box->pidfd, SIGKILL);
-        close(box->pidfd);
+        launch_leave_keeper(box->starter, box->pidfd);
+        if (box->disk_by == BOX_BY_NOBODY)
+            launch_wait_keepers(box->starter); /* the caller's directories are free again */
     }
     g_free(box->work_path);
     g_free(box->copy_dir);

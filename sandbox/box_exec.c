@@ -27,10 +27,10 @@
 #include <sys/wait.h>
 #include <termios.h>
 
-#define PIPE_BYTES    (1 << 20)
-#define TICK_MS       100   /* how often CPU time and oom kills are looked at */
-#define KILL_WAIT_MS  20000 /* from SIGKILL to DONE; more means a stuck host */
-#define CHUNK_BYTES   65536
+#define PIPE_BYTES   (1 << 20)
+#define TICK_MS      100   /* how often CPU time and oom kills are looked at */
+#define KILL_WAIT_MS 20000 /* from SIGKILL to DONE; more means a stuck host */
+#define CHUNK_BYTES  65536
 
 typedef struct Run {
     Box *box;
@@ -55,8 +55,8 @@ static void run_clear(Run *run)
 {
     if (run->is_raw)
         tcsetattr(STDIN_FILENO, TCSAFLUSH, &run->saved);
-    const int fds[] = {run->out[0], run->out[1], run->err[0], run->err[1], run->in,
-                       run->init_pidfd};
+    const int fds[] = {run->out[0], run->out[1], run->err[0],
+                       run->err[1], run->in,     run->init_pidfd};
     for (gsize i = 0; i < G_N_ELEMENTS(fds); i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -98,7 +98,8 @@ static guint count(const char *const *list)
 static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
 {
     const BoxCommand *command = run->command;
-    const char *const *envp = command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
+    const char *const *envp =
+        command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
     struct winsize size = {0};
     if (command->interactive)
         (void)ioctl(STDIN_FILENO, TIOCGWINSZ, &size); /* zero when we have no terminal */
@@ -278,8 +279,8 @@ static void check_limits(Run *run)
     const BoxLimits *limits = &run->box->limits;
     if (limits->cpu_ms > 0 || limits->mem_bytes > 0) {
         CgroupUsage now = cgroup_usage(run->box->cgroup);
-        guint64 cpu_us = now.cpu_user_us + now.cpu_sys_us - run->before.cpu_user_us -
-                         run->before.cpu_sys_us;
+        guint64 cpu_us =
+            now.cpu_user_us + now.cpu_sys_us - run->before.cpu_user_us - run->before.cpu_sys_us;
         if (now.oom_kills > run->before.oom_kills)
             end(run, BOX_OUT_OF_MEMORY);
         if (limits->cpu_ms > 0 && cpu_us >= limits->cpu_ms * 1000)
@@ -318,14 +319,13 @@ static gboolean take_done(Run *run, GError **error)
 static gboolean pump(Run *run, GError **error)
 {
     while (!run->done) {
-        struct pollfd polled[] = {{.fd = run->box->sock, .events = POLLIN},
-                                  {.fd = run->out[0], .events = POLLIN},
-                                  {.fd = run->err[0], .events = POLLIN},
-                                  {.fd = run->in, .events = POLLOUT},
-                                  {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1,
-                                   .events = POLLIN},
-                                  {.fd = run->is_terminal && !run->stdin_ended ? STDIN_FILENO : -1,
-                                   .events = POLLIN}};
+        struct pollfd polled[] = {
+            {.fd = run->box->sock, .events = POLLIN},
+            {.fd = run->out[0], .events = POLLIN},
+            {.fd = run->err[0], .events = POLLIN},
+            {.fd = run->in, .events = POLLOUT},
+            {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1, .events = POLLIN},
+            {.fd = run->is_terminal && !run->stdin_ended ? STDIN_FILENO : -1, .events = POLLIN}};
         if (poll(polled, G_N_ELEMENTS(polled), next_wait_ms(run)) < 0 && errno != EINTR)
             return error_set_errno(error, errno, "poll");
         if (polled[1].revents != 0)

@@ -46,8 +46,7 @@ static json_t *layers_json(const Box *box, gboolean missing)
 
 static void add_limit(json_t *limits, const char *name, guint64 value, BoxBy by)
 {
-    json_object_set_new(limits, name,
-                        json_string(value == 0 ? "unlimited" : box_by_str(by)));
+    json_object_set_new(limits, name, json_string(value == 0 ? "unlimited" : box_by_str(by)));
 }
 
 static json_t *limits_json(const Box *box)

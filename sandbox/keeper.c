@@ -26,7 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -82,10 +81,8 @@ static int enter(Keeper *keeper, int maps_ready_fd, Fail *failed)
     }
     if (time_namespace())
         keeper->layers |= BOX_LAYER_TIME;
-    /* A second wall behind the filter: no user namespace below ours; and host-wide objects. */
+    /* A second wall behind the filter: no user namespace below ours. */
     keeper_write_text("/proc/sys/user/max_user_namespaces", "0");
-    keeper_write_text("/proc/sys/user/max_inotify_watches", "65536");
-    keeper_write_text("/proc/sys/user/max_inotify_instances", "256");
     keeper->layers |= BOX_LAYER_USER | BOX_LAYER_MOUNT | BOX_LAYER_UTS;
     return 0;
 }
@@ -247,31 +244,30 @@ static int run_command(const Keeper *keeper, SpecExec *exec, ExecFds *fds, Fail 
 /* One request; false ends the keeper. */
 static bool serve_one(const Keeper *keeper)
 {
-    const void *bytes;
-    size_t len;
-    int fds[8];
+    Request request;
     SpecExec exec;
     ExecFds named;
     Fail failed = {0};
 
-    int n = keeper_receive(keeper->sock, &bytes, &len, fds, 8);
-    if (n < 0 || !spec_get_exec(bytes, len, &exec) || !exec_fds(&exec, fds, n, &named))
+    if (keeper_receive(keeper->sock, &request) < 0 ||
+        !spec_get_exec(request.bytes, request.len, &exec) ||
+        !exec_fds(&exec, request.fds, request.n_fds, &named))
         return false;
     int r = run_command(keeper, &exec, &named, &failed);
     if (r < 0)
         send_failure(keeper, &failed);
-    for (int i = 0; i < n; i++)
-        close(fds[i]);
-    munmap((void *)(uintptr_t)bytes, len);
+    keeper_request_free(&request);
     return true;
 }
 
-void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd)
+void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd,
+                  const ProcMasks *masks)
 {
     static Keeper keeper;
     Fail failed = {0};
     keeper.sock = sock;
     keeper.open = *open;
+    keeper.masks = masks;
     keeper.work_fd = -1;
     signal(SIGCHLD, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);

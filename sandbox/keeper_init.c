@@ -35,6 +35,33 @@
 #define SAMPLE_MS 50
 #define RESOLVE   (KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS)
 
+/* Files and directories of /proc that tell about the host, where others may read them: what only
+ * the host's uid 0 may open is out of reach already, since it is never in a box. */
+void keeper_choose_masks(ProcMasks *masks)
+{
+    static const char *const covers[] = {"sys", "sysrq-trigger", "irq", "bus", "fs"};
+    static const char *const names[] = {
+        "acpi",       "asound",      "buddyinfo",     "config.gz", "interrupts", "iomem",
+        "ioports",    "kallsyms",    "kcore",         "key-users", "keys",       "kmsg",
+        "kpagecount", "kpageflags",  "latency_stats", "modules",   "mtrr",       "pagetypeinfo",
+        "pressure",   "sched_debug", "schedstat",     "scsi",      "slabinfo",   "softirqs",
+        "timer_list", "vmallocinfo", "zoneinfo"};
+    char path[64];
+    struct stat st;
+    for (size_t i = 0; i < sizeof covers / sizeof *covers; i++) {
+        snprintf(path, sizeof path, "/proc/%s", covers[i]);
+        if (lstat(path, &st) == 0)
+            masks->covered[masks->n_covered++] = covers[i];
+    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "/proc/%s", names[i]);
+        if (lstat(path, &st) < 0 || (st.st_mode & 0006) == 0)
+            continue;
+        masks->is_dir[masks->n_hidden] = S_ISDIR(st.st_mode);
+        masks->hidden[masks->n_hidden++] = names[i];
+    }
+}
+
 /* The fresh /proc of this pid namespace, read-only where it configures the host, blind where it
  * tells about it. The masks' sources are our own: a device node of a read-only /dev, an empty
  * read-only tmpfs at /sys. */
@@ -43,16 +70,17 @@ static int mount_proc(const Keeper *keeper, Fail *failed)
     char path[64];
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return fail(failed, "mount /proc", NULL);
-    for (int i = 0; i < keeper->n_covers; i++) {
-        snprintf(path, sizeof path, "/proc/%s", keeper->covers[i]);
+    const ProcMasks *masks = keeper->masks;
+    for (int i = 0; i < masks->n_covered; i++) {
+        snprintf(path, sizeof path, "/proc/%s", masks->covered[i]);
         if (mount(path, path, NULL, MS_BIND, NULL) < 0 ||
             mount(NULL, path, NULL,
                   MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
             return fail(failed, "cover", path);
     }
-    for (int i = 0; i < keeper->n_masks; i++) {
-        snprintf(path, sizeof path, "/proc/%s", keeper->masks[i]);
-        if (mount(keeper->mask_is_dir[i] ? "/sys" : "/dev/null", path, NULL, MS_BIND, NULL) < 0)
+    for (int i = 0; i < masks->n_hidden; i++) {
+        snprintf(path, sizeof path, "/proc/%s", masks->hidden[i]);
+        if (mount(masks->is_dir[i] ? "/sys" : "/dev/null", path, NULL, MS_BIND, NULL) < 0)
             return fail(failed, "mask", path);
     }
     return 0;
@@ -150,8 +178,8 @@ static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
     SpecFile file;
     for (uint32_t i = 0; i < walk.n_argv + walk.n_envp; i++)
         spec_next_str(&walk, &text);
-    int top = keeper->work_fd >= 0 ? dup(keeper->work_fd)
-                                   : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int top =
+        keeper->work_fd >= 0 ? dup(keeper->work_fd) : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int r = top < 0 ? fail(failed, "open the root", NULL) : 0;
     for (uint32_t i = 0; r == 0 && i < exec->n_files; i++) {
         spec_next_file(&walk, &file);

@@ -191,8 +191,7 @@ static int landlock(const Keeper *keeper, Fail *failed)
     if (ruleset < 0)
         return fail(failed, "landlock_create_ruleset", NULL);
     (void)keeper;
-    if (landlock_tree(ruleset, all) < 0 ||
-        syscall(KERNEL_NR_LANDLOCK_RESTRICT, ruleset, 0) < 0)
+    if (landlock_tree(ruleset, all) < 0 || syscall(KERNEL_NR_LANDLOCK_RESTRICT, ruleset, 0) < 0)
         return fail(failed, "landlock", NULL);
     close(ruleset);
     return 0;
@@ -210,13 +209,11 @@ static int filter(const SpecOpen *open, Fail *failed)
     return 0;
 }
 
-/* The child of a child-to-be must not inherit init's blocked and ignored signals. */
+/* The two that the starter and init changed. */
 static void signals_reset(void)
 {
     sigset_t none;
-    for (int i = 1; i < 65; i++)
-        if (i != SIGKILL && i != SIGSTOP)
-            signal(i, SIG_DFL);
+    signal(SIGPIPE, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }

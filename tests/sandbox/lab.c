@@ -176,11 +176,13 @@ static void add_file(GString *picture, const char *path)
 
 char *lab_host_picture(void)
 {
-    static const char *const files[] = {
-        "/proc/sys/kernel/core_pattern",      "/proc/sys/kernel/modprobe",
-        "/proc/sys/vm/overcommit_memory",     "/proc/sys/net/ipv4/ip_forward",
-        "/proc/sys/kernel/hostname",          "/proc/sys/user/max_user_namespaces",
-        "/proc/swaps"};
+    static const char *const files[] = {"/proc/sys/kernel/core_pattern",
+                                        "/proc/sys/kernel/modprobe",
+                                        "/proc/sys/vm/overcommit_memory",
+                                        "/proc/sys/net/ipv4/ip_forward",
+                                        "/proc/sys/kernel/hostname",
+                                        "/proc/sys/user/max_user_namespaces",
+                                        "/proc/swaps"};
     g_autoptr(GString) picture = g_string_new(NULL);
     for (gsize i = 0; i < G_N_ELEMENTS(files); i++)
         add_file(picture, files[i]);

@@ -119,7 +119,8 @@ static void an_exec_request_is_walked_in_order(void)
 static void paths_must_be_absolute_and_normal(void)
 {
     static const char *const good[] = {"/", "/a", "/a/b.c", "/...", "/a/.b"};
-    static const char *const bad[] = {"", "a", "/a/", "//a", "/a//b", "/.", "/..", "/a/../b", "/a/."};
+    static const char *const bad[] = {"",   "a",   "/a/",     "//a", "/a//b",
+                                      "/.", "/..", "/a/../b", "/a/."};
     for (gsize i = 0; i < G_N_ELEMENTS(good); i++)
         g_assert_true(spec_path_ok(good[i]));
     for (gsize i = 0; i < G_N_ELEMENTS(bad); i++)
@@ -258,8 +259,7 @@ static GBytes *kept(guint64 keep, const char *pieces[], gboolean *ret_truncated)
 static void output_keeps_head_and_tail(void)
 {
     gboolean truncated;
-    g_autoptr(GBytes) whole =
-        kept(8, (const char *[]){"abcd", "efgh", NULL}, &truncated);
+    g_autoptr(GBytes) whole = kept(8, (const char *[]){"abcd", "efgh", NULL}, &truncated);
     g_assert_cmpmem(g_bytes_get_data(whole, NULL), (int)g_bytes_get_size(whole), "abcdefgh", 8);
     g_assert_false(truncated);
     g_autoptr(GBytes) cut =
@@ -274,8 +274,7 @@ static void names_of_enums_are_distinct(void)
 {
     g_autoptr(GHashTable) seen = g_hash_table_new(g_str_hash, g_str_equal);
     for (int i = BOX_NONE; i <= BOX_START_ERROR; i++)
-        g_assert_true(
-            g_hash_table_add(seen, (gpointer)(gsize)box_outcome_str((BoxOutcome)i)));
+        g_assert_true(g_hash_table_add(seen, (gpointer)(gsize)box_outcome_str((BoxOutcome)i)));
     for (guint bit = 1; bit <= BOX_LAYER_CGROUP; bit <<= 1)
         g_assert_true(g_hash_table_add(seen, (gpointer)(gsize)box_layer_str((BoxLayer)bit)));
     g_assert_cmpstr(box_outcome_str(BOX_NONE), ==, "none");
