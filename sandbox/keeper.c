@@ -244,12 +244,13 @@ static int run_command(const Keeper *keeper, SpecExec *exec, ExecFds *fds, Fail 
 /* One request; false ends the keeper. */
 static bool serve_one(const Keeper *keeper)
 {
+    static uint8_t buffer[SPEC_INLINE_MAX];
     Request request;
     SpecExec exec;
     ExecFds named;
     Fail failed = {0};
 
-    if (keeper_receive(keeper->sock, &request) < 0 ||
+    if (keeper_receive(keeper->sock, buffer, &request) < 0 ||
         !spec_get_exec(request.bytes, request.len, &exec) ||
         !exec_fds(&exec, request.fds, request.n_fds, &named))
         return false;

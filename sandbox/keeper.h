@@ -91,7 +91,7 @@ typedef struct Request {
     bool is_mapped; /* bytes are a mapping of a memfd, else the message itself */
 } Request;
 
-/* Waits for a request. -1 at the end of the stream or at malformed traffic. The bytes last until
- * the next call. */
-int keeper_receive(int sock, Request *ret_request);
+/* Waits for a request. -1 at the end of the stream or at malformed traffic. A small one lies in
+ * `buffer` (SPEC_INLINE_MAX bytes), which must outlive it. */
+int keeper_receive(int sock, uint8_t *buffer, Request *ret_request);
 void keeper_request_free(Request *request);

@@ -113,14 +113,13 @@ static int map_request(Request *request)
     return 0;
 }
 
-int keeper_receive(int sock, Request *ret_request)
+int keeper_receive(int sock, uint8_t *buffer, Request *ret_request)
 {
     static union {
         char bytes[CMSG_SPACE(SPEC_FDS_MAX * sizeof(int))];
         struct cmsghdr align;
     } control;
-    static uint8_t inline_bytes[SPEC_INLINE_MAX];
-    struct iovec iov = {inline_bytes, sizeof inline_bytes};
+    struct iovec iov = {buffer, SPEC_INLINE_MAX};
     struct msghdr message = {.msg_iov = &iov,
                              .msg_iovlen = 1,
                              .msg_control = control.bytes,
@@ -133,11 +132,11 @@ int keeper_receive(int sock, Request *ret_request)
     if (got < (ssize_t)sizeof magic || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
         return -1;
 
-    *ret_request = (Request){.bytes = inline_bytes, .len = (size_t)got};
+    *ret_request = (Request){.bytes = buffer, .len = (size_t)got};
     ret_request->n_fds = take_fds(&message, ret_request->fds, (int)SPEC_FDS_MAX);
     if (ret_request->n_fds < 0)
         return -1;
-    memcpy(&magic, inline_bytes, sizeof magic);
+    memcpy(&magic, buffer, sizeof magic);
     return magic == SPEC_MAGIC_MEMFD ? map_request(ret_request) : 0;
 }
 
@@ -317,8 +316,9 @@ int main(void)
     close(KEEPER_PROGRAM);
     keeper_choose_masks(&proc_masks);
 
+    static uint8_t buffer[SPEC_INLINE_MAX]; /* a keeper keeps its copy: its spec lies here */
     Request request;
-    while (keeper_receive(KEEPER_SOCKET, &request) == 0) {
+    while (keeper_receive(KEEPER_SOCKET, buffer, &request) == 0) {
         serve_one(KEEPER_SOCKET, &request);
         keeper_request_free(&request);
     }

@@ -53,6 +53,11 @@ static int bare(void)
 
 static const char *const true_argv[] = {"/bin/true", NULL};
 
+static gboolean ended_well(const BoxResult *result)
+{
+    return result->outcome == BOX_EXITED && result->exit_code == 0;
+}
+
 static int one_shot(void)
 {
     BoxSpec spec = {.work_path = "/testbed",
@@ -63,7 +68,7 @@ static int one_shot(void)
     g_autoptr(Box) box = box_open(&spec, NULL);
     BoxCommand command = {.argv = true_argv};
     g_auto(BoxResult) result = {0};
-    return box != NULL && box_exec(box, &command, &result, NULL) ? result.exit_code : -1;
+    return box != NULL && box_exec(box, &command, &result, NULL) && ended_well(&result) ? 0 : -1;
 }
 
 static Box *open_box;
@@ -72,7 +77,7 @@ static int warm(void)
 {
     BoxCommand command = {.argv = true_argv};
     g_auto(BoxResult) result = {0};
-    return box_exec(open_box, &command, &result, NULL) ? result.exit_code : -1;
+    return box_exec(open_box, &command, &result, NULL) && ended_well(&result) ? 0 : -1;
 }
 
 static int bwrap(void)
