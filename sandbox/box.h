@@ -161,6 +161,11 @@ guint box_enforced(const Box *box);
  *  "limits":{"memory":"cgroup1",...},"notes":{"rename_dir":"exdev","ids":"range",...}} */
 char *box_report_json(const Box *box);
 
+/* Where the box's programs find PATH: PATH itself, except in the degraded mode, where what lies in
+ * work_path or /tmp is in a copy elsewhere. For text that goes into scripts; cwd, the paths of
+ * BoxFiles, and argv words that are such paths are translated by box_exec. g_free. */
+char *box_path_inside(const Box *box, const char *path);
+
 /* Kills everything, removes cgroup and mounts. NULL is nothing. */
 void box_close(Box *box);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Box, box_close)

@@ -104,6 +104,8 @@ static void send_failure(const Keeper *keeper, const Fail *failed)
 static uint32_t payload_layers(const Keeper *keeper)
 {
     uint32_t layers = BOX_LAYER_NO_NEW_PRIVS | BOX_LAYER_RLIMITS | BOX_LAYER_CAPS;
+    if ((keeper->open.flags & SPEC_OPEN_DEGRADED) && geteuid() != 0)
+        layers &= ~(uint32_t)BOX_LAYER_CAPS; /* there were none to drop */
     if (keeper->open.filter_len > 0)
         layers |= BOX_LAYER_SECCOMP;
     if (kernel_landlock_abi() > 0)
@@ -135,7 +137,7 @@ static void wait_init(const Keeper *keeper, pid_t pid, int pidfd, int *ret_statu
         if (n < 0 && errno != EINTR)
             break;
         if (!killed && n > 0 && polled[1].revents != 0) {
-            kernel_pidfd_kill(pidfd, SIGKILL);
+            kernel_pidfd_kill(pidfd, keeper->open.flags & SPEC_OPEN_DEGRADED ? SIGTERM : SIGKILL);
             killed = true;
         }
     }
@@ -269,13 +271,15 @@ void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready
     keeper.sock = sock;
     keeper.open = *open;
     keeper.masks = masks;
-    keeper.work_fd = -1;
+    keeper.copy_fd = open->flags & SPEC_OPEN_DEGRADED ? fds[0] : -1;
     signal(SIGCHLD, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setsid();
 
-    if (enter(&keeper, maps_ready_fd, &failed) < 0 ||
-        keeper_tree_build(&keeper, fds, &failed) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0) {
+    if (((open->flags & SPEC_OPEN_DEGRADED) == 0 &&
+         (enter(&keeper, maps_ready_fd, &failed) < 0 ||
+          keeper_tree_build(&keeper, fds, &failed) < 0)) ||
+        prctl(PR_SET_DUMPABLE, 0) < 0) {
         send_failure(&keeper, &failed);
         _exit(1);
     }

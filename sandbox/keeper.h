@@ -43,7 +43,7 @@ typedef struct Keeper {
     int sock;
     SpecOpen open;
     uint32_t layers; /* BoxLayer bits that are on */
-    int work_fd;     /* O_PATH of the workspace, only in degraded mode */
+    int copy_fd;     /* the directory with "work", "tmp", "home"; only in degraded mode, else -1 */
     const ProcMasks *masks;
 } Keeper;
 
@@ -76,6 +76,22 @@ void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
 /* Becomes the command; on failure writes an InitReport-style error to `error_fd` and exits. */
 void keeper_payload(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds, int error_fd)
     __attribute__((noreturn));
+
+/* The ids of payloads as this process has to name them: inside ids, or in degraded mode, where
+ * there is no map, the host's (root never stays root; an ordinary user stays itself). */
+static inline uint32_t keeper_uid(const SpecOpen *open)
+{
+    return open->flags & SPEC_OPEN_DEGRADED ? open->uids.lines[0][1] : open->uid;
+}
+static inline uint32_t keeper_gid(const SpecOpen *open)
+{
+    return open->flags & SPEC_OPEN_DEGRADED ? open->gids.lines[0][1] : open->gid;
+}
+
+/* The command's processes: how many, their proportional memory, their end (keeper_procs.c). */
+uint32_t keeper_procs_count(const Keeper *keeper);
+uint64_t keeper_procs_memory(const Keeper *keeper);
+void keeper_procs_kill(const Keeper *keeper);
 
 /* A file written by a small helper: whole text to PATH. -1 with errno. */
 int keeper_write_text(const char *path, const char *text);

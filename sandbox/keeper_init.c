@@ -122,7 +122,8 @@ static int open_parent(const Keeper *keeper, int top_fd, const char *path)
         memcpy(part, from, n);
         part[n] = '\0';
         if (mkdirat(at, part, 0755) == 0)
-            (void)!fchownat(at, part, keeper->open.uid, keeper->open.gid, AT_SYMLINK_NOFOLLOW);
+            (void)!fchownat(at, part, keeper_uid(&keeper->open), keeper_gid(&keeper->open),
+                            AT_SYMLINK_NOFOLLOW);
         int next = kernel_openat2(at, part, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE);
         int err = errno;
         close(at);
@@ -159,7 +160,7 @@ static int put_file(const Keeper *keeper, int top_fd, const SpecFile *file)
     int r = fd;
     if (fd >= 0) {
         r = write_all(fd, file->data, file->len);
-        if (r == 0 && (fchown(fd, keeper->open.uid, keeper->open.gid) < 0 ||
+        if (r == 0 && (fchown(fd, keeper_uid(&keeper->open), keeper_gid(&keeper->open)) < 0 ||
                        fchmod(fd, (mode_t)file->mode) < 0))
             r = -1;
         close(fd);
@@ -168,6 +169,13 @@ static int put_file(const Keeper *keeper, int top_fd, const SpecFile *file)
     close(dir);
     errno = err;
     return r < 0 ? -1 : 0;
+}
+
+static void wanted_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGCHLD);
+    sigaddset(set, SIGTERM);
 }
 
 /* A failure here is the tree's state, which a command may have caused: a start error. */
@@ -179,7 +187,7 @@ static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
     for (uint32_t i = 0; i < walk.n_argv + walk.n_envp; i++)
         spec_next_str(&walk, &text);
     int top =
-        keeper->work_fd >= 0 ? dup(keeper->work_fd) : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        keeper->copy_fd >= 0 ? dup(keeper->copy_fd) : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int r = top < 0 ? fail(failed, "open the root", NULL) : 0;
     for (uint32_t i = 0; r == 0 && i < exec->n_files; i++) {
         spec_next_file(&walk, &file);
@@ -192,68 +200,31 @@ static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
     return r;
 }
 
-/* Processes of this pid namespace other than init. */
-static uint32_t count_others(void)
-{
-    DIR *dir = opendir("/proc");
-    uint32_t n = 0;
-    if (dir == NULL)
-        return 0;
-    for (struct dirent *entry; (entry = readdir(dir)) != NULL;)
-        if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && strcmp(entry->d_name, "1") != 0)
-            n++;
-    closedir(dir);
-    return n;
-}
-
-/* Sum of proportional set sizes of everything but init, where no cgroup counts for us. */
-static uint64_t sample_memory(void)
-{
-    DIR *dir = opendir("/proc");
-    uint64_t total = 0;
-    if (dir == NULL)
-        return 0;
-    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        char path[300], text[1024];
-        if (entry->d_name[0] < '1' || entry->d_name[0] > '9' || strcmp(entry->d_name, "1") == 0)
-            continue;
-        snprintf(path, sizeof path, "/proc/%s/smaps_rollup", entry->d_name);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-        if (fd >= 0)
-            close(fd);
-        if (n <= 0)
-            continue;
-        text[n] = '\0';
-        const char *pss = strstr(text, "\nPss:");
-        if (pss != NULL)
-            total += strtoull(pss + 5, NULL, 10) * 1024;
-    }
-    closedir(dir);
-    return total;
-}
-
-/* Waits for the next child, sampling memory meanwhile when that is our task. */
+/* Waits for the next child. Meanwhile samples memory when that is our task, and without a pid
+ * namespace listens for SIGTERM: "end the command", which the namespace would do by our death. */
 static pid_t wait_child(const Keeper *keeper, InitReport *report, int *ret_status)
 {
-    if (!(keeper->open.flags & SPEC_OPEN_SAMPLE))
+    uint32_t flags = keeper->open.flags;
+    if (!(flags & (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)))
         return waitpid(-1, ret_status, 0);
 
     sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
+    wanted_signals(&set);
     const struct timespec pause = {0, SAMPLE_MS * 1000000l};
     for (;;) {
         pid_t pid = waitpid(-1, ret_status, WNOHANG);
         if (pid != 0)
             return pid;
-        sigtimedwait(&set, NULL, &pause);
-        uint64_t bytes = sample_memory();
+        if (sigtimedwait(&set, NULL, &pause) == SIGTERM)
+            keeper_procs_kill(keeper);
+        if (!(flags & SPEC_OPEN_SAMPLE))
+            continue;
+        uint64_t bytes = keeper_procs_memory(keeper);
         if (bytes > report->peak_bytes)
             report->peak_bytes = bytes;
         if (keeper->open.limits.mem_bytes > 0 && bytes > keeper->open.limits.mem_bytes) {
             report->sampled_oom = 1;
-            kill(-1, SIGKILL);
+            keeper_procs_kill(keeper);
         }
     }
 }
@@ -276,22 +247,24 @@ static void report_failure(const ExecFds *fds, const Fail *failed)
  * payload-to-be that is forked next; init gives its own up after that. */
 static int take_own_id(const Keeper *keeper, Fail *failed)
 {
-    if ((keeper->open.flags & SPEC_OPEN_SETGROUPS) &&
+    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
+    if ((keeper->open.flags & SPEC_OPEN_SETGROUPS) && !degraded &&
         (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) < 0 ||
          setresgid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0 ||
          setresuid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0))
         return fail(failed, "take init's id", NULL);
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
+    if (prctl(PR_SET_PDEATHSIG, degraded ? SIGTERM : SIGKILL) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
         return fail(failed, "prctl", NULL);
     return 0;
 }
 
-/* A sampler needs them, to read the memory maps of what it samples. */
+/* A sampler needs them, to read the memory maps of what it samples; without a pid namespace init
+ * needs those it has, if it has any, to kill what took another id. */
 static void drop_own_capabilities(const Keeper *keeper)
 {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct none[2] = {{0}};
-    if (!(keeper->open.flags & SPEC_OPEN_SAMPLE))
+    if (!(keeper->open.flags & (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)))
         syscall(SYS_capset, &head, none);
 }
 
@@ -314,8 +287,12 @@ static void reap(const Keeper *keeper, const ExecFds *fds, pid_t payload, int er
         report.start_err = failed.err;
         memcpy(report.what, failed.what, sizeof report.what);
     }
-    if (!(keeper->open.flags & SPEC_OPEN_DEGRADED))
-        report.leftover = count_others();
+    report.leftover = keeper_procs_count(keeper);
+    if (keeper->open.flags & SPEC_OPEN_DEGRADED) {
+        keeper_procs_kill(keeper);
+        while (waitpid(-1, NULL, 0) > 0)
+            ; /* all are dead: none is left for the host's init to reap */
+    }
     send_report(fds, &report);
 }
 
@@ -325,16 +302,17 @@ void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
     struct pollfd keeper_alive = {.fd = fds->report};
     int error[2];
     sigset_t set;
+    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
 
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wanted_signals(&set);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    if (degraded)
+        prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_PDEATHSIG, degraded ? SIGTERM : SIGKILL);
     if (poll(&keeper_alive, 1, 0) > 0)
         _exit(1); /* the keeper died before the line above */
     prctl(PR_SET_DUMPABLE, 1);
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-
-    if (!(keeper->open.flags & SPEC_OPEN_DEGRADED) &&
+    if (!degraded &&
         (unshare((int)KERNEL_CLONE_NEWCGROUP) < 0 || mount_proc(keeper, &failed) < 0)) {
         fail(&failed, "make the cgroup namespace", NULL);
         report_failure(fds, &failed);
