@@ -29,7 +29,7 @@
 
 #define PIPE_BYTES   (1 << 20)
 #define TICK_MS      100   /* how often CPU time and oom kills are looked at */
-#define KILL_SOFT_MS 5000  /* degraded mode: what init is given */
+#define KILL_SOFT_MS 5000  /* what an init that was asked is given */
 #define KILL_WAIT_MS 20000 /* from SIGKILL to DONE; more means a stuck host */
 #define CHUNK_BYTES  65536
 
@@ -228,6 +228,12 @@ static gboolean start(Run *run, GError **error)
     return started(run, error);
 }
 
+/* Where init itself kills and counts, it is asked to; elsewhere the kernel does both. */
+static gboolean init_watches(const Box *box)
+{
+    return box->copy_dir != NULL || box->is_sampled;
+}
+
 /* Ends the command: everything in its pid namespace dies with init. */
 static void end(Run *run, BoxOutcome cause)
 {
@@ -235,8 +241,15 @@ static void end(Run *run, BoxOutcome cause)
         return;
     run->cause = cause;
     run->killed_ns = clock_mono_ns();
-    /* Without a pid namespace init must live to kill what it started. */
-    kernel_pidfd_kill(run->init_pidfd, run->box->copy_dir != NULL ? SIGTERM : SIGKILL);
+    kernel_pidfd_kill(run->init_pidfd, init_watches(run->box) ? SIGTERM : SIGKILL);
+}
+
+/* Init was asked and could not: the box may be lost with it. */
+static void end_hard(const Run *run)
+{
+    kernel_pidfd_kill(run->init_pidfd, SIGKILL);
+    if (run->box->copy_dir != NULL)
+        cgroup_kill(run->box->cgroup);
 }
 
 static void copy_to_tee(const Run *run, const char *data, gsize len)
@@ -368,9 +381,8 @@ static gboolean pump(Run *run, GError **error)
             return FALSE;
         if (!run->done)
             check_limits(run);
-        if (run->cause != BOX_NONE && !run->done && run->box->copy_dir != NULL &&
-            ms_since(run->killed_ns) > KILL_SOFT_MS)
-            cgroup_kill(run->box->cgroup); /* init alone could not; the box is lost with it */
+        if (run->cause != BOX_NONE && !run->done && ms_since(run->killed_ns) > KILL_SOFT_MS)
+            end_hard(run);
         if (run->cause != BOX_NONE && !run->done && ms_since(run->killed_ns) > KILL_WAIT_MS)
             return error_set(error, ASSAY_ERROR_SYSTEM, "processes did not die within %d ms",
                              KILL_WAIT_MS);
@@ -403,6 +415,8 @@ static void judge(const Run *run, BoxResult *result)
     gboolean hard = run->cause == BOX_CANCELLED || run->cause == BOX_OUTPUT_LIMIT;
     if (!hard && (result->oom_kills > 0 || reply->sampled_oom))
         result->outcome = BOX_OUT_OF_MEMORY;
+    else if (!hard && reply->sampled_cpu)
+        result->outcome = BOX_CPU_LIMIT;
     else if (result->outcome == BOX_SIGNALED && result->signal == SIGXCPU &&
              run->box->limits.cpu_ms > 0)
         result->outcome = BOX_CPU_LIMIT;

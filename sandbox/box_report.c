@@ -59,7 +59,7 @@ static json_t *limits_json(const Box *box)
     add_limit(limits, "wall", given->wall_ms, BOX_BY_TIMER);
     add_limit(limits, "idle", given->idle_ms, BOX_BY_TIMER);
     add_limit(limits, "output", given->output_bytes_kill, BOX_BY_TIMER);
-    add_limit(limits, "cpu", given->cpu_ms, cpu == BOX_BY_NOBODY ? BOX_BY_RLIMIT : cpu);
+    add_limit(limits, "cpu", given->cpu_ms, cpu == BOX_BY_NOBODY ? BOX_BY_SAMPLER : cpu);
     add_limit(limits, "memory", given->mem_bytes,
               memory == BOX_BY_NOBODY && box->is_sampled ? BOX_BY_SAMPLER : memory);
     add_limit(limits, "pids", given->pids, pids == BOX_BY_NOBODY ? BOX_BY_RLIMIT : pids);

@@ -164,6 +164,7 @@ static void send_done(const Keeper *keeper, int report_fd, const struct rusage *
         reply.err = report.start_err;
         reply.leftover = report.leftover;
         reply.sampled_oom = report.sampled_oom;
+        reply.sampled_cpu = report.sampled_cpu;
         reply.peak_bytes = report.peak_bytes;
         memcpy(reply.what, report.what, sizeof reply.what);
     }

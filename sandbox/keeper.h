@@ -47,11 +47,15 @@ typedef struct Keeper {
     const ProcMasks *masks;
 } Keeper;
 
+/* Where no cgroup counts, or no pid namespace kills, init does: it samples, and SIGTERM asks it to
+ * end the command and report. */
+#define KEEPER_INIT_WATCHES (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)
+
 /* What init tells the keeper when the command has ended; zero when init was killed. */
 typedef struct InitReport {
     uint32_t magic;
     int32_t wait_status, start_err;
-    uint32_t start_failed, leftover, sampled_oom;
+    uint32_t start_failed, leftover, sampled_oom, sampled_cpu;
     uint64_t peak_bytes;
     char what[SPEC_WHAT_MAX];
 } InitReport;
@@ -88,9 +92,12 @@ static inline uint32_t keeper_gid(const SpecOpen *open)
     return open->flags & SPEC_OPEN_DEGRADED ? open->gids.lines[0][1] : open->gid;
 }
 
-/* The command's processes: how many, their proportional memory, their end (keeper_procs.c). */
+/* The command's processes: how many, their proportional memory, their time, their end
+ * (keeper_procs.c). */
 uint32_t keeper_procs_count(const Keeper *keeper);
 uint64_t keeper_procs_memory(const Keeper *keeper);
+/* User and system time of those alive. */
+uint64_t keeper_procs_cpu_ms(const Keeper *keeper);
 void keeper_procs_kill(const Keeper *keeper);
 
 /* A file written by a small helper: whole text to PATH. -1 with errno. */

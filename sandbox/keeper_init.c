@@ -28,6 +28,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -200,12 +201,34 @@ static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
     return r;
 }
 
-/* Waits for the next child. Meanwhile samples memory when that is our task, and without a pid
- * namespace listens for SIGTERM: "end the command", which the namespace would do by our death. */
+static uint64_t reaped_cpu_ms(void)
+{
+    struct rusage usage;
+    if (getrusage(RUSAGE_CHILDREN, &usage) < 0)
+        return 0;
+    return (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+           (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
+}
+
+static void sample(const Keeper *keeper, InitReport *report)
+{
+    const SpecLimits *limits = &keeper->open.limits;
+    uint64_t bytes = keeper_procs_memory(keeper);
+    if (bytes > report->peak_bytes)
+        report->peak_bytes = bytes;
+    if (limits->mem_bytes > 0 && bytes > limits->mem_bytes)
+        report->sampled_oom = 1;
+    if (limits->cpu_ms > 0 && keeper_procs_cpu_ms(keeper) + reaped_cpu_ms() > limits->cpu_ms)
+        report->sampled_cpu = 1;
+    if (report->sampled_oom || report->sampled_cpu)
+        keeper_procs_kill(keeper);
+}
+
+/* Waits for the next child; watches meanwhile when that is our task. */
 static pid_t wait_child(const Keeper *keeper, InitReport *report, int *ret_status)
 {
     uint32_t flags = keeper->open.flags;
-    if (!(flags & (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)))
+    if (!(flags & KEEPER_INIT_WATCHES))
         return waitpid(-1, ret_status, 0);
 
     sigset_t set;
@@ -217,15 +240,8 @@ static pid_t wait_child(const Keeper *keeper, InitReport *report, int *ret_statu
             return pid;
         if (sigtimedwait(&set, NULL, &pause) == SIGTERM)
             keeper_procs_kill(keeper);
-        if (!(flags & SPEC_OPEN_SAMPLE))
-            continue;
-        uint64_t bytes = keeper_procs_memory(keeper);
-        if (bytes > report->peak_bytes)
-            report->peak_bytes = bytes;
-        if (keeper->open.limits.mem_bytes > 0 && bytes > keeper->open.limits.mem_bytes) {
-            report->sampled_oom = 1;
-            keeper_procs_kill(keeper);
-        }
+        if (flags & SPEC_OPEN_SAMPLE)
+            sample(keeper, report);
     }
 }
 
@@ -288,10 +304,10 @@ static void reap(const Keeper *keeper, const ExecFds *fds, pid_t payload, int er
         memcpy(report.what, failed.what, sizeof report.what);
     }
     report.leftover = keeper_procs_count(keeper);
-    if (keeper->open.flags & SPEC_OPEN_DEGRADED) {
+    if (keeper->open.flags & KEEPER_INIT_WATCHES) {
         keeper_procs_kill(keeper);
         while (waitpid(-1, NULL, 0) > 0)
-            ; /* all are dead: none is left for the host's init to reap */
+            ; /* all are dead: reaped here, their time counts and the host's init has no work */
     }
     send_report(fds, &report);
 }

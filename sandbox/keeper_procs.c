@@ -106,6 +106,25 @@ uint64_t keeper_procs_memory(const Keeper *keeper)
     return total;
 }
 
+uint64_t keeper_procs_cpu_ms(const Keeper *keeper)
+{
+    uint64_t ticks = 0;
+    int n = collect(keeper);
+    for (int i = 0; i < n; i++) {
+        char pid[16], text[1024];
+        snprintf(pid, sizeof pid, "%d", (int)pids[i]);
+        const char *at = read_proc(pid, "stat", text, sizeof text) < 0 ? NULL : strrchr(text, ')');
+        for (int field = 2; at != NULL && field < 14; field++) /* to utime, then stime */
+            at = strchr(at + 1, ' ');
+        char *end = NULL;
+        if (at != NULL) {
+            ticks += strtoull(at, &end, 10);
+            ticks += strtoull(end, NULL, 10);
+        }
+    }
+    return ticks * 1000 / (uint64_t)sysconf(_SC_CLK_TCK);
+}
+
 void keeper_procs_kill(const Keeper *keeper)
 {
     if (!(keeper->open.flags & SPEC_OPEN_DEGRADED)) {

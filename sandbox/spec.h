@@ -107,7 +107,8 @@ typedef struct SpecReply {
     uint32_t start_failed;
     uint32_t leftover;    /* processes alive when the command's main process had ended */
     uint32_t sampled_oom; /* the sampler ended the command */
-    uint32_t landlock_abi, reserved;
+    uint32_t sampled_cpu; /* likewise, for its CPU time */
+    uint32_t landlock_abi;
     uint64_t user_us, sys_us, peak_bytes;
     char what[SPEC_WHAT_MAX];
 } SpecReply;

@@ -181,10 +181,7 @@ static void burning_cpu_ends_at_the_cpu_limit(void)
     spec.limits.cpu_ms = 500;
     g_auto(BoxResult) result =
         run_in(&spec, "/payload/payload spin & /payload/payload spin & wait", NULL);
-    /* An ordinary user has no group that counts children's time while they live: the per-process
-     * limit ends them one by one, and the shell goes on. */
-    if (result.cpu_by == BOX_BY_CGROUP2)
-        g_assert_cmpint(result.outcome, ==, BOX_CPU_LIMIT);
+    g_assert_cmpint(result.outcome, ==, BOX_CPU_LIMIT);
     g_assert_cmpuint(result.cpu_user_us + result.cpu_sys_us, >=, 400000);
 }
 
