@@ -177,8 +177,8 @@ static gboolean open_with_ids(Box *box, const BoxSpec *spec, gboolean shared, GE
 static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
 {
     box->cgroup = cgroup_slot(spec->slot);
-    box->is_sampled = cgroup_mem_by(box->cgroup) == BOX_BY_NOBODY ||
-                      cgroup_cpu_by(box->cgroup) == BOX_BY_NOBODY;
+    box->is_sampled =
+        cgroup_mem_by(box->cgroup) == BOX_BY_NOBODY || cgroup_cpu_by(box->cgroup) == BOX_BY_NOBODY;
     if (!box->starter->attached) {
         if (!cgroup_attach(box->cgroup, box->starter->pid, error))
             return FALSE;

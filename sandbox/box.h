@@ -145,7 +145,9 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(BoxResult, box_result_clear)
 
 typedef struct Box Box;
 
-/* Makes the box. The first call ignores SIGPIPE in this process, if nobody handles it. FALSE: our machine failed, or `require` is not met (the message names what). */
+/* Makes the box. The first call ignores SIGPIPE in this process, if nobody handles it. NULL: our
+ * machine failed, or `require` is not met (the message names what). Call it on a thread that
+ * outlives the box: its helper dies with that thread. */
 Box *box_open(const BoxSpec *spec, GError **error);
 
 /* Runs one command to its end; afterwards no process of it lives. FALSE only when the box itself
@@ -184,7 +186,7 @@ guint box_store_gid(void);
 char *box_probe_json(void);
 
 /* Ends the helper processes and removes the cgroups that this process keeps for its slots; every
- * Box must be closed. Also done at exit. A process that is killed leaves them to box_sweep_stale. */
+ * Box must be closed. Also done at exit. A killed process leaves them to box_sweep_stale. */
 void box_shutdown(void);
 
 /* Removes what boxes of a dead daemon left: cgroups whose keeper is gone. Returns how many. */

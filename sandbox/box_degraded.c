@@ -5,8 +5,8 @@
  *   COPY/home   HOME                  COPY/root  files of any other path
  *
  * Invariants:
- *   1. The copy is made by descriptor, follows no link, makes no device, and is bounded by the box's
- *      disk limit.
+ *   1. The copy is made by descriptor, follows no link, makes no device, and is bounded by the
+ *      box's disk limit.
  *   2. It belongs to the payload's host id: the store's when we are root, else our own.
  *
  * Not here: Landlock and the rest of the walls (keeper_payload.c).

@@ -49,7 +49,7 @@ static pid_t parent_of(const char *pid)
     const char *after = strrchr(text, ')');
     if (after == NULL || strlen(after) < 5 || after[2] == 'Z')
         return 0;
-    return (pid_t)strtol(after + 4, NULL, 10);
+    return (pid_t)strtoull(after + 4, NULL, 10);
 }
 
 /* Fills pids[] with the command's processes. */
@@ -63,7 +63,7 @@ static int collect(const Keeper *keeper)
     for (struct dirent *entry; n < PROCS_MAX && (entry = readdir(dir)) != NULL;) {
         if (entry->d_name[0] < '1' || entry->d_name[0] > '9')
             continue;
-        pids[n] = (pid_t)strtol(entry->d_name, NULL, 10);
+        pids[n] = (pid_t)strtoull(entry->d_name, NULL, 10);
         parents[n] = all ? 0 : parent_of(entry->d_name);
         is_ours[n] = all && pids[n] != 1;
         n += pids[n] != getpid();

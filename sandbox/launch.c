@@ -2,7 +2,7 @@
  * Starting assay-box from a sealed copy, and the message layer.
  *
  * Invariants:
- *   1. The program that runs is a sealed memfd: nothing in a box can reach the file (CVE-2019-5736).
+ *   1. The program that runs is a sealed memfd: no box can reach the file (CVE-2019-5736).
  *   2. posix_spawn, never fork: the caller may be large.
  *   3. Replies are hostile until spec_reply_ok(); descriptors beyond those asked for are closed.
  *

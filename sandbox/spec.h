@@ -4,8 +4,8 @@
  *     SpecWriter w = {.put = append, .ctx = array};   spec_put_open(&w, &open);
  *     if (!spec_get_open(bytes, len, &open)) ...      malformed: refused, nothing was started
  *
- * Small requests are one message, large ones travel in a memfd; replies are one fixed struct. Decoding allocates
- * nothing: strings point into the bytes, which must outlive the result.
+ * Small requests are one message, large ones travel in a memfd; replies are one fixed struct.
+ * Decoding allocates nothing: strings point into the bytes, which must outlive the result.
  */
 #pragma once
 

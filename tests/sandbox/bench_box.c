@@ -4,7 +4,8 @@
  * against `git worktree add`.
  *
  * Taken under SCHED_FIFO where that is permitted, so that other work on the machine does not count;
- * children inherit it, so both sides of every ratio have it. Figures are TAP diagnostics. Fails when the one-shot median is above 4.4 times the bare spawn.
+ * children inherit it, so both sides of every ratio have it. Figures are TAP diagnostics. Fails
+ * when the one-shot median is above 4.4 times the bare spawn.
  */
 #include "tests/sandbox/lab.h"
 

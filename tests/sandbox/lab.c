@@ -210,7 +210,8 @@ static gboolean belongs(const char *pid, guint slot)
     const char *uid_line = strstr(status, "\nUid:");
     guint64 uid = uid_line == NULL ? 0 : g_ascii_strtoull(uid_line + 5, NULL, 10);
     if (is_user) /* the dead do not count, and neither do we */
-        return uid == geteuid() && !g_str_equal(pid, "self") && atoi(pid) != getpid();
+        return uid == geteuid() && !g_str_equal(pid, "self") &&
+               g_ascii_strtoll(pid, NULL, 10) != getpid();
     guint64 base = BOX_ID_BASE + (slot + 1) * (guint64)BOX_ID_COUNT;
     return uid >= base && uid < base + BOX_ID_COUNT;
 }

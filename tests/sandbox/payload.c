@@ -466,7 +466,7 @@ static int list_fds(void)
 {
     DIR *dir = opendir("/proc/self/fd");
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;)
-        if (entry->d_name[0] != '.' && atoi(entry->d_name) != dirfd(dir))
+        if (entry->d_name[0] != '.' && (int)strtoul(entry->d_name, NULL, 10) != dirfd(dir))
             printf("%s ", entry->d_name);
     puts("");
     return 0;
