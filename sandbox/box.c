@@ -4,11 +4,12 @@
  * Invariants:
  *   1. A box that does not have every layer of spec.require is closed again and refused.
  *   2. Nothing is forked here: the starter does it.
- *   3. Closing waits until the keeper, and with it everything in the box, is dead.
+ *   3. No command outlives box_exec. Closing only tells the idle keeper to end; its death is waited
+ *      for at shutdown, or at once when directories of the caller are its uppers.
  *
  * Not here: running commands (box_exec.c), ids (box_ids.c), the report (box_report.c).
  */
-#include "sandbox/box_private.h"
+#include "sandbox/box_degraded.h"
 
 #include "base/error.h"
 #include "base/fd.h"
@@ -23,8 +24,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-
-#define CLOSE_WAIT_MS 10000
 
 typedef struct FdList {
     int fds[SPEC_FDS_MAX];
@@ -99,7 +98,7 @@ static gboolean check_spec(const BoxSpec *spec, GError **error)
 
 static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *bytes, GError **error)
 {
-    GBytes *filter = filter_build(FILTER_BOX, error);
+    GBytes *filter = filter_build(box->copy_dir != NULL ? FILTER_UNIX_ONLY : FILTER_BOX, error);
     if (filter == NULL)
         return FALSE;
     gsize filter_len;
@@ -108,10 +107,13 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
                  (spec->root_read_only ? (guint)SPEC_OPEN_ROOT_READ_ONLY : 0u) |
                  (spec->net == BOX_NET_HOST ? (guint)SPEC_OPEN_NET_HOST : 0u) |
                  (box->ids.mode == BOX_IDS_RANGE ? (guint)SPEC_OPEN_MOUNT_FDS : 0u) |
-                 (box->ids.mode != BOX_IDS_SINGLE ? (guint)SPEC_OPEN_SETGROUPS : 0u) |
+                 (box->ids.mode != BOX_IDS_SINGLE || (box->copy_dir != NULL && geteuid() == 0)
+                      ? (guint)SPEC_OPEN_SETGROUPS
+                      : 0u) |
                  (spec->root_upper_fd > 0 ? (guint)SPEC_OPEN_ROOT_UPPER : 0u) |
                  (spec->work_upper_fd > 0 ? (guint)SPEC_OPEN_WORK_UPPER : 0u) |
                  (cgroup_leaf_fd(box->cgroup) >= 0 ? (guint)SPEC_OPEN_CGROUP : 0u) |
+                 (box->copy_dir != NULL ? (guint)SPEC_OPEN_DEGRADED : 0u) |
                  (box->is_sampled ? (guint)SPEC_OPEN_SAMPLE : 0u),
         .uid = spec->uid,
         .gid = spec->gid,
@@ -176,7 +178,8 @@ static gboolean open_with_ids(Box *box, const BoxSpec *spec, gboolean shared, GE
 static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
 {
     box->cgroup = cgroup_slot(spec->slot);
-    box->is_sampled = cgroup_mem_by(box->cgroup) == BOX_BY_NOBODY;
+    box->is_sampled =
+        cgroup_mem_by(box->cgroup) == BOX_BY_NOBODY || cgroup_cpu_by(box->cgroup) == BOX_BY_NOBODY;
     if (!box->starter->attached) {
         if (!cgroup_attach(box->cgroup, box->starter->pid, error))
             return FALSE;
@@ -186,12 +189,11 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
     return cgroup_limits(box->cgroup, spec->limits.mem_bytes, spec->limits.pids, error);
 }
 
-static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
+static gboolean open_namespaces(Box *box, const BoxSpec *spec, GError **error)
 {
     g_autoptr(GError) local = NULL;
-    box->starter = launch_starter(spec->slot, error);
-    if (box->starter == NULL || !open_cgroup(box, spec, error))
-        return FALSE;
+    if (g_strcmp0(g_getenv("ASSAY_BOX_FORCE"), "landlock") == 0)
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED, "ASSAY_BOX_FORCE=landlock");
     if (open_with_ids(box, spec, FALSE, &local))
         return TRUE;
     if (!g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_UNSUPPORTED)) {
@@ -199,6 +201,49 @@ static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
         return FALSE;
     }
     return open_with_ids(box, spec, TRUE, error);
+}
+
+/* Landlock, filter and limits only; asked for by allow_degraded, and never silent. */
+static gboolean open_degraded(Box *box, const BoxSpec *spec, GError **error)
+{
+    g_auto(FdList) shown = {0};
+    BoxSpec plain = *spec;
+    plain.n_work = 0; /* copied */
+    if (kernel_landlock_abi() <= 0)
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED, "there is no Landlock either");
+    if (!box_degraded_prepare(box, spec, error))
+        return FALSE;
+    shown.fds[0] = open(box->copy_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (shown.fds[0] < 0)
+        return error_set_errno(error, errno, "open the copy");
+    shown.n = 1;
+    g_clear_pointer(&box->degraded_why, g_free);
+    return start_keeper(box, &plain, &shown, error);
+}
+
+static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    box->starter = launch_starter(spec->slot, error);
+    if (box->starter == NULL || !open_cgroup(box, spec, error))
+        return FALSE;
+    if (open_namespaces(box, spec, &local))
+        return TRUE;
+    if (!spec->allow_degraded) {
+        g_propagate_error(error, g_steal_pointer(&local));
+        return FALSE;
+    }
+    if (box->sock >= 0)
+        close(box->sock);
+    if (box->pidfd >= 0)
+        close(box->pidfd);
+    box->sock = box->pidfd = -1;
+    if (!open_degraded(box, spec, error)) {
+        g_prefix_error(error, "%s; without namespaces: ", local->message);
+        return FALSE;
+    }
+    box->degraded_why = g_strdup(local->message);
+    return TRUE;
 }
 
 static gboolean check_required(const Box *box, guint require, GError **error)
@@ -211,8 +256,7 @@ static gboolean check_required(const Box *box, guint require, GError **error)
         if (missing & bit)
             g_string_append_printf(names, "%s%s", names->len > 0 ? ", " : "",
                                    box_layer_str((BoxLayer)bit));
-    return error_set(error, ASSAY_ERROR_UNSUPPORTED, "required layers are missing: %s",
-                     names->str);
+    return error_set(error, ASSAY_ERROR_UNSUPPORTED, "required layers are missing: %s", names->str);
 }
 
 void box_shutdown(void)
@@ -238,7 +282,8 @@ Box *box_open(const BoxSpec *spec, GError **error)
     box->limits = spec->limits;
     box->uid = spec->uid;
     box->net = spec->net;
-    box->disk_by = spec->root_upper_fd > 0 || spec->work_upper_fd > 0 ? BOX_BY_NOBODY : BOX_BY_TMPFS;
+    box->disk_by =
+        spec->root_upper_fd > 0 || spec->work_upper_fd > 0 ? BOX_BY_NOBODY : BOX_BY_TMPFS;
     box->work_path = g_strdup(spec->work_path != NULL ? spec->work_path : "/work");
 
     if (!open_box(box, spec, error)) {
@@ -259,13 +304,14 @@ void box_close(Box *box)
     if (box->sock >= 0)
         close(box->sock); /* the keeper sees the end of the stream and ends */
     if (box->pidfd >= 0) {
-        GPollFD polled = {.fd = box->pidfd, .events = G_IO_IN};
-        if (g_poll(&polled, 1, CLOSE_WAIT_MS) <= 0)
-            kernel_pidfd_kill(box->pidfd, SIGKILL);
-        close(box->pidfd);
+        launch_leave_keeper(box->starter, box->pidfd);
+        if (box->disk_by == BOX_BY_NOBODY)
+            launch_wait_keepers(box->starter); /* the caller's directories are free again */
     }
+    if (box->copy_dir != NULL && box->starter != NULL)
+        launch_wait_keepers(box->starter);
+    box_degraded_remove(box);
     g_free(box->work_path);
-    g_free(box->copy_dir);
     g_free(box->degraded_why);
     g_free(box);
 }

@@ -146,7 +146,9 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(BoxResult, box_result_clear)
 
 typedef struct Box Box;
 
-/* Makes the box. The first call ignores SIGPIPE in this process, if nobody handles it. FALSE: our machine failed, or `require` is not met (the message names what). */
+/* Makes the box. The first call ignores SIGPIPE in this process, if nobody handles it. NULL: our
+ * machine failed, or `require` is not met (the message names what). Call it on a thread that
+ * outlives the box: its helper dies with that thread. */
 Box *box_open(const BoxSpec *spec, GError **error);
 
 /* Runs one command to its end; afterwards no process of it lives. FALSE only when the box itself
@@ -161,6 +163,11 @@ guint box_enforced(const Box *box);
  * {"mode":"namespaces|landlock","layers":[...],"missing":[{"layer","why"}],
  *  "limits":{"memory":"cgroup1",...},"notes":{"rename_dir":"exdev","ids":"range",...}} */
 char *box_report_json(const Box *box);
+
+/* Where the box's programs find PATH: PATH itself, except in the degraded mode, where what lies in
+ * work_path or /tmp is in a copy elsewhere. For text that goes into scripts; cwd, the paths of
+ * BoxFiles, and argv words that are such paths are translated by box_exec. g_free. */
+char *box_path_inside(const Box *box, const char *path);
 
 /* Kills everything, removes cgroup and mounts. NULL is nothing. */
 void box_close(Box *box);
@@ -180,7 +187,7 @@ guint box_store_gid(void);
 char *box_probe_json(void);
 
 /* Ends the helper processes and removes the cgroups that this process keeps for its slots; every
- * Box must be closed. Also done at exit. A process that is killed leaves them to box_sweep_stale. */
+ * Box must be closed. Also done at exit. A killed process leaves them to box_sweep_stale. */
 void box_shutdown(void);
 
 /* Removes what boxes of a dead daemon left: cgroups whose keeper is gone. Returns how many. */

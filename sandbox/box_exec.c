@@ -10,7 +10,7 @@
  *
  * Not here: what happens inside (keeper*.c).
  */
-#include "sandbox/box_private.h"
+#include "sandbox/box_degraded.h"
 
 #include "base/error.h"
 #include "base/fd.h"
@@ -29,6 +29,7 @@
 
 #define PIPE_BYTES   (1 << 20)
 #define TICK_MS      100   /* how often CPU time and oom kills are looked at */
+#define KILL_SOFT_MS 5000  /* what an init that was asked is given */
 #define KILL_WAIT_MS 20000 /* from SIGKILL to DONE; more means a stuck host */
 #define CHUNK_BYTES  65536
 
@@ -87,19 +88,54 @@ static gboolean non_blocking(int fd, GError **error)
     return fcntl(fd, F_SETFL, O_NONBLOCK) == 0 || error_set_errno(error, errno, "fcntl");
 }
 
-static guint count(const char *const *list)
+/* A command's words as the box has them: translated in the degraded mode, else as they are. */
+static char **words(const Box *box, const BoxCommand *command)
 {
-    guint n = 0;
-    while (list[n] != NULL)
-        n++;
-    return n;
+    char **list = g_strdupv((char **)(gsize)command->argv);
+    for (char **word = list; *word != NULL; word++) {
+        char *inside = box_path_inside(box, *word);
+        for (gsize i = 0; box->copy_dir != NULL && i < command->n_files; i++)
+            if (g_str_equal(command->files[i].path, *word)) {
+                g_autofree char *file = box_degraded_file_path(box, *word);
+                g_free(inside);
+                inside = g_strconcat(box->copy_dir, file, NULL);
+            }
+        g_free(*word);
+        *word = inside;
+    }
+    return list;
+}
+
+static gboolean put_files(const Run *run, GByteArray *bytes, SpecWriter *writer, GError **error)
+{
+    const BoxCommand *command = run->command;
+    for (gsize i = 0; i < command->n_files; i++) {
+        const BoxFile *file = &command->files[i];
+        if (!spec_path_ok(file->path) || file->path[1] == '\0')
+            return error_set(error, ASSAY_ERROR_INPUT, "file %s is not an absolute, normal path",
+                             file->path);
+        if (file->len > SPEC_BYTES_MAX || bytes->len > SPEC_BYTES_MAX - file->len)
+            return error_set(error, ASSAY_ERROR_LIMIT, "the files are larger than %u bytes",
+                             SPEC_BYTES_MAX);
+        g_autofree char *moved =
+            run->box->copy_dir != NULL ? box_degraded_file_path(run->box, file->path) : NULL;
+        SpecFile put = {moved != NULL ? moved : file->path, file->data, (guint32)file->len,
+                        file->mode & 0777};
+        spec_put_file(writer, &put);
+    }
+    return TRUE;
 }
 
 static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
 {
     const BoxCommand *command = run->command;
-    const char *const *envp =
+    const char *const *given =
         command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
+    g_auto(GStrv) argv = words(run->box, command);
+    g_auto(GStrv) envp = run->box->copy_dir != NULL ? box_degraded_envp(run->box, given)
+                                                    : g_strdupv((char **)(gsize)given);
+    g_autofree char *cwd =
+        box_path_inside(run->box, command->cwd != NULL ? command->cwd : run->box->work_path);
     struct winsize size = {0};
     if (command->interactive)
         (void)ioctl(STDIN_FILENO, TIOCGWINSZ, &size); /* zero when we have no terminal */
@@ -107,10 +143,10 @@ static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
         .flags = command->interactive ? SPEC_EXEC_PTY : 0,
         .rows = size.ws_row,
         .cols = size.ws_col,
-        .n_argv = count(command->argv),
-        .n_envp = count(envp),
+        .n_argv = g_strv_length(argv),
+        .n_envp = g_strv_length(envp),
         .n_files = (guint32)command->n_files,
-        .cwd = command->cwd != NULL ? command->cwd : run->box->work_path,
+        .cwd = cwd,
     };
     if (exec.n_argv == 0 || exec.n_argv > SPEC_ARGV_MAX || exec.n_envp > SPEC_ENVP_MAX ||
         command->n_files > SPEC_FILES_MAX)
@@ -122,21 +158,10 @@ static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
     SpecWriter writer = launch_writer(bytes);
     spec_put_exec(&writer, &exec);
     for (guint i = 0; i < exec.n_argv; i++)
-        spec_put_str(&writer, command->argv[i]);
+        spec_put_str(&writer, argv[i]);
     for (guint i = 0; i < exec.n_envp; i++)
         spec_put_str(&writer, envp[i]);
-    for (gsize i = 0; i < command->n_files; i++) {
-        const BoxFile *file = &command->files[i];
-        SpecFile put = {file->path, file->data, (guint32)file->len, file->mode & 0777};
-        if (!spec_path_ok(file->path) || file->path[1] == '\0')
-            return error_set(error, ASSAY_ERROR_INPUT, "file %s is not an absolute, normal path",
-                             file->path);
-        if (file->len > SPEC_BYTES_MAX || bytes->len > SPEC_BYTES_MAX - file->len)
-            return error_set(error, ASSAY_ERROR_LIMIT, "the files are larger than %u bytes",
-                             SPEC_BYTES_MAX);
-        spec_put_file(&writer, &put);
-    }
-    return TRUE;
+    return put_files(run, bytes, &writer, error);
 }
 
 static gboolean started(Run *run, GError **error)
@@ -203,6 +228,12 @@ static gboolean start(Run *run, GError **error)
     return started(run, error);
 }
 
+/* Where init itself kills and counts, it is asked to; elsewhere the kernel does both. */
+static gboolean init_watches(const Box *box)
+{
+    return box->copy_dir != NULL || box->is_sampled;
+}
+
 /* Ends the command: everything in its pid namespace dies with init. */
 static void end(Run *run, BoxOutcome cause)
 {
@@ -210,7 +241,15 @@ static void end(Run *run, BoxOutcome cause)
         return;
     run->cause = cause;
     run->killed_ns = clock_mono_ns();
+    kernel_pidfd_kill(run->init_pidfd, init_watches(run->box) ? SIGTERM : SIGKILL);
+}
+
+/* Init was asked and could not: the box may be lost with it. */
+static void end_hard(const Run *run)
+{
     kernel_pidfd_kill(run->init_pidfd, SIGKILL);
+    if (run->box->copy_dir != NULL)
+        cgroup_kill(run->box->cgroup);
 }
 
 static void copy_to_tee(const Run *run, const char *data, gsize len)
@@ -342,6 +381,8 @@ static gboolean pump(Run *run, GError **error)
             return FALSE;
         if (!run->done)
             check_limits(run);
+        if (run->cause != BOX_NONE && !run->done && ms_since(run->killed_ns) > KILL_SOFT_MS)
+            end_hard(run);
         if (run->cause != BOX_NONE && !run->done && ms_since(run->killed_ns) > KILL_WAIT_MS)
             return error_set(error, ASSAY_ERROR_SYSTEM, "processes did not die within %d ms",
                              KILL_WAIT_MS);
@@ -374,6 +415,8 @@ static void judge(const Run *run, BoxResult *result)
     gboolean hard = run->cause == BOX_CANCELLED || run->cause == BOX_OUTPUT_LIMIT;
     if (!hard && (result->oom_kills > 0 || reply->sampled_oom))
         result->outcome = BOX_OUT_OF_MEMORY;
+    else if (!hard && reply->sampled_cpu)
+        result->outcome = BOX_CPU_LIMIT;
     else if (result->outcome == BOX_SIGNALED && result->signal == SIGXCPU &&
              run->box->limits.cpu_ms > 0)
         result->outcome = BOX_CPU_LIMIT;

@@ -55,10 +55,14 @@ static gboolean own_map_has_ranges(const char *path)
     return FALSE;
 }
 
+/* Asked once: a process does not change its user namespace. */
 static gboolean have_ranges(void)
 {
-    return geteuid() == 0 && own_map_has_ranges("/proc/self/uid_map") &&
-           own_map_has_ranges("/proc/self/gid_map");
+    static int known = -1;
+    if (known < 0)
+        known =
+            own_map_has_ranges("/proc/self/uid_map") && own_map_has_ranges("/proc/self/gid_map");
+    return known && geteuid() == 0;
 }
 
 /* In the host's own user namespace uid 0 is the host's. */
@@ -152,9 +156,8 @@ int box_ids_show(const BoxIds *ids, Starter *starter, int dir_fd, BoxDirKind kin
     if (userns < 0)
         return -1;
 
-    AUTO_FD tree = kernel_open_tree(dir_fd, "",
-                                    KERNEL_OPEN_TREE_CLONE | KERNEL_OPEN_TREE_CLOEXEC |
-                                        KERNEL_AT_EMPTY_PATH);
+    AUTO_FD tree = kernel_open_tree(
+        dir_fd, "", KERNEL_OPEN_TREE_CLONE | KERNEL_OPEN_TREE_CLOEXEC | KERNEL_AT_EMPTY_PATH);
     struct kernel_mount_attr attr = {
         .attr_set = KERNEL_MOUNT_ATTR_IDMAP | KERNEL_MOUNT_ATTR_NOSUID | KERNEL_MOUNT_ATTR_NODEV |
                     (kind == BOX_DIR_UPPER ? 0 : KERNEL_MOUNT_ATTR_RDONLY),

@@ -7,19 +7,18 @@
 
 const char *box_outcome_str(BoxOutcome outcome)
 {
-    static const char *const words[] = {"none",       "exited",        "signaled",
-                                        "timed_out",  "cpu_limit",     "idle_limit",
-                                        "out_of_memory", "output_limit", "disk_full",
-                                        "cancelled",  "start_error"};
+    static const char *const words[] = {"none",      "exited",     "signaled",      "timed_out",
+                                        "cpu_limit", "idle_limit", "out_of_memory", "output_limit",
+                                        "disk_full", "cancelled",  "start_error"};
     return (gsize)outcome < G_N_ELEMENTS(words) ? words[outcome] : "none";
 }
 
 const char *box_layer_str(BoxLayer layer)
 {
-    static const char *const words[] = {"user", "mount",   "pid",          "net",      "ipc",
-                                        "uts",  "cgroup_ns", "time",       "pivot_root", "overlay",
-                                        "caps", "no_new_privs", "landlock", "seccomp", "rlimits",
-                                        "cgroup"};
+    static const char *const words[] = {"user",       "mount",   "pid",       "net",
+                                        "ipc",        "uts",     "cgroup_ns", "time",
+                                        "pivot_root", "overlay", "caps",      "no_new_privs",
+                                        "landlock",   "seccomp", "rlimits",   "cgroup"};
     for (gsize i = 0; i < G_N_ELEMENTS(words); i++)
         if ((guint)layer == 1u << i)
             return words[i];

@@ -46,8 +46,7 @@ static json_t *layers_json(const Box *box, gboolean missing)
 
 static void add_limit(json_t *limits, const char *name, guint64 value, BoxBy by)
 {
-    json_object_set_new(limits, name,
-                        json_string(value == 0 ? "unlimited" : box_by_str(by)));
+    json_object_set_new(limits, name, json_string(value == 0 ? "unlimited" : box_by_str(by)));
 }
 
 static json_t *limits_json(const Box *box)
@@ -60,7 +59,7 @@ static json_t *limits_json(const Box *box)
     add_limit(limits, "wall", given->wall_ms, BOX_BY_TIMER);
     add_limit(limits, "idle", given->idle_ms, BOX_BY_TIMER);
     add_limit(limits, "output", given->output_bytes_kill, BOX_BY_TIMER);
-    add_limit(limits, "cpu", given->cpu_ms, cpu == BOX_BY_NOBODY ? BOX_BY_RLIMIT : cpu);
+    add_limit(limits, "cpu", given->cpu_ms, cpu == BOX_BY_NOBODY ? BOX_BY_SAMPLER : cpu);
     add_limit(limits, "memory", given->mem_bytes,
               memory == BOX_BY_NOBODY && box->is_sampled ? BOX_BY_SAMPLER : memory);
     add_limit(limits, "pids", given->pids, pids == BOX_BY_NOBODY ? BOX_BY_RLIMIT : pids);

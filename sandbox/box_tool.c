@@ -217,10 +217,10 @@ static gboolean run(const ToolOptions *options, gboolean shell, int *ret_status,
     if (box == NULL)
         return FALSE;
     warn_if_degraded(box);
-    BoxCommand command = {
-        .argv = shell && options->command == NULL ? shell_argv
-                                                  : (const char *const *)options->command,
-        .interactive = shell};
+    BoxCommand command = {.argv = shell && options->command == NULL
+                                      ? shell_argv
+                                      : (const char *const *)options->command,
+                          .interactive = shell};
     g_auto(BoxResult) result = {0};
     if (!box_exec(box, &command, &result, error))
         return FALSE;

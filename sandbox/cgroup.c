@@ -28,7 +28,7 @@
 #define PREFIX        "assay-box-"
 #define RMDIR_TRIES   200
 #define RMDIR_WAIT_US 5000
-#define TEXT_MAX      65536
+#define TEXT_MAX      4096 /* these files are short */
 #define DRAINED_BYTES (32u << 20)
 #define DRAIN_TRIES   100
 
@@ -37,7 +37,9 @@ typedef enum Hierarchy { HIER_V2, HIER_MEMORY, HIER_PIDS, HIER_COUNT } Hierarchy
 struct Cgroup {
     char *dirs[HIER_COUNT]; /* NULL: absent */
     int fds[HIER_COUNT];
-    gboolean v2_controls; /* memory and pids are limited by the leaf */
+    gboolean v2_controls;    /* memory and pids are limited by the leaf */
+    guint64 mem_bytes, pids; /* the limits that are set */
+    gboolean is_limited;
 };
 
 static GHashTable *slots;
@@ -47,8 +49,9 @@ static char *read_text(int dir_fd, const char *name)
     AUTO_FD fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return NULL;
-    g_autoptr(GBytes) bytes = fd_read_all(fd, TEXT_MAX, NULL);
-    return bytes == NULL ? NULL : g_strdup(g_bytes_get_data(bytes, NULL));
+    char text[TEXT_MAX];
+    ssize_t n = read(fd, text, sizeof text - 1);
+    return n < 0 ? NULL : g_strndup(text, (gsize)n);
 }
 
 static gboolean write_text(int dir_fd, const char *name, const char *text)
@@ -120,9 +123,8 @@ static guint64 start_time(guint64 pid)
         return 0;
     const char *after = strrchr(text, ')');
     g_auto(GStrv) fields = after == NULL ? NULL : g_strsplit(after + 2, " ", 21);
-    return fields == NULL || g_strv_length(fields) < 20
-               ? 0
-               : g_ascii_strtoull(fields[19], NULL, 10);
+    return fields == NULL || g_strv_length(fields) < 20 ? 0
+                                                        : g_ascii_strtoull(fields[19], NULL, 10);
 }
 
 static void make_group(Cgroup *cgroup, Hierarchy hierarchy, const char *name)
@@ -160,9 +162,8 @@ Cgroup *cgroup_slot(guint slot)
     if (cgroup != NULL)
         return cgroup;
 
-    g_autofree char *name =
-        g_strdup_printf(PREFIX "%d-%" G_GUINT64_FORMAT "-s%u", (int)getpid(),
-                        start_time((guint64)getpid()), slot);
+    g_autofree char *name = g_strdup_printf(PREFIX "%d-%" G_GUINT64_FORMAT "-s%u", (int)getpid(),
+                                            start_time((guint64)getpid()), slot);
     cgroup = g_new0(Cgroup, 1);
     for (int i = 0; i < HIER_COUNT; i++)
         make_group(cgroup, (Hierarchy)i, name);
@@ -191,9 +192,10 @@ static gboolean set_number(int fd, const char *name, guint64 value, const char *
 /* The starter, the keeper and init are inside the limited group. */
 #define PIDS_OURS 3
 
-gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError **error)
+static gboolean set_limits(const Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError **error)
 {
-    int v2 = cgroup->fds[HIER_V2], memory = cgroup->fds[HIER_MEMORY], count = cgroup->fds[HIER_PIDS];
+    int v2 = cgroup->fds[HIER_V2], memory = cgroup->fds[HIER_MEMORY],
+        count = cgroup->fds[HIER_PIDS];
     if (cgroup->v2_controls) {
         write_text(v2, "memory.swap.max", "0");
         if (!set_number(v2, "memory.max", mem_bytes, "max") ||
@@ -217,6 +219,16 @@ static guint64 read_number(int dir_fd, const char *name)
     return text == NULL ? 0 : g_ascii_strtoull(text, NULL, 10);
 }
 
+gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError **error)
+{
+    if (cgroup->is_limited && cgroup->mem_bytes == mem_bytes && cgroup->pids == pids)
+        return TRUE;
+    cgroup->is_limited = set_limits(cgroup, mem_bytes, pids, error);
+    cgroup->mem_bytes = mem_bytes;
+    cgroup->pids = pids;
+    return cgroup->is_limited;
+}
+
 void cgroup_wait_drained(const Cgroup *cgroup)
 {
     int fd = cgroup->fds[cgroup->v2_controls ? HIER_V2 : HIER_MEMORY];
@@ -236,23 +248,32 @@ void cgroup_peak_reset(const Cgroup *cgroup)
         write_text(cgroup->fds[HIER_MEMORY], "memory.max_usage_in_bytes", "0");
 }
 
-/* The number after KEY in a file of "key value" lines. */
+/* The number after KEY in "key value" lines. */
+static guint64 find_key(const char *text, const char *key)
+{
+    gsize len = strlen(key);
+    for (const char *line = text; line != NULL && *line != '\0';) {
+        if (strncmp(line, key, len) == 0 && line[len] == ' ')
+            return g_ascii_strtoull(line + len + 1, NULL, 10);
+        line = strchr(line, '\n');
+        line = line == NULL ? NULL : line + 1;
+    }
+    return 0;
+}
+
 static guint64 read_key(int dir_fd, const char *name, const char *key)
 {
     g_autofree char *text = dir_fd < 0 ? NULL : read_text(dir_fd, name);
-    g_auto(GStrv) lines = text == NULL ? NULL : g_strsplit(text, "\n", -1);
-    for (char **line = lines; line != NULL && *line != NULL; line++)
-        if (g_str_has_prefix(*line, key) && (*line)[strlen(key)] == ' ')
-            return g_ascii_strtoull(*line + strlen(key) + 1, NULL, 10);
-    return 0;
+    return find_key(text, key);
 }
 
 CgroupUsage cgroup_usage(const Cgroup *cgroup)
 {
     int v2 = cgroup->fds[HIER_V2], memory = cgroup->fds[HIER_MEMORY];
+    g_autofree char *cpu = v2 < 0 ? NULL : read_text(v2, "cpu.stat");
     CgroupUsage usage = {
-        .cpu_user_us = read_key(v2, "cpu.stat", "user_usec"),
-        .cpu_sys_us = read_key(v2, "cpu.stat", "system_usec"),
+        .cpu_user_us = find_key(cpu, "user_usec"),
+        .cpu_sys_us = find_key(cpu, "system_usec"),
     };
     if (cgroup->v2_controls) {
         usage.mem_peak_bytes = read_number(v2, "memory.peak");

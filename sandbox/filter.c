@@ -67,7 +67,7 @@ static const ArgRule arg_rules[] = {
 #define REFUSE(...)
 #define WHEN(name, err, arg, mask, value, why)     {#name, err, 1, {{arg, mask, value}}, FALSE},
 #define WHEN_NET(name, err, arg, mask, value, why) {#name, err, 1, {{arg, mask, value}}, TRUE},
-#define WHEN2(name, err, a, m, v, a2, m2, v2, why) {#name, err, 2, {{a, m, v}, {a2, m2, v2}}, FALSE},
+#define WHEN2(name, err, a, m, v, b, n, w, why)    {#name, err, 2, {{a, m, v}, {b, n, w}}, FALSE},
 #define OTHERWISE(name, err, why)                  {#name, err, 0, {{0, 0, 0}}, FALSE},
 #include "sandbox/syscalls.def"
 #undef ALLOW

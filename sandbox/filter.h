@@ -8,8 +8,8 @@
 #include <glib.h>
 
 typedef enum FilterKind {
-    FILTER_BOX = 0,        /* unix and internet sockets: the network namespace holds them */
-    FILTER_UNIX_ONLY = 1,  /* no network namespace: only AF_UNIX sockets */
+    FILTER_BOX = 0,       /* unix and internet sockets: the network namespace holds them */
+    FILTER_UNIX_ONLY = 1, /* no network namespace: only AF_UNIX sockets */
 } FilterKind;
 
 /* An array of struct sock_filter for the native architecture, default ENOSYS, foreign

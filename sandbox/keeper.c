@@ -26,7 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -82,10 +81,8 @@ static int enter(Keeper *keeper, int maps_ready_fd, Fail *failed)
     }
     if (time_namespace())
         keeper->layers |= BOX_LAYER_TIME;
-    /* A second wall behind the filter: no user namespace below ours; and host-wide objects. */
+    /* A second wall behind the filter: no user namespace below ours. */
     keeper_write_text("/proc/sys/user/max_user_namespaces", "0");
-    keeper_write_text("/proc/sys/user/max_inotify_watches", "65536");
-    keeper_write_text("/proc/sys/user/max_inotify_instances", "256");
     keeper->layers |= BOX_LAYER_USER | BOX_LAYER_MOUNT | BOX_LAYER_UTS;
     return 0;
 }
@@ -107,6 +104,8 @@ static void send_failure(const Keeper *keeper, const Fail *failed)
 static uint32_t payload_layers(const Keeper *keeper)
 {
     uint32_t layers = BOX_LAYER_NO_NEW_PRIVS | BOX_LAYER_RLIMITS | BOX_LAYER_CAPS;
+    if ((keeper->open.flags & SPEC_OPEN_DEGRADED) && geteuid() != 0)
+        layers &= ~(uint32_t)BOX_LAYER_CAPS; /* there were none to drop */
     if (keeper->open.filter_len > 0)
         layers |= BOX_LAYER_SECCOMP;
     if (kernel_landlock_abi() > 0)
@@ -138,7 +137,7 @@ static void wait_init(const Keeper *keeper, pid_t pid, int pidfd, int *ret_statu
         if (n < 0 && errno != EINTR)
             break;
         if (!killed && n > 0 && polled[1].revents != 0) {
-            kernel_pidfd_kill(pidfd, SIGKILL);
+            kernel_pidfd_kill(pidfd, keeper->open.flags & SPEC_OPEN_DEGRADED ? SIGTERM : SIGKILL);
             killed = true;
         }
     }
@@ -165,6 +164,7 @@ static void send_done(const Keeper *keeper, int report_fd, const struct rusage *
         reply.err = report.start_err;
         reply.leftover = report.leftover;
         reply.sampled_oom = report.sampled_oom;
+        reply.sampled_cpu = report.sampled_cpu;
         reply.peak_bytes = report.peak_bytes;
         memcpy(reply.what, report.what, sizeof reply.what);
     }
@@ -247,38 +247,40 @@ static int run_command(const Keeper *keeper, SpecExec *exec, ExecFds *fds, Fail 
 /* One request; false ends the keeper. */
 static bool serve_one(const Keeper *keeper)
 {
-    const void *bytes;
-    size_t len;
-    int fds[8];
+    static uint8_t buffer[SPEC_INLINE_MAX];
+    Request request;
     SpecExec exec;
     ExecFds named;
     Fail failed = {0};
 
-    int n = keeper_receive(keeper->sock, &bytes, &len, fds, 8);
-    if (n < 0 || !spec_get_exec(bytes, len, &exec) || !exec_fds(&exec, fds, n, &named))
+    if (keeper_receive(keeper->sock, buffer, &request) < 0 ||
+        !spec_get_exec(request.bytes, request.len, &exec) ||
+        !exec_fds(&exec, request.fds, request.n_fds, &named))
         return false;
     int r = run_command(keeper, &exec, &named, &failed);
     if (r < 0)
         send_failure(keeper, &failed);
-    for (int i = 0; i < n; i++)
-        close(fds[i]);
-    munmap((void *)(uintptr_t)bytes, len);
+    keeper_request_free(&request);
     return true;
 }
 
-void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd)
+void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd,
+                  const ProcMasks *masks)
 {
     static Keeper keeper;
     Fail failed = {0};
     keeper.sock = sock;
     keeper.open = *open;
-    keeper.work_fd = -1;
+    keeper.masks = masks;
+    keeper.copy_fd = open->flags & SPEC_OPEN_DEGRADED ? fds[0] : -1;
     signal(SIGCHLD, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setsid();
 
-    if (enter(&keeper, maps_ready_fd, &failed) < 0 ||
-        keeper_tree_build(&keeper, fds, &failed) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0) {
+    if (((open->flags & SPEC_OPEN_DEGRADED) == 0 &&
+         (enter(&keeper, maps_ready_fd, &failed) < 0 ||
+          keeper_tree_build(&keeper, fds, &failed) < 0)) ||
+        prctl(PR_SET_DUMPABLE, 0) < 0) {
         send_failure(&keeper, &failed);
         _exit(1);
     }

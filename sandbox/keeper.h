@@ -28,23 +28,34 @@ typedef struct Fail {
 /* Records errno and WHAT (with DETAIL, which may be NULL) and returns -1. */
 int fail(Fail *failed, const char *what, const char *detail);
 
+/* Names below /proc that init hides, and those that it makes read-only; the same for every box. */
+typedef struct ProcMasks {
+    int n_hidden, n_covered;
+    const char *hidden[32], *covered[8];
+    bool is_dir[32]; /* of hidden */
+} ProcMasks;
+
+/* Fills the table from this host's /proc. */
+void keeper_choose_masks(ProcMasks *masks);
+
 /* One open box, as the keeper sees it. */
 typedef struct Keeper {
     int sock;
     SpecOpen open;
     uint32_t layers; /* BoxLayer bits that are on */
-    int work_fd;     /* O_PATH of the workspace, only in degraded mode */
-    int n_masks, n_covers;
-    const char *masks[32]; /* names below /proc that init hides */
-    bool mask_is_dir[32];
-    const char *covers[8]; /* names below /proc that init makes read-only */
+    int copy_fd;     /* the directory with "work", "tmp", "home"; only in degraded mode, else -1 */
+    const ProcMasks *masks;
 } Keeper;
+
+/* Where no cgroup counts, or no pid namespace kills, init does: it samples, and SIGTERM asks it to
+ * end the command and report. */
+#define KEEPER_INIT_WATCHES (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)
 
 /* What init tells the keeper when the command has ended; zero when init was killed. */
 typedef struct InitReport {
     uint32_t magic;
     int32_t wait_status, start_err;
-    uint32_t start_failed, leftover, sampled_oom;
+    uint32_t start_failed, leftover, sampled_oom, sampled_cpu;
     uint64_t peak_bytes;
     char what[SPEC_WHAT_MAX];
 } InitReport;
@@ -56,8 +67,8 @@ typedef struct ExecFds {
 } ExecFds;
 
 /* Serves one box on `sock` until the peer closes it; never returns. */
-void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd)
-    __attribute__((noreturn));
+void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd,
+                  const ProcMasks *masks) __attribute__((noreturn));
 
 /* Builds the tree in our fresh mount namespace and pivots into it. */
 int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed);
@@ -70,12 +81,40 @@ void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
 void keeper_payload(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds, int error_fd)
     __attribute__((noreturn));
 
+/* The ids of payloads as this process has to name them: inside ids, or in degraded mode, where
+ * there is no map, the host's (root never stays root; an ordinary user stays itself). */
+static inline uint32_t keeper_uid(const SpecOpen *open)
+{
+    return open->flags & SPEC_OPEN_DEGRADED ? open->uids.lines[0][1] : open->uid;
+}
+static inline uint32_t keeper_gid(const SpecOpen *open)
+{
+    return open->flags & SPEC_OPEN_DEGRADED ? open->gids.lines[0][1] : open->gid;
+}
+
+/* The command's processes: how many, their proportional memory, their time, their end
+ * (keeper_procs.c). */
+uint32_t keeper_procs_count(const Keeper *keeper);
+uint64_t keeper_procs_memory(const Keeper *keeper);
+/* User and system time of those alive. */
+uint64_t keeper_procs_cpu_ms(const Keeper *keeper);
+void keeper_procs_kill(const Keeper *keeper);
+
 /* A file written by a small helper: whole text to PATH. -1 with errno. */
 int keeper_write_text(const char *path, const char *text);
 
 /* Sends a reply with up to two descriptors (-1: none). */
 int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b);
 
-/* Receives a request: the memfd's bytes (mapped, never unmapped) and the descriptors after it.
- * Returns the number of descriptors, or -1 at end of stream or malformed traffic. */
-int keeper_receive(int sock, const void **ret_bytes, size_t *ret_len, int *ret_fds, int fds_max);
+/* One received request: its bytes and the descriptors that came with it. */
+typedef struct Request {
+    const void *bytes;
+    size_t len;
+    int fds[SPEC_FDS_MAX], n_fds;
+    bool is_mapped; /* bytes are a mapping of a memfd, else the message itself */
+} Request;
+
+/* Waits for a request. -1 at the end of the stream or at malformed traffic. A small one lies in
+ * `buffer` (SPEC_INLINE_MAX bytes), which must outlive it. */
+int keeper_receive(int sock, uint8_t *buffer, Request *ret_request);
+void keeper_request_free(Request *request);

@@ -28,12 +28,40 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #define SAMPLE_MS 50
 #define RESOLVE   (KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS)
+
+/* Files and directories of /proc that tell about the host, where others may read them: what only
+ * the host's uid 0 may open is out of reach already, since it is never in a box. */
+void keeper_choose_masks(ProcMasks *masks)
+{
+    static const char *const covers[] = {"sys", "sysrq-trigger", "irq", "bus", "fs"};
+    static const char *const names[] = {
+        "acpi",       "asound",      "buddyinfo",     "config.gz", "interrupts", "iomem",
+        "ioports",    "kallsyms",    "kcore",         "key-users", "keys",       "kmsg",
+        "kpagecount", "kpageflags",  "latency_stats", "modules",   "mtrr",       "pagetypeinfo",
+        "pressure",   "sched_debug", "schedstat",     "scsi",      "slabinfo",   "softirqs",
+        "timer_list", "vmallocinfo", "zoneinfo"};
+    char path[64];
+    struct stat st;
+    for (size_t i = 0; i < sizeof covers / sizeof *covers; i++) {
+        snprintf(path, sizeof path, "/proc/%s", covers[i]);
+        if (lstat(path, &st) == 0)
+            masks->covered[masks->n_covered++] = covers[i];
+    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "/proc/%s", names[i]);
+        if (lstat(path, &st) < 0 || (st.st_mode & 0006) == 0)
+            continue;
+        masks->is_dir[masks->n_hidden] = S_ISDIR(st.st_mode);
+        masks->hidden[masks->n_hidden++] = names[i];
+    }
+}
 
 /* The fresh /proc of this pid namespace, read-only where it configures the host, blind where it
  * tells about it. The masks' sources are our own: a device node of a read-only /dev, an empty
@@ -43,16 +71,17 @@ static int mount_proc(const Keeper *keeper, Fail *failed)
     char path[64];
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return fail(failed, "mount /proc", NULL);
-    for (int i = 0; i < keeper->n_covers; i++) {
-        snprintf(path, sizeof path, "/proc/%s", keeper->covers[i]);
+    const ProcMasks *masks = keeper->masks;
+    for (int i = 0; i < masks->n_covered; i++) {
+        snprintf(path, sizeof path, "/proc/%s", masks->covered[i]);
         if (mount(path, path, NULL, MS_BIND, NULL) < 0 ||
             mount(NULL, path, NULL,
                   MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
             return fail(failed, "cover", path);
     }
-    for (int i = 0; i < keeper->n_masks; i++) {
-        snprintf(path, sizeof path, "/proc/%s", keeper->masks[i]);
-        if (mount(keeper->mask_is_dir[i] ? "/sys" : "/dev/null", path, NULL, MS_BIND, NULL) < 0)
+    for (int i = 0; i < masks->n_hidden; i++) {
+        snprintf(path, sizeof path, "/proc/%s", masks->hidden[i]);
+        if (mount(masks->is_dir[i] ? "/sys" : "/dev/null", path, NULL, MS_BIND, NULL) < 0)
             return fail(failed, "mask", path);
     }
     return 0;
@@ -94,7 +123,8 @@ static int open_parent(const Keeper *keeper, int top_fd, const char *path)
         memcpy(part, from, n);
         part[n] = '\0';
         if (mkdirat(at, part, 0755) == 0)
-            (void)!fchownat(at, part, keeper->open.uid, keeper->open.gid, AT_SYMLINK_NOFOLLOW);
+            (void)!fchownat(at, part, keeper_uid(&keeper->open), keeper_gid(&keeper->open),
+                            AT_SYMLINK_NOFOLLOW);
         int next = kernel_openat2(at, part, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE);
         int err = errno;
         close(at);
@@ -131,7 +161,7 @@ static int put_file(const Keeper *keeper, int top_fd, const SpecFile *file)
     int r = fd;
     if (fd >= 0) {
         r = write_all(fd, file->data, file->len);
-        if (r == 0 && (fchown(fd, keeper->open.uid, keeper->open.gid) < 0 ||
+        if (r == 0 && (fchown(fd, keeper_uid(&keeper->open), keeper_gid(&keeper->open)) < 0 ||
                        fchmod(fd, (mode_t)file->mode) < 0))
             r = -1;
         close(fd);
@@ -142,6 +172,13 @@ static int put_file(const Keeper *keeper, int top_fd, const SpecFile *file)
     return r < 0 ? -1 : 0;
 }
 
+static void wanted_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGCHLD);
+    sigaddset(set, SIGTERM);
+}
+
 /* A failure here is the tree's state, which a command may have caused: a start error. */
 static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
 {
@@ -150,8 +187,8 @@ static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
     SpecFile file;
     for (uint32_t i = 0; i < walk.n_argv + walk.n_envp; i++)
         spec_next_str(&walk, &text);
-    int top = keeper->work_fd >= 0 ? dup(keeper->work_fd)
-                                   : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int top =
+        keeper->copy_fd >= 0 ? dup(keeper->copy_fd) : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int r = top < 0 ? fail(failed, "open the root", NULL) : 0;
     for (uint32_t i = 0; r == 0 && i < exec->n_files; i++) {
         spec_next_file(&walk, &file);
@@ -164,69 +201,47 @@ static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
     return r;
 }
 
-/* Processes of this pid namespace other than init. */
-static uint32_t count_others(void)
+static uint64_t reaped_cpu_ms(void)
 {
-    DIR *dir = opendir("/proc");
-    uint32_t n = 0;
-    if (dir == NULL)
+    struct rusage usage;
+    if (getrusage(RUSAGE_CHILDREN, &usage) < 0)
         return 0;
-    for (struct dirent *entry; (entry = readdir(dir)) != NULL;)
-        if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && strcmp(entry->d_name, "1") != 0)
-            n++;
-    closedir(dir);
-    return n;
+    return (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+           (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
 }
 
-/* Sum of proportional set sizes of everything but init, where no cgroup counts for us. */
-static uint64_t sample_memory(void)
+static void sample(const Keeper *keeper, InitReport *report)
 {
-    DIR *dir = opendir("/proc");
-    uint64_t total = 0;
-    if (dir == NULL)
-        return 0;
-    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        char path[300], text[1024];
-        if (entry->d_name[0] < '1' || entry->d_name[0] > '9' || strcmp(entry->d_name, "1") == 0)
-            continue;
-        snprintf(path, sizeof path, "/proc/%s/smaps_rollup", entry->d_name);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-        if (fd >= 0)
-            close(fd);
-        if (n <= 0)
-            continue;
-        text[n] = '\0';
-        const char *pss = strstr(text, "\nPss:");
-        if (pss != NULL)
-            total += strtoull(pss + 5, NULL, 10) * 1024;
-    }
-    closedir(dir);
-    return total;
+    const SpecLimits *limits = &keeper->open.limits;
+    uint64_t bytes = keeper_procs_memory(keeper);
+    if (bytes > report->peak_bytes)
+        report->peak_bytes = bytes;
+    if (limits->mem_bytes > 0 && bytes > limits->mem_bytes)
+        report->sampled_oom = 1;
+    if (limits->cpu_ms > 0 && keeper_procs_cpu_ms(keeper) + reaped_cpu_ms() > limits->cpu_ms)
+        report->sampled_cpu = 1;
+    if (report->sampled_oom || report->sampled_cpu)
+        keeper_procs_kill(keeper);
 }
 
-/* Waits for the next child, sampling memory meanwhile when that is our task. */
+/* Waits for the next child; watches meanwhile when that is our task. */
 static pid_t wait_child(const Keeper *keeper, InitReport *report, int *ret_status)
 {
-    if (!(keeper->open.flags & SPEC_OPEN_SAMPLE))
+    uint32_t flags = keeper->open.flags;
+    if (!(flags & KEEPER_INIT_WATCHES))
         return waitpid(-1, ret_status, 0);
 
     sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
+    wanted_signals(&set);
     const struct timespec pause = {0, SAMPLE_MS * 1000000l};
     for (;;) {
         pid_t pid = waitpid(-1, ret_status, WNOHANG);
         if (pid != 0)
             return pid;
-        sigtimedwait(&set, NULL, &pause);
-        uint64_t bytes = sample_memory();
-        if (bytes > report->peak_bytes)
-            report->peak_bytes = bytes;
-        if (keeper->open.limits.mem_bytes > 0 && bytes > keeper->open.limits.mem_bytes) {
-            report->sampled_oom = 1;
-            kill(-1, SIGKILL);
-        }
+        if (sigtimedwait(&set, NULL, &pause) == SIGTERM)
+            keeper_procs_kill(keeper);
+        if (flags & SPEC_OPEN_SAMPLE)
+            sample(keeper, report);
     }
 }
 
@@ -248,22 +263,24 @@ static void report_failure(const ExecFds *fds, const Fail *failed)
  * payload-to-be that is forked next; init gives its own up after that. */
 static int take_own_id(const Keeper *keeper, Fail *failed)
 {
-    if ((keeper->open.flags & SPEC_OPEN_SETGROUPS) &&
+    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
+    if ((keeper->open.flags & SPEC_OPEN_SETGROUPS) && !degraded &&
         (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) < 0 ||
          setresgid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0 ||
          setresuid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0))
         return fail(failed, "take init's id", NULL);
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
+    if (prctl(PR_SET_PDEATHSIG, degraded ? SIGTERM : SIGKILL) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
         return fail(failed, "prctl", NULL);
     return 0;
 }
 
-/* A sampler needs them, to read the memory maps of what it samples. */
+/* A sampler needs them, to read the memory maps of what it samples; without a pid namespace init
+ * needs those it has, if it has any, to kill what took another id. */
 static void drop_own_capabilities(const Keeper *keeper)
 {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct none[2] = {{0}};
-    if (!(keeper->open.flags & SPEC_OPEN_SAMPLE))
+    if (!(keeper->open.flags & (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)))
         syscall(SYS_capset, &head, none);
 }
 
@@ -286,8 +303,12 @@ static void reap(const Keeper *keeper, const ExecFds *fds, pid_t payload, int er
         report.start_err = failed.err;
         memcpy(report.what, failed.what, sizeof report.what);
     }
-    if (!(keeper->open.flags & SPEC_OPEN_DEGRADED))
-        report.leftover = count_others();
+    report.leftover = keeper_procs_count(keeper);
+    if (keeper->open.flags & KEEPER_INIT_WATCHES) {
+        keeper_procs_kill(keeper);
+        while (waitpid(-1, NULL, 0) > 0)
+            ; /* all are dead: reaped here, their time counts and the host's init has no work */
+    }
     send_report(fds, &report);
 }
 
@@ -297,16 +318,17 @@ void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
     struct pollfd keeper_alive = {.fd = fds->report};
     int error[2];
     sigset_t set;
+    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
 
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wanted_signals(&set);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    if (degraded)
+        prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_PDEATHSIG, degraded ? SIGTERM : SIGKILL);
     if (poll(&keeper_alive, 1, 0) > 0)
         _exit(1); /* the keeper died before the line above */
     prctl(PR_SET_DUMPABLE, 1);
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-
-    if (!(keeper->open.flags & SPEC_OPEN_DEGRADED) &&
+    if (!degraded &&
         (unshare((int)KERNEL_CLONE_NEWCGROUP) < 0 || mount_proc(keeper, &failed) < 0)) {
         fail(&failed, "make the cgroup namespace", NULL);
         report_failure(fds, &failed);

@@ -30,6 +30,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+static ProcMasks proc_masks;
+
 int fail(Fail *failed, const char *what, const char *detail)
 {
     if (failed->err == 0) {
@@ -92,37 +94,58 @@ static int take_fds(struct msghdr *message, int *ret_fds, int fds_max)
     return n;
 }
 
-int keeper_receive(int sock, const void **ret_bytes, size_t *ret_len, int *ret_fds, int fds_max)
+/* A large request: the first descriptor is a memfd that holds it. */
+static int map_request(Request *request)
+{
+    struct stat st;
+    if (request->n_fds < 1 || fstat(request->fds[0], &st) < 0 || st.st_size < 8 ||
+        st.st_size > SPEC_BYTES_MAX)
+        return -1;
+    void *bytes = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, request->fds[0], 0);
+    if (bytes == MAP_FAILED)
+        return -1;
+    close(request->fds[0]);
+    request->n_fds--;
+    memmove(request->fds, request->fds + 1, (size_t)request->n_fds * sizeof(int));
+    request->bytes = bytes;
+    request->len = (size_t)st.st_size;
+    request->is_mapped = true;
+    return 0;
+}
+
+int keeper_receive(int sock, uint8_t *buffer, Request *ret_request)
 {
     static union {
         char bytes[CMSG_SPACE(SPEC_FDS_MAX * sizeof(int))];
         struct cmsghdr align;
     } control;
-    uint32_t magic = 0;
-    struct iovec iov = {&magic, sizeof magic};
+    struct iovec iov = {buffer, SPEC_INLINE_MAX};
     struct msghdr message = {.msg_iov = &iov,
                              .msg_iovlen = 1,
                              .msg_control = control.bytes,
                              .msg_controllen = sizeof control.bytes};
     ssize_t got;
+    uint32_t magic;
     do
         got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
     while (got < 0 && errno == EINTR);
-    if (got != (ssize_t)sizeof magic || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
+    if (got < (ssize_t)sizeof magic || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
         return -1;
 
-    int n = take_fds(&message, ret_fds, fds_max);
-    struct stat st;
-    if (n < 1 || fstat(ret_fds[0], &st) < 0 || st.st_size < 8 || st.st_size > SPEC_BYTES_MAX)
+    *ret_request = (Request){.bytes = buffer, .len = (size_t)got};
+    ret_request->n_fds = take_fds(&message, ret_request->fds, (int)SPEC_FDS_MAX);
+    if (ret_request->n_fds < 0)
         return -1;
-    void *bytes = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, ret_fds[0], 0);
-    if (bytes == MAP_FAILED)
-        return -1;
-    close(ret_fds[0]);
-    memmove(ret_fds, ret_fds + 1, (size_t)(n - 1) * sizeof(int));
-    *ret_bytes = bytes;
-    *ret_len = (size_t)st.st_size;
-    return n - 1;
+    memcpy(&magic, buffer, sizeof magic);
+    return magic == SPEC_MAGIC_MEMFD ? map_request(ret_request) : 0;
+}
+
+void keeper_request_free(Request *request)
+{
+    if (request->is_mapped)
+        munmap((void *)(uintptr_t)request->bytes, request->len);
+    for (int i = 0; i < request->n_fds; i++)
+        close(request->fds[i]);
 }
 
 static int write_map(pid_t pid, const char *name, const SpecMap *map)
@@ -176,9 +199,8 @@ static int start_keeper(int sock, const SpecOpen *open, const int *fds, Fail *fa
     if (pipe2(ready, O_CLOEXEC) < 0)
         return fail(failed, "pipe", NULL);
 
-    struct kernel_clone_args args = {.flags = open_flags(open),
-                                     .pidfd = (uint64_t)(uintptr_t)&pidfd,
-                                     .exit_signal = SIGCHLD};
+    struct kernel_clone_args args = {
+        .flags = open_flags(open), .pidfd = (uint64_t)(uintptr_t)&pidfd, .exit_signal = SIGCHLD};
     int n = 1;
     if (open->flags & SPEC_OPEN_CGROUP) {
         args.flags |= KERNEL_CLONE_INTO_CGROUP;
@@ -188,7 +210,7 @@ static int start_keeper(int sock, const SpecOpen *open, const int *fds, Fail *fa
     if (pid == 0) {
         close(sock);
         close(ready[1]);
-        keeper_serve(fds[0], open, fds + n, ready[0]);
+        keeper_serve(fds[0], open, fds + n, ready[0], &proc_masks);
     }
     close(ready[0]);
     if (pid < 0) {
@@ -250,17 +272,18 @@ static uint32_t n_fds_wanted(const SpecOpen *open)
            ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
 }
 
-static void serve_one(int sock, const void *bytes, size_t len, const int *fds, int n_fds)
+static void serve_one(int sock, const Request *request)
 {
     Fail failed = {0};
     SpecMap uids, gids;
     static SpecOpen open;
 
-    if (spec_get_idmap(bytes, len, &uids, &gids)) {
+    if (spec_get_idmap(request->bytes, request->len, &uids, &gids)) {
         if (make_idmap(sock, &uids, &gids, &failed) < 0)
             reply_fail(sock, &failed);
-    } else if (spec_get_open(bytes, len, &open) && (uint32_t)n_fds == n_fds_wanted(&open)) {
-        if (start_keeper(sock, &open, fds, &failed) < 0)
+    } else if (spec_get_open(request->bytes, request->len, &open) &&
+               (uint32_t)request->n_fds == n_fds_wanted(&open)) {
+        if (start_keeper(sock, &open, request->fds, &failed) < 0)
             reply_fail(sock, &failed);
     } else {
         errno = EPROTO;
@@ -269,27 +292,35 @@ static void serve_one(int sock, const void *bytes, size_t len, const int *fds, i
     }
 }
 
+/* What the caller ignores or blocks must not reach a command. */
+static void signals_reset(void)
+{
+    sigset_t none;
+    for (int i = 1; i < 65; i++)
+        if (i != SIGKILL && i != SIGSTOP)
+            signal(i, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGCHLD, SIG_IGN); /* keepers are reaped by the kernel; the library watches pidfds */
+}
+
 int main(void)
 {
     struct rlimit no_core = {0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
     umask(022);
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGCHLD, SIG_IGN); /* keepers are reaped by the kernel; the library watches pidfds */
+    signals_reset();
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || fcntl(KEEPER_SOCKET, F_SETFD, FD_CLOEXEC) < 0)
         return 2; /* not started by the library */
     close(KEEPER_PROGRAM);
+    keeper_choose_masks(&proc_masks);
 
-    for (;;) {
-        const void *bytes;
-        size_t len;
-        int fds[SPEC_FDS_MAX];
-        int n = keeper_receive(KEEPER_SOCKET, &bytes, &len, fds, (int)SPEC_FDS_MAX);
-        if (n < 0)
-            return 0;
-        serve_one(KEEPER_SOCKET, bytes, len, fds, n);
-        munmap((void *)(uintptr_t)bytes, len);
-        for (int i = 0; i < n; i++)
-            close(fds[i]);
+    static uint8_t buffer[SPEC_INLINE_MAX]; /* a keeper keeps its copy: its spec lies here */
+    Request request;
+    while (keeper_receive(KEEPER_SOCKET, buffer, &request) == 0) {
+        serve_one(KEEPER_SOCKET, &request);
+        keeper_request_free(&request);
     }
+    return 0;
 }

@@ -111,8 +111,9 @@ static int drop_capabilities(const SpecOpen *open, Fail *failed)
         prctl(PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0) < 0)
         return fail(failed, "set securebits", NULL);
     if (open->flags & SPEC_OPEN_SETGROUPS) {
-        if (setgroups(0, NULL) < 0 || setresgid(open->gid, open->gid, open->gid) < 0 ||
-            setresuid(open->uid, open->uid, open->uid) < 0)
+        uid_t uid = keeper_uid(open);
+        gid_t gid = keeper_gid(open);
+        if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)
             return fail(failed, "take the box user's ids", NULL);
     }
 
@@ -130,11 +131,9 @@ static int drop_capabilities(const SpecOpen *open, Fail *failed)
 
 static int no_capabilities_left(const SpecOpen *open, Fail *failed)
 {
-    if (open->flags & SPEC_OPEN_DEGRADED) { /* nothing was gained, so nothing to give up */
-        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    } else if (drop_capabilities(open, failed) < 0) {
+    bool had_none = (open->flags & SPEC_OPEN_DEGRADED) && !(open->flags & SPEC_OPEN_SETGROUPS);
+    if (!had_none && drop_capabilities(open, failed) < 0)
         return -1;
-    }
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
         return fail(failed, "no_new_privs", NULL);
     return 0;
@@ -177,22 +176,48 @@ static int landlock_tree(int ruleset, uint64_t all)
     return 0;
 }
 
+/* Without a tree of our own: the host's programs to read, the copy to write, nothing else. */
+static int landlock_host(int ruleset, uint64_t all, int copy_fd)
+{
+    static const char *const readable[] = {"/usr",   "/bin",    "/sbin", "/lib", "/lib32",
+                                           "/lib64", "/libx32", "/etc",  "/opt", "/proc"};
+    static const char *const devices[] = {"/dev/null",   "/dev/zero",    "/dev/full",
+                                          "/dev/random", "/dev/urandom", "/dev/tty"};
+    const uint64_t read_exec =
+        KERNEL_LANDLOCK_EXECUTE | KERNEL_LANDLOCK_READ_FILE | KERNEL_LANDLOCK_READ_DIR;
+    const uint64_t device = KERNEL_LANDLOCK_READ_FILE | KERNEL_LANDLOCK_WRITE_FILE |
+                            (all & (KERNEL_LANDLOCK_TRUNCATE | KERNEL_LANDLOCK_IOCTL_DEV));
+    for (size_t i = 0; i < sizeof readable / sizeof *readable; i++)
+        if (landlock_allow(ruleset, readable[i], read_exec) < 0)
+            return -1;
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+        if (landlock_allow(ruleset, devices[i], device) < 0)
+            return -1;
+    struct kernel_landlock_path copy = {
+        all & ~(KERNEL_LANDLOCK_MAKE_CHAR | KERNEL_LANDLOCK_MAKE_BLOCK), copy_fd};
+    return (int)syscall(KERNEL_NR_LANDLOCK_ADD, ruleset, 1, &copy, 0);
+}
+
 static int landlock(const Keeper *keeper, Fail *failed)
 {
+    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
     int abi = kernel_landlock_abi();
-    if (abi <= 0)
-        return 0; /* reported as missing */
+    if (abi <= 0) {
+        errno = ENOSYS; /* reported as missing, unless it is the only wall */
+        return degraded ? fail(failed, "landlock", NULL) : 0;
+    }
     uint64_t all = landlock_fs(abi);
     struct kernel_landlock_ruleset rules = {.fs = all};
+    if (abi >= 4 && degraded)
+        rules.net = KERNEL_LANDLOCK_NET_TCP; /* with a network namespace, lo must work */
     if (abi >= 6)
         rules.scoped = KERNEL_LANDLOCK_SCOPES;
     size_t size = abi >= 6 ? sizeof rules : abi >= 4 ? 16 : 8;
     int ruleset = (int)syscall(KERNEL_NR_LANDLOCK_CREATE, &rules, size, 0);
     if (ruleset < 0)
         return fail(failed, "landlock_create_ruleset", NULL);
-    (void)keeper;
-    if (landlock_tree(ruleset, all) < 0 ||
-        syscall(KERNEL_NR_LANDLOCK_RESTRICT, ruleset, 0) < 0)
+    int r = degraded ? landlock_host(ruleset, all, keeper->copy_fd) : landlock_tree(ruleset, all);
+    if (r < 0 || syscall(KERNEL_NR_LANDLOCK_RESTRICT, ruleset, 0) < 0)
         return fail(failed, "landlock", NULL);
     close(ruleset);
     return 0;
@@ -210,13 +235,11 @@ static int filter(const SpecOpen *open, Fail *failed)
     return 0;
 }
 
-/* The child of a child-to-be must not inherit init's blocked and ignored signals. */
+/* The two that the starter and init changed. */
 static void signals_reset(void)
 {
     sigset_t none;
-    for (int i = 1; i < 65; i++)
-        if (i != SIGKILL && i != SIGSTOP)
-            signal(i, SIG_DFL);
+    signal(SIGPIPE, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }

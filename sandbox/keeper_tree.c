@@ -233,7 +233,7 @@ static int make_skeleton(Tree *tree)
     static const struct {
         const char *path;
         mode_t mode;
-    } dirs[] = {{"/proc", 0555}, {"/sys", 0555},     {"/dev", 0755},     {"/tmp", 0755},
+    } dirs[] = {{"/proc", 0555}, {"/sys", 0555},      {"/dev", 0755},     {"/tmp", 0755},
                 {"/run", 0755},  {"/var/tmp", 01777}, {"/etc", 0755},     {"/root", 0700},
                 {"/home", 0755}, {"/opt", 0755},      {"/var/lib", 0755}, {"/var/cache", 0755}};
     const SpecOpen *open = &tree->keeper->open;
@@ -247,8 +247,8 @@ static int make_skeleton(Tree *tree)
             return fail(tree->failed, "make a mount point", open->mount_paths[i]);
     if (make_dirs("skel", open->work_path, 0755) < 0)
         return fail(tree->failed, "make the workspace's mount point", NULL);
-    if (open->uid != 0 && (mkdir("skel/home/box", 0755) < 0 ||
-                           chown("skel/home/box", open->uid, open->gid) < 0))
+    if (open->uid != 0 &&
+        (mkdir("skel/home/box", 0755) < 0 || chown("skel/home/box", open->uid, open->gid) < 0))
         return fail(tree->failed, "make the home directory", NULL);
     if (open->flags & SPEC_OPEN_HOST_ROOT) {
         if (mkdir("skel/usr", 0755) < 0 || host_skeleton(open) < 0)
@@ -509,33 +509,6 @@ static int pivot(Tree *tree)
     return 0;
 }
 
-/* Files and directories of /proc that tell about the host, where others may read them: what only
- * the host's uid 0 may open is out of reach already, since it is never in a box. */
-static void choose_masks(Keeper *keeper)
-{
-    static const char *const covers[] = {"sys", "sysrq-trigger", "irq", "bus", "fs"};
-    static const char *const names[] = {
-        "acpi",      "asound",     "buddyinfo",    "config.gz",     "interrupts", "iomem",
-        "ioports",   "kallsyms",   "kcore",        "key-users",     "keys",       "kmsg",
-        "kpagecount", "kpageflags", "latency_stats", "modules",     "mtrr",       "pagetypeinfo",
-        "pressure",  "sched_debug", "schedstat",    "scsi",          "slabinfo",   "softirqs",
-        "timer_list", "vmallocinfo", "zoneinfo"};
-    char path[64];
-    struct stat st;
-    for (size_t i = 0; i < sizeof covers / sizeof *covers; i++) {
-        snprintf(path, sizeof path, "/proc/%s", covers[i]);
-        if (lstat(path, &st) == 0)
-            keeper->covers[keeper->n_covers++] = covers[i];
-    }
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        snprintf(path, sizeof path, "/proc/%s", names[i]);
-        if (lstat(path, &st) < 0 || (st.st_mode & 0006) == 0)
-            continue;
-        keeper->mask_is_dir[keeper->n_masks] = S_ISDIR(st.st_mode);
-        keeper->masks[keeper->n_masks++] = names[i];
-    }
-}
-
 /* Directories sent as plain descriptors belong to the caller's mount namespace; ours has the same
  * inodes. Done before the base tmpfs covers /tmp, where some of them may lie. */
 static int reopen_all(const SpecOpen *open, const int *fds, int *ret_fds, Fail *failed)
@@ -580,8 +553,5 @@ int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed)
         mount_inside(&tree, "/sys", "tmpfs", BASE_FLAGS | MS_RDONLY, "size=4k,mode=555") < 0 ||
         make_dev(&tree) < 0 || mount_work(&tree) < 0)
         return -1;
-    if (mount_given(&tree) < 0 || pivot(&tree) < 0)
-        return -1;
-    choose_masks(keeper);
-    return 0;
+    return mount_given(&tree) < 0 || pivot(&tree) < 0 ? -1 : 0;
 }

@@ -2,7 +2,7 @@
  * Starting assay-box from a sealed copy, and the message layer.
  *
  * Invariants:
- *   1. The program that runs is a sealed memfd: nothing in a box can reach the file (CVE-2019-5736).
+ *   1. The program that runs is a sealed memfd: no box can reach the file (CVE-2019-5736).
  *   2. posix_spawn, never fork: the caller may be large.
  *   3. Replies are hostile until spec_reply_ok(); descriptors beyond those asked for are closed.
  *
@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "sandbox/keeper.h"
+#include "sandbox/kernel.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,9 +26,10 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#define PROGRAM       "assay-box"
-#define REPLY_WAIT_MS 30000
-#define HIGH_FD       16 /* above the numbers that file actions assign */
+#define PROGRAM        "assay-box"
+#define REPLY_WAIT_MS  30000
+#define KEEPER_WAIT_MS 10000
+#define HIGH_FD        16 /* above the numbers that file actions assign */
 
 static GHashTable *starters; /* slot -> Starter */
 static GHashTable *idmaps;   /* map text -> fd */
@@ -135,9 +137,37 @@ static gboolean spawn(int program, int sock, pid_t *ret_pid, GError **error)
     return r == 0 || error_set_errno(error, r, "start %s", PROGRAM);
 }
 
+/* Has it died within that time? Then it is forgotten. */
+static gboolean is_dead(Starter *starter, guint i, int wait_ms)
+{
+    GPollFD polled = {.fd = starter->dying[i], .events = G_IO_IN};
+    if (g_poll(&polled, 1, wait_ms) <= 0)
+        return FALSE;
+    close(starter->dying[i]);
+    starter->dying[i] = starter->dying[--starter->n_dying];
+    return TRUE;
+}
+
+void launch_wait_keepers(Starter *starter)
+{
+    while (starter->n_dying > 0)
+        if (!is_dead(starter, 0, KEEPER_WAIT_MS))
+            kernel_pidfd_kill(starter->dying[0], SIGKILL);
+}
+
+void launch_leave_keeper(Starter *starter, int pidfd)
+{
+    for (guint i = starter->n_dying; i-- > 0;)
+        is_dead(starter, i, 0);
+    if (starter->n_dying == LAUNCH_DYING_MAX)
+        launch_wait_keepers(starter);
+    starter->dying[starter->n_dying++] = pidfd;
+}
+
 static void starter_free(gpointer data)
 {
     Starter *starter = data;
+    launch_wait_keepers(starter);
     close(starter->sock);
     kill(starter->pid, SIGKILL);
     while (waitpid(starter->pid, NULL, 0) < 0 && errno == EINTR)
@@ -219,40 +249,50 @@ static int memfd_of(GByteArray *bytes, GError **error)
     return fd_take(&fd);
 }
 
-gboolean launch_send(int sock, GByteArray *bytes, const int *fds, guint n_fds, GError **error)
+/* Sends DATA with the descriptors. */
+static gboolean send_message(int sock, const void *data, gsize len, const int *fds, guint n_fds,
+                             GError **error)
 {
     union {
         char bytes[CMSG_SPACE(SPEC_FDS_MAX * sizeof(int))];
         struct cmsghdr align;
     } control;
-    int all[SPEC_FDS_MAX];
-    guint32 magic = SPEC_MAGIC_REPLY;
-    struct iovec iov = {&magic, sizeof magic};
+    struct iovec iov = {(void *)(gsize)data, len};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    gsize size = n_fds * sizeof(int);
+    if (n_fds > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_SPACE(size);
+        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_RIGHTS;
+        head->cmsg_len = CMSG_LEN(size);
+        memcpy(CMSG_DATA(head), fds, size);
+    }
+    ssize_t sent;
+    do
+        sent = sendmsg(sock, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent == (ssize_t)len || error_set_errno(error, errno, "send to assay-box");
+}
+
+gboolean launch_send(int sock, GByteArray *bytes, const int *fds, guint n_fds, GError **error)
+{
     if (bytes->len > SPEC_BYTES_MAX || n_fds + 1 > SPEC_FDS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "the request to assay-box is too large");
+    if (bytes->len <= SPEC_INLINE_MAX)
+        return send_message(sock, bytes->data, bytes->len, fds, n_fds, error);
 
+    int all[SPEC_FDS_MAX];
+    guint32 magic = SPEC_MAGIC_MEMFD;
     AUTO_FD request = memfd_of(bytes, error);
     if (request < 0)
         return FALSE;
     all[0] = request;
     if (n_fds > 0)
         memcpy(all + 1, fds, n_fds * sizeof(int));
-    gsize size = (n_fds + 1) * sizeof(int);
-    memset(&control, 0, sizeof control);
-    struct msghdr message = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = control.bytes,
-                             .msg_controllen = CMSG_SPACE(size)};
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(size);
-    memcpy(CMSG_DATA(head), all, size);
-    ssize_t sent;
-    do
-        sent = sendmsg(sock, &message, MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    return sent == sizeof magic || error_set_errno(error, errno, "send to assay-box");
+    return send_message(sock, &magic, sizeof magic, all, n_fds + 1, error);
 }
 
 static void take_fds(struct msghdr *message, int *ret_fds, guint fds_max)
@@ -271,8 +311,7 @@ static void take_fds(struct msghdr *message, int *ret_fds, guint fds_max)
     }
 }
 
-gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max,
-                        GError **error)
+gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max, GError **error)
 {
     union {
         char bytes[CMSG_SPACE(4 * sizeof(int))];

@@ -11,21 +11,30 @@
 #include <glib.h>
 #include <sys/types.h>
 
+#define LAUNCH_DYING_MAX 8 /* namespaces being torn down; more only delay each other */
+
 typedef struct Starter {
     guint slot;
     int sock;
     pid_t pid;
-    gboolean attached; /* put into the slot's cgroups already */
+    gboolean attached;           /* put into the slot's cgroups already */
+    int dying[LAUNCH_DYING_MAX]; /* pidfds of keepers that were told to end */
+    guint n_dying;
 } Starter;
 
 /* The running starter of `slot`, spawned when there is none (or it died). Borrowed: starters live
  * until launch_stop_all() or the end of this process. */
 Starter *launch_starter(guint slot, GError **error);
 
+/* Takes over the pidfd of a keeper that was told to end; at most LAUNCH_DYING_MAX are pending. */
+void launch_leave_keeper(Starter *starter, int pidfd);
+/* Waits until all of those are dead. */
+void launch_wait_keepers(Starter *starter);
+
 /* Ends every starter of this process and waits for them. */
 void launch_stop_all(void);
 
-/* Sends a request: its bytes in a sealed memfd, then the descriptors (borrowed). */
+/* Sends a request (in a sealed memfd when it is large) and the descriptors (borrowed). */
 gboolean launch_send(int sock, GByteArray *bytes, const int *fds, guint n_fds, GError **error);
 
 /* Receives one checked reply and up to `fds_max` descriptors (the rest are closed; absent ones are

@@ -7,8 +7,7 @@
 
 void output_init(Output *output, guint64 keep)
 {
-    *output = (Output){
-        .keep = keep, .head = g_byte_array_new(), .tail = g_byte_array_new()};
+    *output = (Output){.keep = keep, .head = g_byte_array_new(), .tail = g_byte_array_new()};
 }
 
 void output_add(Output *output, const void *data, gsize len)
@@ -40,8 +39,8 @@ GBytes *output_finish(Output *output, gboolean *ret_truncated)
         g_byte_array_remove_range(output->tail, 0, output->tail->len - (guint)half);
     guint64 missing = output->total - output->head->len - output->tail->len;
     if (missing > 0) {
-        g_autofree char *note = g_strdup_printf(
-            "\n[... %" G_GUINT64_FORMAT " bytes not kept ...]\n", missing);
+        g_autofree char *note =
+            g_strdup_printf("\n[... %" G_GUINT64_FORMAT " bytes not kept ...]\n", missing);
         g_byte_array_append(output->head, (const guint8 *)note, (guint)strlen(note));
         *ret_truncated = TRUE;
     }

@@ -61,7 +61,8 @@ static void probe_box(const Trial *trial, Probe *ret)
         return;
     }
     g_autofree char *apparmor = read_line("/proc/sys/kernel/apparmor_restrict_unprivileged_userns");
-    ret->detail = g_strdup(trial->error != NULL ? trial->error->message : "the command did not run");
+    ret->detail =
+        g_strdup(trial->error != NULL ? trial->error->message : "the command did not run");
     if (is_zero("/proc/sys/user/max_user_namespaces"))
         ret->fix[0] = "sysctl user.max_user_namespaces=15000";
     else if (is_zero("/proc/sys/kernel/unprivileged_userns_clone"))
@@ -105,18 +106,17 @@ static void probe_seccomp(const Trial *trial, Probe *ret)
         ret->fix[0] = "a kernel with CONFIG_SECCOMP_FILTER is needed";
     } else {
         ret->status = PROBE_OK;
-        ret->detail = g_strdup_printf("%" G_GSIZE_FORMAT " instructions",
-                                      g_bytes_get_size(filter) / 8);
+        ret->detail =
+            g_strdup_printf("%" G_GSIZE_FORMAT " instructions", g_bytes_get_size(filter) / 8);
     }
 }
 
 static void probe_cgroup(const Trial *trial, Probe *ret)
 {
     Cgroup *cgroup = cgroup_slot(PROBE_SLOT);
-    ret->detail = g_strdup_printf("memory by %s, pids by %s, cpu time by %s",
-                                  box_by_str(cgroup_mem_by(cgroup)),
-                                  box_by_str(cgroup_pids_by(cgroup)),
-                                  box_by_str(cgroup_cpu_by(cgroup)));
+    ret->detail = g_strdup_printf(
+        "memory by %s, pids by %s, cpu time by %s", box_by_str(cgroup_mem_by(cgroup)),
+        box_by_str(cgroup_pids_by(cgroup)), box_by_str(cgroup_cpu_by(cgroup)));
     ret->status = trial->layers & BOX_LAYER_CGROUP ? PROBE_OK : PROBE_WARN;
     if (ret->status == PROBE_OK)
         return;
@@ -184,9 +184,10 @@ static const struct {
     const char *id;
     void (*fn)(const Trial *trial, Probe *ret);
 } probes[] = {
-    {"box", probe_box},           {"layers", probe_layers},   {"ids", probe_ids},
-    {"cgroup", probe_cgroup},     {"seccomp", probe_seccomp}, {"landlock", probe_landlock},
-    {"openat2", probe_openat2},   {"core_pattern", probe_core_pattern},
+    {"box", probe_box},         {"layers", probe_layers},
+    {"ids", probe_ids},         {"cgroup", probe_cgroup},
+    {"seccomp", probe_seccomp}, {"landlock", probe_landlock},
+    {"openat2", probe_openat2}, {"core_pattern", probe_core_pattern},
 };
 
 static void try_box(Trial *trial)
@@ -215,9 +216,9 @@ char *box_probe_json(void)
         json_t *fix = json_array();
         for (int k = 0; probe.fix[k] != NULL; k++)
             json_array_append_new(fix, json_string(probe.fix[k]));
-        json_array_append_new(checks, json_pack("{s:s, s:s, s:s, s:o}", "id", probes[i].id,
-                                                "status", words[probe.status], "detail",
-                                                probe.detail, "fix", fix));
+        json_array_append_new(checks,
+                              json_pack("{s:s, s:s, s:s, s:o}", "id", probes[i].id, "status",
+                                        words[probe.status], "detail", probe.detail, "fix", fix));
         g_free(probe.detail);
     }
     box_close(trial.box);

@@ -4,8 +4,8 @@
  *     SpecWriter w = {.put = append, .ctx = array};   spec_put_open(&w, &open);
  *     if (!spec_get_open(bytes, len, &open)) ...      malformed: refused, nothing was started
  *
- * Requests travel in a memfd (they may be large), replies are one fixed struct. Decoding allocates
- * nothing: strings point into the bytes, which must outlive the result.
+ * Small requests are one message, large ones travel in a memfd; replies are one fixed struct.
+ * Decoding allocates nothing: strings point into the bytes, which must outlive the result.
  */
 #pragma once
 
@@ -18,7 +18,9 @@
 #define SPEC_MAGIC_EXEC  0x43584541u /* "AEXC" */
 #define SPEC_MAGIC_IDMAP 0x504d4441u /* "ADMP" */
 #define SPEC_MAGIC_REPLY 0x504c5241u /* "ARLP" */
+#define SPEC_MAGIC_MEMFD 0x44464d41u /* "AMFD": the request is in the first descriptor */
 
+#define SPEC_INLINE_MAX (64u << 10)  /* up to here a request is the message itself, else a memfd */
 #define SPEC_BYTES_MAX  (256u << 20) /* one request */
 #define SPEC_LAYERS_MAX 60u          /* root layers; the same for workspace layers */
 #define SPEC_MOUNTS_MAX 32u
@@ -36,8 +38,8 @@ typedef enum SpecOpenFlag {
     SPEC_OPEN_MOUNT_FDS = 1 << 2,  /* descriptors are detached mounts, ready to attach */
     SPEC_OPEN_ROOT_UPPER = 1 << 3, /* a descriptor for the root's upper follows */
     SPEC_OPEN_WORK_UPPER = 1 << 4,
-    SPEC_OPEN_SAMPLE = 1 << 5,   /* no cgroup: init samples memory */
-    SPEC_OPEN_DEGRADED = 1 << 6, /* no namespaces: Landlock, filter, limits only */
+    SPEC_OPEN_SAMPLE = 1 << 5,    /* no cgroup: init samples memory */
+    SPEC_OPEN_DEGRADED = 1 << 6,  /* no namespaces: Landlock, filter, limits only */
     SPEC_OPEN_SETGROUPS = 1 << 7, /* an id range is mapped: ids may be changed */
     SPEC_OPEN_CGROUP = 1 << 8,    /* the keeper is born in a cgroup v2 directory */
     SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
@@ -50,7 +52,8 @@ typedef struct SpecMap {
 } SpecMap;
 
 typedef struct SpecLimits {
-    uint64_t cpu_ms, mem_bytes, disk_bytes, inodes, tmp_bytes, file_bytes, pids, nofile, stack_bytes;
+    uint64_t cpu_ms, mem_bytes, disk_bytes, inodes, tmp_bytes, file_bytes, pids, nofile,
+        stack_bytes;
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
@@ -105,7 +108,8 @@ typedef struct SpecReply {
     uint32_t start_failed;
     uint32_t leftover;    /* processes alive when the command's main process had ended */
     uint32_t sampled_oom; /* the sampler ended the command */
-    uint32_t landlock_abi, reserved;
+    uint32_t sampled_cpu; /* likewise, for its CPU time */
+    uint32_t landlock_abi;
     uint64_t user_us, sys_us, peak_bytes;
     char what[SPEC_WHAT_MAX];
 } SpecReply;

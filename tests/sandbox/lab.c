@@ -176,11 +176,13 @@ static void add_file(GString *picture, const char *path)
 
 char *lab_host_picture(void)
 {
-    static const char *const files[] = {
-        "/proc/sys/kernel/core_pattern",      "/proc/sys/kernel/modprobe",
-        "/proc/sys/vm/overcommit_memory",     "/proc/sys/net/ipv4/ip_forward",
-        "/proc/sys/kernel/hostname",          "/proc/sys/user/max_user_namespaces",
-        "/proc/swaps"};
+    static const char *const files[] = {"/proc/sys/kernel/core_pattern",
+                                        "/proc/sys/kernel/modprobe",
+                                        "/proc/sys/vm/overcommit_memory",
+                                        "/proc/sys/net/ipv4/ip_forward",
+                                        "/proc/sys/kernel/hostname",
+                                        "/proc/sys/user/max_user_namespaces",
+                                        "/proc/swaps"};
     g_autoptr(GString) picture = g_string_new(NULL);
     for (gsize i = 0; i < G_N_ELEMENTS(files); i++)
         add_file(picture, files[i]);
@@ -208,7 +210,8 @@ static gboolean belongs(const char *pid, guint slot)
     const char *uid_line = strstr(status, "\nUid:");
     guint64 uid = uid_line == NULL ? 0 : g_ascii_strtoull(uid_line + 5, NULL, 10);
     if (is_user) /* the dead do not count, and neither do we */
-        return uid == geteuid() && !g_str_equal(pid, "self") && atoi(pid) != getpid();
+        return uid == geteuid() && !g_str_equal(pid, "self") &&
+               g_ascii_strtoll(pid, NULL, 10) != getpid();
     guint64 base = BOX_ID_BASE + (slot + 1) * (guint64)BOX_ID_COUNT;
     return uid >= base && uid < base + BOX_ID_COUNT;
 }

@@ -259,7 +259,6 @@ static long try_abstract_connect(const char *name)
                    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name)));
 }
 
-
 typedef struct Attempt {
     const char *name;
     long (*fn)(void);
@@ -375,7 +374,7 @@ typedef struct Attempt {
     X(tiocsti_high, try_ioctl(TIOCSTI | 1ul << 32))                                                \
     X(tioclinux, try_ioctl(TIOCLINUX))                                                             \
     X(tiocsetd, try_ioctl(TIOCSETD))                                                               \
-    X(lock_system_file, try_lock("/usr/bin/head"))                                                  \
+    X(lock_system_file, try_lock("/usr/bin/head"))                                                 \
     X(shm_stay, shmget(0x4242, 4096, IPC_CREAT | IPC_EXCL | 0600) >= 0 ? 0 : -1)                   \
     X(sem_stay, semget(0x4242, 1, IPC_CREAT | IPC_EXCL | 0600) >= 0 ? 0 : -1)                      \
     X(unknown_syscall, syscall(1999))
@@ -467,7 +466,7 @@ static int list_fds(void)
 {
     DIR *dir = opendir("/proc/self/fd");
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;)
-        if (entry->d_name[0] != '.' && atoi(entry->d_name) != dirfd(dir))
+        if (entry->d_name[0] != '.' && (int)strtoul(entry->d_name, NULL, 10) != dirfd(dir))
             printf("%s ", entry->d_name);
     puts("");
     return 0;

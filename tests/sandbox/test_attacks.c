@@ -13,7 +13,6 @@ typedef struct Attack {
     const char *expect; /* alternatives separated by | */
 } Attack;
 
-/* clang-format off */
 static const Attack attacks[] = {
     /* A: namespaces, ids, capabilities */
     {"a user namespace cannot be unshared", "unshare_user", NULL, "EPERM"},
@@ -37,14 +36,20 @@ static const Attack attacks[] = {
     {"move_mount is refused", "move_mount", NULL, "EPERM"},
     {"mount_setattr is refused", "mount_setattr", NULL, "EPERM"},
     {"core_pattern cannot be opened for writing", "core_pattern", NULL, "EROFS|EACCES"},
-    {"the modprobe path cannot be opened for writing", "modprobe_path", NULL, "EROFS|EACCES|ENOENT"},
+    {"the modprobe path cannot be opened for writing", "modprobe_path", NULL,
+     "EROFS|EACCES|ENOENT"},
     {"the overcommit sysctl cannot be opened for writing", "overcommit", NULL, "EROFS|EACCES"},
     {"network sysctls cannot be opened for writing", "net_sysctl", NULL, "EROFS|EACCES"},
     {"sysrq cannot be triggered", "sysrq", NULL, "EROFS|EACCES|ENOENT"},
-    {"no id map line maps the host's root", NULL, "awk '$2 == 0 {print \"host root\"}' /proc/self/uid_map /proc/self/gid_map; echo end", "end"},
-    {"all five capability sets are empty", NULL, "grep -c '^Cap.*:.0000000000000000$' /proc/self/status", "5"},
-    {"no_new_privs and the filter are on", NULL, "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t\\n'", "NoNewPrivs:1Seccomp:2"},
-    {"files of the host's root have no owner with power here", NULL, "stat -c %u /dev/null", "65534"},
+    {"no id map line maps the host's root", NULL,
+     "awk '$2 == 0 {print \"host root\"}' /proc/self/uid_map /proc/self/gid_map; echo end", "end"},
+    {"all five capability sets are empty", NULL,
+     "grep -c '^Cap.*:.0000000000000000$' /proc/self/status", "5"},
+    {"no_new_privs and the filter are on", NULL,
+     "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t\\n'",
+     "NoNewPrivs:1Seccomp:2"},
+    {"files of the host's root have no owner with power here", NULL, "stat -c %u /dev/null",
+     "65534"},
     {"no character device can be made", "mknod_char", NULL, "EPERM|EACCES"},
     {"no block device can be made", "mknod_block", NULL, "EPERM|EACCES"},
     {"other uids cannot be taken", "setuid_other", NULL, "EPERM|EINVAL"},
@@ -53,7 +58,10 @@ static const Attack attacks[] = {
     {"the host name is fixed", NULL, "uname -n", "sandbox"},
     {"the clock cannot be set", "settime", NULL, "EPERM"},
     {"the clock cannot be tuned", "adjtimex", NULL, "EPERM"},
-    {"nosuid and nodev hold on every writable mount", NULL, "awk '$4 ~ /^rw/ && $3 != \"proc\" && $3 != \"devpts\" && $2 !~ /^\\/(dev|proc)\\// && $4 !~ /nosuid/' /proc/self/mounts | wc -l", "0"},
+    {"nosuid and nodev hold on every writable mount", NULL,
+     "awk '$4 ~ /^rw/ && $3 != \"proc\" && $3 != \"devpts\" && $2 !~ /^\\/(dev|proc)\\// && $4 !~ "
+     "/nosuid/' /proc/self/mounts | wc -l",
+     "0"},
 
     /* B: processes and signals */
     {"init cannot be killed", "kill_init", NULL, "ok|EPERM"},
@@ -113,17 +121,29 @@ static const Attack attacks[] = {
     {"opening by handle is refused", "open_by_handle", NULL, "EPERM"},
     {"fanotify is refused", "fanotify", NULL, "EPERM"},
     {"exactly three descriptors are inherited", NULL, "/payload/payload fds", "0 1 2 "},
-    {"the working directory is inside", NULL, "pwd -P; cd ../../../..; pwd -P | tr -d '\\n'", "/testbed\n/"},
-    {"a write to system files does not reach the host", NULL, "echo x >> /usr/bin/env; rm -f /usr/bin/env; echo end", "end"},
-    {"a hard link to a system file crosses devices", NULL, "ln /usr/bin/env ./x 2>/dev/null && echo linked || echo refused", "refused"},
-    {"a whiteout cannot be forged", NULL, "mknod /tmp/w c 0 0 2>/dev/null && echo made || echo refused", "refused"},
-    {"no shadow file, no keys, no homes", NULL, "ls -d /etc/shadow /etc/ssh /root/.ssh /home/*/.ssh /var/lib/dpkg /boot /srv 2>/dev/null | wc -l", "0"},
-    {"the daemon's environment is nowhere", NULL, "cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c canary-5e1f", "0"},
+    {"the working directory is inside", NULL, "pwd -P; cd ../../../..; pwd -P | tr -d '\\n'",
+     "/testbed\n/"},
+    {"a write to system files does not reach the host", NULL,
+     "echo x >> /usr/bin/env; rm -f /usr/bin/env; echo end", "end"},
+    {"a hard link to a system file crosses devices", NULL,
+     "ln /usr/bin/env ./x 2>/dev/null && echo linked || echo refused", "refused"},
+    {"a whiteout cannot be forged", NULL,
+     "mknod /tmp/w c 0 0 2>/dev/null && echo made || echo refused", "refused"},
+    {"no shadow file, no keys, no homes", NULL,
+     "ls -d /etc/shadow /etc/ssh /root/.ssh /home/*/.ssh /var/lib/dpkg /boot /srv 2>/dev/null | wc "
+     "-l",
+     "0"},
+    {"the daemon's environment is nowhere", NULL,
+     "cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c canary-5e1f", "0"},
     {"core dumps are off", NULL, "ulimit -c; ulimit -H -c", "0\n0"},
-    {"mounts tell no path of the host's store", NULL, "grep -c assay-lab /proc/self/mountinfo", "0"},
-    {"read-only mounts stay so", NULL, "echo x > /payload/x 2>/dev/null && echo written || echo refused", "refused"},
-    {"the device directory cannot be written", NULL, "echo x > /dev/x 2>/dev/null && echo written || echo refused", "refused"},
-    {"a chmod 000 tree is still ours", NULL, "mkdir -p t/u && chmod 000 t && chmod 700 t && rmdir t/u t && echo end", "end"},
+    {"mounts tell no path of the host's store", NULL, "grep -c assay-lab /proc/self/mountinfo",
+     "0"},
+    {"read-only mounts stay so", NULL,
+     "echo x > /payload/x 2>/dev/null && echo written || echo refused", "refused"},
+    {"the device directory cannot be written", NULL,
+     "echo x > /dev/x 2>/dev/null && echo written || echo refused", "refused"},
+    {"a chmod 000 tree is still ours", NULL,
+     "mkdir -p t/u && chmod 000 t && chmod 700 t && rmdir t/u t && echo end", "end"},
 
     /* E: network */
     {"AF_VSOCK is refused", "vsock", NULL, "EAFNOSUPPORT"},
@@ -157,19 +177,20 @@ static const Attack attacks[] = {
     {"add_key is refused", "add_key", NULL, "EPERM"},
     {"request_key is refused", "request_key", NULL, "EPERM"},
     {"open descriptors are bounded", NULL, "/payload/payload open_many", "bounded EMFILE"},
-    {"watches and directories are bounded", NULL, "/payload/payload watch_many; rm -rf /tmp/w*", "bounded"},
+    {"watches and directories are bounded", NULL, "/payload/payload watch_many; rm -rf /tmp/w*",
+     "bounded"},
     {"kallsyms tells nothing", NULL, "wc -c < /proc/kallsyms", "0"},
     {"key tables tell nothing", NULL, "cat /proc/keys /proc/key-users | wc -c", "0"},
     {"interrupts tell nothing", NULL, "wc -c < /proc/interrupts", "0"},
     {"the kernel's memory image is closed", NULL, "head -c 1 /proc/kcore 2>/dev/null | wc -c", "0"},
-    {"the uptime is the box's", NULL, "cut -d. -f1 /proc/uptime | awk '{print ($1 < 3600) ? \"young\" : \"old\"}'", "young"},
+    {"the uptime is the box's", NULL,
+     "cut -d. -f1 /proc/uptime | awk '{print ($1 < 3600) ? \"young\" : \"old\"}'", "young"},
     {"a lock on a system file can be had", "lock_system_file", NULL, "ok"},
     {"shared memory of an earlier command is gone", "shm_stay", NULL, "ok"},
     {"shared memory of an earlier command is gone (again)", "shm_stay", NULL, "ok"},
     {"semaphores of an earlier command are gone", "sem_stay", NULL, "ok"},
     {"semaphores of an earlier command are gone (again)", "sem_stay", NULL, "ok"},
 };
-/* clang-format on */
 
 static Box *boxes[2]; /* inside uid 0 and 1000 */
 static const guint inside_uids[2] = {0, 1000};

@@ -119,7 +119,8 @@ static void an_exec_request_is_walked_in_order(void)
 static void paths_must_be_absolute_and_normal(void)
 {
     static const char *const good[] = {"/", "/a", "/a/b.c", "/...", "/a/.b"};
-    static const char *const bad[] = {"", "a", "/a/", "//a", "/a//b", "/.", "/..", "/a/../b", "/a/."};
+    static const char *const bad[] = {"",   "a",   "/a/",     "//a", "/a//b",
+                                      "/.", "/..", "/a/../b", "/a/."};
     for (gsize i = 0; i < G_N_ELEMENTS(good); i++)
         g_assert_true(spec_path_ok(good[i]));
     for (gsize i = 0; i < G_N_ELEMENTS(bad); i++)
@@ -163,33 +164,59 @@ typedef struct FilterCase {
     guint32 want;
 } FilterCase;
 
-/* clang-format off */
 static const FilterCase filter_cases[] = {
-    {"read", {0}, ALLOWED}, {"openat", {0}, ALLOWED}, {"execve", {0}, ALLOWED}, {"futex", {0}, ALLOWED},
-    {"unshare", {0}, REFUSED(EPERM)}, {"setns", {0}, REFUSED(EPERM)}, {"mount", {0}, REFUSED(EPERM)},
-    {"ptrace", {0}, REFUSED(EPERM)}, {"bpf", {0}, REFUSED(EPERM)}, {"keyctl", {0}, REFUSED(EPERM)},
-    {"clone3", {0}, REFUSED(ENOSYS)}, {"io_uring_setup", {0}, REFUSED(ENOSYS)},
-    {"clone", {0x11}, ALLOWED}, {"clone", {0x3d0f00}, ALLOWED},
-    {"clone", {0x10000011}, REFUSED(EPERM)}, {"clone", {0x20000}, REFUSED(EPERM)},
-    {"clone", {0x02000000}, REFUSED(EPERM)}, {"clone", {0x40000000}, REFUSED(EPERM)},
-    {"clone", {1ull << 32 | 0x11}, ALLOWED}, {"clone", {1ull << 32 | 0x10000000}, REFUSED(EPERM)},
-    {"personality", {0}, ALLOWED}, {"personality", {8}, ALLOWED}, {"personality", {0xffffffff}, ALLOWED},
-    {"personality", {0x0400000}, REFUSED(EPERM)}, {"personality", {0x40000}, REFUSED(EPERM)},
-    {"socket", {1, 1, 0}, ALLOWED}, {"socket", {2, 1, 0}, ALLOWED}, {"socket", {10, 2, 17}, ALLOWED},
-    {"socket", {2, 1 | 02000000, 6}, ALLOWED}, {"socket", {16, 3, 0}, ALLOWED},
-    {"socket", {16, 3, 9}, REFUSED(EPERM)}, {"socket", {16, 2, 15}, REFUSED(EAFNOSUPPORT)},
-    {"socket", {2, 3, 1}, REFUSED(EPERM)}, {"socket", {2, 3 | 02000000, 1}, REFUSED(EPERM)},
-    {"socket", {2, 10, 0}, REFUSED(EPERM)}, {"socket", {2, 1, 262}, REFUSED(EPROTONOSUPPORT)},
-    {"socket", {40, 1, 0}, REFUSED(EAFNOSUPPORT)}, {"socket", {38, 5, 0}, REFUSED(EAFNOSUPPORT)},
+    {"read", {0}, ALLOWED},
+    {"openat", {0}, ALLOWED},
+    {"execve", {0}, ALLOWED},
+    {"futex", {0}, ALLOWED},
+    {"unshare", {0}, REFUSED(EPERM)},
+    {"setns", {0}, REFUSED(EPERM)},
+    {"mount", {0}, REFUSED(EPERM)},
+    {"ptrace", {0}, REFUSED(EPERM)},
+    {"bpf", {0}, REFUSED(EPERM)},
+    {"keyctl", {0}, REFUSED(EPERM)},
+    {"clone3", {0}, REFUSED(ENOSYS)},
+    {"io_uring_setup", {0}, REFUSED(ENOSYS)},
+    {"clone", {0x11}, ALLOWED},
+    {"clone", {0x3d0f00}, ALLOWED},
+    {"clone", {0x10000011}, REFUSED(EPERM)},
+    {"clone", {0x20000}, REFUSED(EPERM)},
+    {"clone", {0x02000000}, REFUSED(EPERM)},
+    {"clone", {0x40000000}, REFUSED(EPERM)},
+    {"clone", {1ull << 32 | 0x11}, ALLOWED},
+    {"clone", {1ull << 32 | 0x10000000}, REFUSED(EPERM)},
+    {"personality", {0}, ALLOWED},
+    {"personality", {8}, ALLOWED},
+    {"personality", {0xffffffff}, ALLOWED},
+    {"personality", {0x0400000}, REFUSED(EPERM)},
+    {"personality", {0x40000}, REFUSED(EPERM)},
+    {"socket", {1, 1, 0}, ALLOWED},
+    {"socket", {2, 1, 0}, ALLOWED},
+    {"socket", {10, 2, 17}, ALLOWED},
+    {"socket", {2, 1 | 02000000, 6}, ALLOWED},
+    {"socket", {16, 3, 0}, ALLOWED},
+    {"socket", {16, 3, 9}, REFUSED(EPERM)},
+    {"socket", {16, 2, 15}, REFUSED(EAFNOSUPPORT)},
+    {"socket", {2, 3, 1}, REFUSED(EPERM)},
+    {"socket", {2, 3 | 02000000, 1}, REFUSED(EPERM)},
+    {"socket", {2, 10, 0}, REFUSED(EPERM)},
+    {"socket", {2, 1, 262}, REFUSED(EPROTONOSUPPORT)},
+    {"socket", {40, 1, 0}, REFUSED(EAFNOSUPPORT)},
+    {"socket", {38, 5, 0}, REFUSED(EAFNOSUPPORT)},
     {"socket", {1ull << 32 | 40, 1, 0}, REFUSED(EAFNOSUPPORT)},
-    {"socketpair", {1, 1, 0}, ALLOWED}, {"socketpair", {2, 1, 0}, REFUSED(EAFNOSUPPORT)},
-    {"ioctl", {0, 0x5401, 0}, ALLOWED}, {"ioctl", {0, 0x5412, 0}, REFUSED(EPERM)},
-    {"ioctl", {0, 1ull << 32 | 0x5412, 0}, REFUSED(EPERM)}, {"ioctl", {0, 0x5423, 0}, REFUSED(EPERM)},
-    {"prctl", {15}, ALLOWED}, {"prctl", {35}, REFUSED(EPERM)}, {"prctl", {22, 1}, REFUSED(EPERM)},
+    {"socketpair", {1, 1, 0}, ALLOWED},
+    {"socketpair", {2, 1, 0}, REFUSED(EAFNOSUPPORT)},
+    {"ioctl", {0, 0x5401, 0}, ALLOWED},
+    {"ioctl", {0, 0x5412, 0}, REFUSED(EPERM)},
+    {"ioctl", {0, 1ull << 32 | 0x5412, 0}, REFUSED(EPERM)},
+    {"ioctl", {0, 0x5423, 0}, REFUSED(EPERM)},
+    {"prctl", {15}, ALLOWED},
+    {"prctl", {35}, REFUSED(EPERM)},
+    {"prctl", {22, 1}, REFUSED(EPERM)},
     {"prctl", {22, 2}, ALLOWED},
-    {"prlimit64", {0}, ALLOWED}, {"prlimit64", {1}, REFUSED(EPERM)},
+    {"prlimit64", {0}, ALLOWED},
+    {"prlimit64", {1}, REFUSED(EPERM)},
 };
-/* clang-format on */
 
 static void the_filter_decides_as_the_table_says(void)
 {
@@ -258,8 +285,7 @@ static GBytes *kept(guint64 keep, const char *pieces[], gboolean *ret_truncated)
 static void output_keeps_head_and_tail(void)
 {
     gboolean truncated;
-    g_autoptr(GBytes) whole =
-        kept(8, (const char *[]){"abcd", "efgh", NULL}, &truncated);
+    g_autoptr(GBytes) whole = kept(8, (const char *[]){"abcd", "efgh", NULL}, &truncated);
     g_assert_cmpmem(g_bytes_get_data(whole, NULL), (int)g_bytes_get_size(whole), "abcdefgh", 8);
     g_assert_false(truncated);
     g_autoptr(GBytes) cut =
@@ -274,8 +300,7 @@ static void names_of_enums_are_distinct(void)
 {
     g_autoptr(GHashTable) seen = g_hash_table_new(g_str_hash, g_str_equal);
     for (int i = BOX_NONE; i <= BOX_START_ERROR; i++)
-        g_assert_true(
-            g_hash_table_add(seen, (gpointer)(gsize)box_outcome_str((BoxOutcome)i)));
+        g_assert_true(g_hash_table_add(seen, (gpointer)(gsize)box_outcome_str((BoxOutcome)i)));
     for (guint bit = 1; bit <= BOX_LAYER_CGROUP; bit <<= 1)
         g_assert_true(g_hash_table_add(seen, (gpointer)(gsize)box_layer_str((BoxLayer)bit)));
     g_assert_cmpstr(box_outcome_str(BOX_NONE), ==, "none");
