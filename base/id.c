@@ -10,13 +10,28 @@
 #define ID_DIGITS 26
 static const char id_alphabet[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-char *id_new(const char *prefix)
+/* The bytes of the next id, big-endian: 6 of time, 10 random. Within one millisecond (or when the
+ * clock goes back) it is the last one plus one, so that ids of a process always ascend. */
+static const guint8 *id_next(void)
 {
-    guint8 bytes[16]; /* big-endian: 6 bytes of time, 10 random */
+    static _Thread_local guint8 bytes[16];
+    static _Thread_local gint64 last_ms;
     gint64 now_ms = clock_wall_ms();
+    if (now_ms <= last_ms) {
+        for (int i = 15; i >= 0 && ++bytes[i] == 0; i--)
+            continue;
+        return bytes;
+    }
+    last_ms = now_ms;
     for (int i = 0; i < 6; i++)
         bytes[i] = (guint8)(now_ms >> (40 - 8 * i));
     g_assert(getrandom(bytes + 6, 10, 0) == 10);
+    return bytes;
+}
+
+char *id_new(const char *prefix)
+{
+    const guint8 *bytes = id_next();
 
     char digits[ID_DIGITS + 1] = {0};
     for (int i = 0; i < ID_DIGITS; i++) {
