@@ -10,28 +10,33 @@
 #define ID_DIGITS 26
 static const char id_alphabet[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/* The bytes of the next id, big-endian: 6 of time, 10 random. Within one millisecond (or when the
- * clock goes back) it is the last one plus one, so that ids of a process always ascend. */
-static const guint8 *id_next(void)
+/* Fills 6 bytes of time and 10 of chance, big-endian. Within one millisecond (or when the clock steps
+ * back) the last value is counted up, so ids of one process always sort in the order of making. */
+static void id_bytes(guint8 bytes[16])
 {
-    static _Thread_local guint8 bytes[16];
-    static _Thread_local gint64 last_ms;
+    static GMutex lock;
+    static gint64 last_ms;
+    static guint8 last[16];
+
+    g_mutex_lock(&lock);
     gint64 now_ms = clock_wall_ms();
-    if (now_ms <= last_ms) {
-        for (int i = 15; i >= 0 && ++bytes[i] == 0; i--)
+    if (now_ms > last_ms) {
+        last_ms = now_ms;
+        for (int i = 0; i < 6; i++)
+            last[i] = (guint8)(now_ms >> (40 - 8 * i));
+        g_assert(getrandom(last + 6, 10, 0) == 10);
+    } else {
+        for (int i = 15; ++last[i] == 0 && i > 0; i--)
             continue;
-        return bytes;
     }
-    last_ms = now_ms;
-    for (int i = 0; i < 6; i++)
-        bytes[i] = (guint8)(now_ms >> (40 - 8 * i));
-    g_assert(getrandom(bytes + 6, 10, 0) == 10);
-    return bytes;
+    memcpy(bytes, last, 16);
+    g_mutex_unlock(&lock);
 }
 
 char *id_new(const char *prefix)
 {
-    const guint8 *bytes = id_next();
+    guint8 bytes[16];
+    id_bytes(bytes);
 
     char digits[ID_DIGITS + 1] = {0};
     for (int i = 0; i < ID_DIGITS; i++) {

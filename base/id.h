@@ -7,7 +7,8 @@
 
 #include <glib.h>
 
-/* A fresh id: PREFIX "_" and 26 Crockford base-32 digits (48-bit ms time, 80 random bits). */
+/* A fresh id: PREFIX "_" and 26 Crockford base-32 digits (48-bit ms time, 80 random bits).
+ * Later ids of one process sort after earlier ones. */
 char *id_new(const char *prefix);
 
 /* TRUE when `text` is PREFIX "_" and 26 such digits. */

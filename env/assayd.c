@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #define EXIT_BAD_CONFIG 2
 #define FILES_WANTED    65536
@@ -69,6 +70,16 @@ static void print_man(void)
     printf("%s.fi\n.SH EXIT STATUS\n0 stopped, 1 cannot start, 2 bad configuration.\n", help);
 }
 
+/* The process we serve privately is gone: nobody waits for what is running. */
+static gboolean on_stdin_end(gint fd, GIOCondition condition, gpointer user_data)
+{
+    (void)fd;
+    (void)condition;
+    service_stop(user_data);
+    service_stop(user_data);
+    return G_SOURCE_REMOVE;
+}
+
 /* -1: go on; else the exit status. */
 static int answer_flags(int argc, char **argv)
 {
@@ -76,7 +87,9 @@ static int answer_flags(int argc, char **argv)
         return -1;
     if (strcmp(argv[1], "--help") == 0) {
         g_autofree char *help = config_help();
-        printf("usage: assayd [OPTION...]\n\n%s", help);
+        printf("usage: assayd [OPTION...] [--until-eof]\n\n"
+               "  --until-eof              stop when standard input ends\n%s",
+               help);
         return 0;
     }
     if (strcmp(argv[1], "--man") == 0) {
@@ -87,6 +100,8 @@ static int answer_flags(int argc, char **argv)
         printf("assayd %s\n", ASSAY_VERSION);
         return 0;
     }
+    if (strcmp(argv[1], "--until-eof") == 0 && argc == 2)
+        return -1;
     fprintf(stderr, "assayd: unknown argument %s\n  try: assayd --help\n", argv[1]);
     return EXIT_BAD_CONFIG;
 }
@@ -106,6 +121,7 @@ int main(int argc, char **argv)
         config_free(config);
         return status;
     }
+    gboolean until_eof = argc > 1;
     raise_file_limit();
     Service *service = service_open(config, &error);
     if (service == NULL) {
@@ -117,6 +133,8 @@ int main(int argc, char **argv)
         g_message("removed %u cgroups of workers that are gone", n_stale);
     g_unix_signal_add(SIGTERM, on_stop_signal, service);
     g_unix_signal_add(SIGINT, on_stop_signal, service);
+    if (until_eof)
+        g_unix_fd_add(STDIN_FILENO, G_IO_IN | G_IO_HUP | G_IO_ERR, on_stdin_end, service);
     printf("ready %s\n", config_text(config, CONFIG_SOCKET));
     fflush(stdout);
     g_message("listening on %s, state in %s, %s", config_text(config, CONFIG_SOCKET),

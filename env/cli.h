@@ -113,8 +113,9 @@ int cli_sweep_summary(Cli *cli, const char *id);
 GBytes *cli_predictions(Cli *cli, const char *path, const char *model, GStrv only, guint *n_bad,
                         GError **error);
 
-/* Starts assayd with the configuration of this CLI. `log` is where its standard error goes. */
-gboolean cli_daemon_start(Cli *cli, gboolean quiet, GError **error);
+/* Starts assayd with the configuration of this CLI; its standard error goes to STATE/assayd.log.
+ * `private`: said to nobody, and it ends when this process does. */
+gboolean cli_daemon_start(Cli *cli, gboolean private, GError **error);
 gboolean cli_daemon_answers(Cli *cli);
 /* SIGTERM (twice when `now`: running grades are not waited for) and wait for its end. */
 gboolean cli_daemon_stop(Cli *cli, gboolean now, GError **error);

@@ -61,7 +61,8 @@ static GPtrArray *assayd_argv(Cli *cli, const char *program)
     return argv;
 }
 
-static gboolean spawn_daemon(Cli *cli, int out_fd, int log_fd, pid_t *ret_pid, GError **error)
+static gboolean spawn_daemon(Cli *cli, int in_fd, int out_fd, int log_fd, pid_t *ret_pid,
+                             GError **error)
 {
     g_autofree char *program = assayd_path();
     g_autoptr(GPtrArray) argv = assayd_argv(cli, program);
@@ -69,7 +70,12 @@ static gboolean spawn_daemon(Cli *cli, int out_fd, int log_fd, pid_t *ret_pid, G
     posix_spawnattr_t attributes;
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    if (in_fd >= 0) {
+        g_ptr_array_insert(argv, 1, g_strdup("--until-eof"));
+        posix_spawn_file_actions_adddup2(&actions, in_fd, 0);
+    } else {
+        posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    }
     posix_spawn_file_actions_adddup2(&actions, out_fd, 1);
     posix_spawn_file_actions_adddup2(&actions, log_fd, 2);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID);
@@ -96,7 +102,18 @@ static gboolean start_failed(const char *log_path, GError **error)
                      log_path);
 }
 
-gboolean cli_daemon_start(Cli *cli, gboolean quiet, GError **error)
+/* The reading end of a pipe whose writing end lives exactly as long as this process: a private
+ * daemon sees its end and goes, however we end. */
+static gboolean life_pipe(int *ret_read, GError **error)
+{
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return error_set_errno(error, errno, "pipe");
+    *ret_read = fds[0];
+    return TRUE;
+}
+
+gboolean cli_daemon_start(Cli *cli, gboolean private, GError **error)
 {
     const char *state = config_text(cli->config, CONFIG_STATE);
     if (g_mkdir_with_parents(state, 0700) < 0)
@@ -111,7 +128,10 @@ gboolean cli_daemon_start(Cli *cli, gboolean quiet, GError **error)
     AUTO_FD ready = pipe_fds[0];
     AUTO_FD out = pipe_fds[1];
     pid_t pid = 0;
-    if (!spawn_daemon(cli, out, log_fd, &pid, error))
+    AUTO_FD life = -1;
+    if (private && !life_pipe(&life, error))
+        return FALSE;
+    if (!spawn_daemon(cli, life, out, log_fd, &pid, error))
         return FALSE;
     close(fd_take(&out));
     char line[6] = {0};
@@ -124,7 +144,7 @@ gboolean cli_daemon_start(Cli *cli, gboolean quiet, GError **error)
     }
     if (strcmp(line, "ready") != 0 || !cli_daemon_answers(cli))
         return start_failed(log_path, error);
-    if (!quiet)
+    if (!private)
         cli_say(cli, "Started assayd (pid %d). Socket %s, log %s", (int)pid,
                 config_text(cli->config, CONFIG_SOCKET), log_path);
     return TRUE;

@@ -180,7 +180,7 @@ static int demo_run(Demo *demo, const char *examples, const char *state)
     Cli *cli = demo->cli;
     GError *error = NULL;
     degraded_permit(cli);
-    if (!demo_config(cli, state, &error) || !cli_daemon_start(cli, FALSE, &error))
+    if (!demo_config(cli, state, &error) || !cli_daemon_start(cli, TRUE, &error))
         return cli_error(cli, error, "assay doctor");
     int status = demo_sweep(demo, examples);
     g_autoptr(GError) stop_error = NULL;

@@ -43,7 +43,7 @@ Task *task_from_json(json_t *row, GError **error);
 void task_free(Task *task);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Task, task_free)
 
-/* SHA-256 of all that decides a grade: repository, commit, patches, script, parser, evaluation type,
+/* SHA-256 of all that decides a grade: repository, commit, patches, script, parser, eval type,
  * test lists. Not the statement. 64 hex digits. */
 char *task_digest(const Task *task);
 

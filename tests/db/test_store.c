@@ -424,19 +424,6 @@ static void every_word_has_one_number(Fixture *fixture, gconstpointer unused)
     g_assert_false(verdict_from_str("passed", &none));
 }
 
-static void ids_ascend_even_within_a_millisecond(Fixture *fixture, gconstpointer unused)
-{
-    (void)fixture, (void)unused;
-    g_autofree char *last = id_new("grd");
-    for (int i = 0; i < 10000; i++) {
-        g_autofree char *next = id_new("grd");
-        g_assert_true(id_is(next, "grd"));
-        g_assert_cmpint(strcmp(last, next), <, 0);
-        g_free(last);
-        last = g_steal_pointer(&next);
-    }
-}
-
 #define TEST(name) g_test_add("/store/" #name, Fixture, NULL, set_up, name, tear_down)
 
 int main(int argc, char **argv)
@@ -461,6 +448,5 @@ int main(int argc, char **argv)
     TEST(events_are_in_order_and_can_be_pruned);
     TEST(every_statement_uses_the_index_it_names);
     TEST(every_word_has_one_number);
-    TEST(ids_ascend_even_within_a_millisecond);
     return g_test_run();
 }
