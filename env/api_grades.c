@@ -129,6 +129,9 @@ void api_grade_create(Request *req)
         request_reply_json(req, grade_state_is_final(row->state) ? 200 : 202,
                            grade_json(req->service, row, did == GRADE_SUBMIT_CACHED));
     } else {
+        g_autoptr(json_t) now = grade_json(req->service, row, FALSE);
+        g_autofree char *text = json_print(now);
+        request_remember(req, 202, text);
         req->subject = g_strdup(row->public_id);
         service_wait(req->service, req, row->public_id, request_wait_s(req), show_now);
     }

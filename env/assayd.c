@@ -56,6 +56,20 @@ static void raise_file_limit(void)
     }
 }
 
+static void print_man(void)
+{
+    printf(
+        ".TH ASSAYD 8 \"\" \"assay %s\"\n.SH NAME\nassayd \\- the daemon of assay\n.SH SYNOPSIS\n"
+        ".B assayd\n[OPTION...]\n.SH DESCRIPTION\n"
+        "Serves one state directory on a unix socket. Prints \"ready SOCKET\" on standard output "
+        "when it can be talked to; all else is on standard error. SIGTERM drains, a second one "
+        "stops at once.\n.SH OPTIONS\nEach is also a variable ASSAY_NAME and a key of the group "
+        "[assayd] of $XDG_CONFIG_HOME/assay/assayd.conf.\n.nf\n",
+        ASSAY_VERSION);
+    g_autofree char *help = config_help();
+    printf("%s.fi\n.SH EXIT STATUS\n0 stopped, 1 cannot start, 2 bad configuration.\n", help);
+}
+
 /* The process we serve privately is gone: nobody waits for what is running. */
 static gboolean on_stdin_end(gint fd, GIOCondition condition, gpointer user_data)
 {
@@ -76,6 +90,10 @@ static int answer_flags(int argc, char **argv)
         printf("usage: assayd [OPTION...] [--until-eof]\n\n"
                "  --until-eof              stop when standard input ends\n%s",
                help);
+        return 0;
+    }
+    if (strcmp(argv[1], "--man") == 0) {
+        print_man();
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {

@@ -55,6 +55,7 @@ struct Cli {
     Client *client; /* of the configured socket */
     gboolean json, quiet, verbose, header;
     gboolean out_tty, err_tty, colour;
+    gboolean daemon_is_ours; /* started by this command, and stopped at its end */
 };
 
 const char *cli_arg(Cli *cli, guint i); /* NULL when there are fewer */
@@ -116,8 +117,8 @@ GBytes *cli_predictions(Cli *cli, const char *path, const char *model, GStrv onl
  * `private`: said to nobody, and it ends when this process does. */
 gboolean cli_daemon_start(Cli *cli, gboolean private, GError **error);
 gboolean cli_daemon_answers(Cli *cli);
-/* SIGTERM and wait for its end. */
-gboolean cli_daemon_stop(Cli *cli, GError **error);
+/* SIGTERM (twice when `now`: running grades are not waited for) and wait for its end. */
+gboolean cli_daemon_stop(Cli *cli, gboolean now, GError **error);
 
 int cli_up(Cli *cli);
 int cli_down(Cli *cli);

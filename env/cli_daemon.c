@@ -21,7 +21,8 @@
 
 extern char **environ;
 
-#define STOP_WAIT_MS 90000
+#define STOP_WAIT_MS   90000
+#define STOP_SECOND_MS 200
 
 gboolean cli_daemon_answers(Cli *cli)
 {
@@ -149,7 +150,7 @@ gboolean cli_daemon_start(Cli *cli, gboolean private, GError **error)
     return TRUE;
 }
 
-gboolean cli_daemon_stop(Cli *cli, GError **error)
+gboolean cli_daemon_stop(Cli *cli, gboolean now, GError **error)
 {
     g_autoptr(json_t) info = client_json(cli->client, "GET", "/v1/info", NULL, error);
     if (info == NULL)
@@ -161,6 +162,9 @@ gboolean cli_daemon_stop(Cli *cli, GError **error)
     if (syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0) < 0)
         return error_set_errno(error, errno, "stop pid %d", (int)pid);
     struct pollfd gone = {.fd = pidfd, .events = POLLIN};
+    /* The second signal does not drain; it must not merge with the first. */
+    if (now && poll(&gone, 1, STOP_SECOND_MS) == 0)
+        syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0);
     if (poll(&gone, 1, STOP_WAIT_MS) != 1)
         return error_set(error, ASSAY_ERROR_SYSTEM, "pid %d is still draining", (int)pid);
     return TRUE;
@@ -183,7 +187,7 @@ int cli_down(Cli *cli)
         cli_say(cli, "No daemon answers on %s", client_socket(cli->client));
         return CLI_OK;
     }
-    if (!cli_daemon_stop(cli, &error))
+    if (!cli_daemon_stop(cli, FALSE, &error))
         return cli_error(cli, error, NULL);
     cli_say(cli, "Stopped.");
     return CLI_OK;

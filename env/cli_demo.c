@@ -184,7 +184,7 @@ static int demo_run(Demo *demo, const char *examples, const char *state)
         return cli_error(cli, error, "assay doctor");
     int status = demo_sweep(demo, examples);
     g_autoptr(GError) stop_error = NULL;
-    if (!cli_daemon_stop(cli, &stop_error))
+    if (!cli_daemon_stop(cli, FALSE, &stop_error))
         cli_say(cli, "%s", stop_error->message);
     if (status != CLI_OK)
         return status;

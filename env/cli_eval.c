@@ -296,8 +296,12 @@ static int eval_with_daemon(Eval *eval)
         return cli_error(cli, error, "assay doctor");
     if (!ours && strcmp(config_origin(cli->config, CONFIG_WORKERS), "flag") == 0)
         cli_say(cli, "note: the running daemon keeps its own number of workers");
+    cli->daemon_is_ours = ours;
     int status = eval_run(eval);
-    if (ours && !cli_daemon_stop(cli, &error)) {
+    gboolean interrupted = status == CLI_INTERRUPTED;
+    if (ours && interrupted)
+        cli_say(cli, "Stopping; the same command goes on where this one was.");
+    if (ours && !cli_daemon_stop(cli, interrupted, &error)) {
         int stop_status = cli_error(cli, error, NULL);
         status = status == CLI_OK ? stop_status : status;
     }

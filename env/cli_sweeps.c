@@ -117,8 +117,9 @@ int cli_follow_sweep(Cli *cli, const char *id, gint64 total, ClientLineFn fn, gp
     g_free(follow.cursor);
     if (follow.stopped) {
         g_clear_error(&error);
-        cli_say(cli, "The work goes on. Come back: assay watch %s   give up: assay cancel %s", id,
-                id);
+        if (!cli->daemon_is_ours)
+            cli_say(cli, "The work goes on. Come back: assay watch %s   give up: assay cancel %s",
+                    id, id);
         return CLI_INTERRUPTED;
     }
     if (error != NULL)

@@ -86,6 +86,10 @@ void request_reply_problem(Request *req, guint status, const char *code, json_t 
 /* The problem that fits a GError; frees it. */
 void request_reply_error(Request *req, GError *error);
 
+/* Keeps an answer under the request's Idempotency-Key, if it has one and none was kept; every JSON
+ * reply does. For a reply that is made later, in another turn than the work. */
+void request_remember(Request *req, guint status, const char *text);
+
 /* Makes the reply a chunked stream. `pump` is called when the client can take more, and by
  * request_stream_wake; it appends with request_stream_write and ends with request_stream_end. */
 void request_stream_start(Request *req, const char *mime, StreamPumpFn pump, gpointer user_data,

@@ -293,10 +293,12 @@ static gboolean end_lost(Service *service, Lease *lease, const char *code, const
 {
     gboolean charge = !lease->requeue_free;
     if (!charge || lease->attempt < lease->attempts_max) {
+        if (!grade_requeue(service->store, lease->grade_id, lease->epoch, charge, error))
+            return FALSE;
         service_event(service, "grade.queued", lease->public_id,
                       json_pack("{s:s,s:s}", "id", lease->public_id, "why", why));
         service->counters[COUNT_REQUEUED]++;
-        return grade_requeue(service->store, lease->grade_id, lease->epoch, charge, error);
+        return TRUE;
     }
     g_autoptr(GradeRow) row = grade_by_id(service->store, lease->grade_id, error);
     if (row == NULL)

@@ -135,8 +135,7 @@ void request_reply_bytes(Request *req, guint status, const char *mime, GBytes *b
     reply(req, status, mime, data != NULL ? data : "", len);
 }
 
-/* Remembers the first answer under the request's idempotency key. */
-static void remember(Request *req, guint status, const char *text)
+void request_remember(Request *req, guint status, const char *text)
 {
     if (req->idempotency_key == NULL || status >= 500 || status == 429)
         return;
@@ -152,7 +151,7 @@ void request_reply_json(Request *req, guint status, json_t *value)
 {
     g_autoptr(json_t) owned = value;
     g_autofree char *text = json_print(owned);
-    remember(req, status, text);
+    request_remember(req, status, text);
     gboolean problem = json_object_get(owned, "code") != NULL && status >= 400;
     reply(req, status, problem ? "application/problem+json" : "application/json", text,
           strlen(text));

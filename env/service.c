@@ -19,6 +19,7 @@
 
 #define UNSAVED_RETRY_MS 1000
 #define PRUNE_S          3600
+#define TICK_S           5
 
 typedef struct Waiter {
     Service *service;
@@ -197,6 +198,13 @@ static gboolean prune(gpointer user_data)
     return G_SOURCE_CONTINUE;
 }
 
+/* What may have stopped the queue (a full disk) has no event of its own. */
+static gboolean tick(gpointer user_data)
+{
+    queue_kick(user_data);
+    return G_SOURCE_CONTINUE;
+}
+
 guint64 service_disk_free(const Service *service)
 {
     struct statvfs fs;
@@ -252,6 +260,7 @@ Service *service_open(Config *config, GError **error)
         return NULL;
     }
     service->prune_timer = g_timeout_add_seconds(PRUNE_S, prune, service);
+    service->tick_timer = g_timeout_add_seconds(TICK_S, tick, service);
     return service;
 }
 
@@ -259,7 +268,8 @@ void service_close(Service *service)
 {
     if (service == NULL)
         return;
-    guint *timers[] = {&service->drain_timer, &service->retry_timer, &service->prune_timer};
+    guint *timers[] = {&service->drain_timer, &service->retry_timer, &service->prune_timer,
+                       &service->tick_timer};
     for (guint i = 0; i < G_N_ELEMENTS(timers); i++) {
         if (*timers[i] != 0)
             g_source_remove(*timers[i]);

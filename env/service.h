@@ -52,7 +52,7 @@ struct Service {
     guint64 counters[SERVICE_COUNTER_COUNT];
     gint64 started_ms, drain_ms;
     gboolean draining, stopping, events_new;
-    guint drain_timer, retry_timer, prune_timer;
+    guint drain_timer, retry_timer, prune_timer, tick_timer;
     GSource *turn;
     int exit_code;
 };

@@ -3,12 +3,14 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 
+BUGS = re.compile("Sanitizer|runtime error|assertion|CRITICAL|invalid .*pointer")
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -54,6 +56,8 @@ class Daemon:
         env = {key: value for key, value in os.environ.items() if not key.startswith("ASSAY_")}
         env["XDG_CONFIG_HOME"] = self.state + "/config"
         env.pop("XDG_RUNTIME_DIR", None)
+        env["LSAN_OPTIONS"] = f"suppressions={HERE / 'lsan.supp'}"
+        env["ASAN_OPTIONS"] = env.get("ASAN_OPTIONS", "detect_leaks=1") + ":fast_unwind_on_malloc=0"
         flags = [f"--{key.replace('_', '-')}={value}" for key, value in self.config.items()]
         self.log = open(os.path.join(self.state, "assayd.log"), "ab")
         self.process = subprocess.Popen(
@@ -78,10 +82,14 @@ class Daemon:
         return self.start()
 
     def __exit__(self, *unused):
-        if self.process.poll() is None:
-            self.kill(signal.SIGTERM)
+        """Stops it; its log must be free of what only a bug writes."""
+        status = self.kill(signal.SIGTERM) if self.process.poll() is None else self.process.returncode
+        log = self.log_text()
         if self.own:
             shutil.rmtree(self.state, ignore_errors=True)
+        bugs = [line for line in log.splitlines() if BUGS.search(line)]
+        if bugs or status != 0:
+            raise AssertionError(f"exit {status}; log: {bugs[:3]} {log[-3000:] if bugs else ''}")
 
     def connect(self, timeout=30):
         return UnixConnection(self.socket, timeout)
