@@ -147,7 +147,7 @@ static gboolean path_is_runner(const char *path, const char *test_script, const 
 }
 
 /* The restore script: test files whatever happened to them, and protected files that changed. */
-static char *restore_script(Strict *strict, GHashTable *before, GHashTable *after)
+static GString *restore_script(Strict *strict, GHashTable *before, GHashTable *after)
 {
     const Task *task = strict->request->task;
     g_autoptr(GHashTable) tests = diff_paths(task->test_patch);
@@ -174,7 +174,52 @@ static char *restore_script(Strict *strict, GHashTable *before, GHashTable *afte
         restore_line(out, key);
         evidence_add(strict->run, "test_infrastructure_edited", key, NULL);
     }
-    return g_string_free(out, FALSE);
+    return out;
+}
+
+/* Does the base have this file or directory? */
+static gboolean base_has(Strict *strict, const char *entry, gboolean *ret_has, GError **error)
+{
+    g_autofree char *name = g_strconcat("HEAD:", entry, NULL);
+    const char *argv[] = {"git", "-c", "core.fsmonitor=false", "cat-file", "-e", name, NULL};
+    BoxCommand command = {.argv = argv, .envp = strict->envp, .cwd = "/testbed", .merge = TRUE};
+    g_auto(BoxResult) result = {0};
+    if (!box_exec(strict->box, &command, &result, error))
+        return FALSE;
+    *ret_has = phase_ok(&result);
+    return TRUE;
+}
+
+/* Removes what the candidate put before the test runner on the import path: entries the base has
+ * not. A repository that is the runner has them. */
+static gboolean shadow_lines(Strict *strict, GHashTable *before, GHashTable *after, GString *script,
+                             GError **error)
+{
+    const Task *task = strict->request->task;
+    g_autoptr(GHashTable) tests = diff_paths(task->test_patch);
+    g_autoptr(GHashTable) gold = diff_paths(task->patch);
+    g_autoptr(GHashTable) seen = diff_path_set_new();
+    GHashTableIter iter;
+    gpointer key;
+    g_hash_table_iter_init(&iter, after);
+    while (g_hash_table_iter_next(&iter, &key, NULL)) {
+        g_autofree char *entry = path_shadowed_entry(key, tests);
+        if (entry == NULL || g_hash_table_contains(before, key) ||
+            g_hash_table_contains(tests, key) || g_hash_table_contains(gold, key) ||
+            g_hash_table_contains(seen, entry))
+            continue;
+        gboolean has = FALSE;
+        if (!base_has(strict, entry, &has, error))
+            return FALSE;
+        g_hash_table_add(seen, g_strdup(entry));
+        if (has)
+            continue;
+        g_autofree char *quoted = g_shell_quote(entry);
+        g_string_append_printf(script, "rm -rf -- %s\n", quoted);
+        evidence_add(strict->run, "runner_shadowed", entry,
+                     "new, and imported before the real one");
+    }
+    return TRUE;
 }
 
 /* Puts every touched test file and test configuration back. */
@@ -183,9 +228,10 @@ static gboolean restore_phase(Strict *strict, GHashTable *before, GError **error
     g_autoptr(GHashTable) after = diff_path_set_new();
     if (!changed_paths(strict, after, error))
         return FALSE;
-    g_autofree char *script = restore_script(strict, before, after);
+    g_autoptr(GString) script = restore_script(strict, before, after);
     g_auto(BoxResult) result = {0};
-    if (!phase_exec(strict, "restore", script, &result, error))
+    if (!shadow_lines(strict, before, after, script, error) ||
+        !phase_exec(strict, "restore", script->str, &result, error))
         return FALSE;
     return phase_ok(&result) ||
            error_set(error, ASSAY_ERROR_SYSTEM, "restoring the test files failed");
