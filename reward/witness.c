@@ -29,6 +29,8 @@ static const char *const code_names[] = {
     "file_at_start",
     "file_shim",
     "file_test",
+    "canary_silent",
+    "canary_unusable",
 };
 G_STATIC_ASSERT(G_N_ELEMENTS(code_names) == WITNESS_CODE_COUNT);
 

@@ -101,8 +101,9 @@ def check_example(worker, name, task):
     gold = worker.grade(task, task["patch"].encode(), "strict", LIMITS)
     wrong = worker.grade(task, task["wrong_patch"].encode(), "strict", LIMITS)
     empty = worker.grade(task, b"", "strict", LIMITS)
-    yield "%s: gold %s in %d ms, wrong %s, empty %s" % (
-        name, short(gold), gold.get("timing", {}).get("wall_ms", 0), short(wrong), short(empty))
+    yield "%s: gold %s in %d ms (canary %d), wrong %s, empty %s" % (
+        name, short(gold), gold.get("timing", {}).get("wall_ms", 0),
+        gold.get("timing", {}).get("canary_ms", 0), short(wrong), short(empty))
     if short(gold) != "resolved" or gold["reward"] != 1:
         yield "the gold patch is not resolved: %s" % short(gold)
     for finding in suspicions(gold):
