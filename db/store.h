@@ -123,8 +123,6 @@ GPtrArray *grade_list(Store *store, gint state, const char *after, guint limit, 
 gboolean grade_recover(Store *store, guint *ret_requeued, GError **error);
 /* How many are queued, counted up to `cap`. -1 on error. */
 gint64 grade_n_queued(Store *store, gint64 cap, GError **error);
-/* Marks the done grades of a task stale: its environment or content was found broken. */
-gboolean grade_mark_stale(Store *store, gint64 task_id, GError **error);
 typedef struct GradeCounts {
     gint64 by_state[GRADE_STATE_COUNT];
     gint64 by_verdict[VERDICT_COUNT];
@@ -137,6 +135,8 @@ gboolean grade_counts(Store *store, GradeCounts *ret, GError **error);
 gboolean sweep_put(Store *store, SweepRow *row, GError **error);
 gboolean sweep_item_put(Store *store, gint64 sweep_id, gint64 pos, const char *custom_id,
                         const char *model, gint64 grade_id, gboolean cached, GError **error);
+/* Stores how many lines of its input were rejected. */
+gboolean sweep_set_rejected(Store *store, gint64 sweep_id, gint64 n_rejected, GError **error);
 /* Recounts total, done and cached from the items and closes the sweep when all are final. */
 gboolean sweep_recount(Store *store, gint64 sweep_id, GError **error);
 /* After grade `grade_id` became final: adds 1 to each of its open sweeps. Returns those sweeps

@@ -104,8 +104,9 @@ static GradeSubmit submit_insert(Store *store, GradeRow *row, GError **error)
     return store_exec(store, s, error) ? did : GRADE_SUBMIT_ERROR;
 }
 
-/* The newest active or done row of the key, as columns id, public_id, state, repeat. */
-static GradeSubmit submit_look(Store *store, GradeRow *row, GError **error)
+/* The newest active or done row of the key. One that is done (or any, when `only`) is adopted; of
+ * an active one only the repeat is taken: the insert attaches to it and raises its priority. */
+static GradeSubmit submit_look(Store *store, GradeRow *row, gboolean only, GError **error)
 {
     sqlite3_stmt *statement = store_statement(store, STATEMENT_GRADE_BY_KEY, error);
     if (statement == NULL)
@@ -115,7 +116,9 @@ static GradeSubmit submit_look(Store *store, GradeRow *row, GError **error)
     if (found != 1)
         return found == 0 ? GRADE_SUBMIT_ABSENT : GRADE_SUBMIT_ERROR;
     row->repeat = sqlite3_column_int64(statement, 3);
-    GradeSubmit did = submit_adopt(row, statement);
+    GradeSubmit did = GRADE_SUBMIT_ATTACHED;
+    if (only || sqlite3_column_int64(statement, 2) == GRADE_DONE)
+        did = submit_adopt(row, statement);
     sqlite3_reset(statement);
     return did;
 }
@@ -129,9 +132,9 @@ GradeSubmit grade_submit(Store *store, GradeRow *row, GradeCache cache, GError *
     if (cache == GRADE_CACHE_OFF)
         g_clear_pointer(&row->key, g_free);
     if (cache == GRADE_CACHE_ONLY)
-        return submit_look(store, row, error);
+        return submit_look(store, row, TRUE, error);
     if (cache == GRADE_CACHE_USE && row->key != NULL) {
-        GradeSubmit did = submit_look(store, row, error);
+        GradeSubmit did = submit_look(store, row, FALSE, error);
         if (did == GRADE_SUBMIT_ERROR || did == GRADE_SUBMIT_CACHED)
             return did;
     }
@@ -291,15 +294,6 @@ gboolean grade_recover(Store *store, guint *ret_requeued, GError **error)
         return FALSE;
     *ret_requeued = (guint)sqlite3_changes(store->db);
     return TRUE;
-}
-
-gboolean grade_mark_stale(Store *store, gint64 task_id, GError **error)
-{
-    sqlite3_stmt *statement = store_statement_write(store, STATEMENT_GRADE_STALE, error);
-    if (statement == NULL)
-        return FALSE;
-    sqlite3_bind_int64(statement, 1, task_id);
-    return store_exec(store, statement, error);
 }
 
 gboolean grade_counts(Store *store, GradeCounts *ret, GError **error)

@@ -77,6 +77,11 @@ static gboolean sweep_write(Store *store, StatementId id, gint64 sweep_id, gint6
     return store_exec(store, s, error);
 }
 
+gboolean sweep_set_rejected(Store *store, gint64 sweep_id, gint64 n_rejected, GError **error)
+{
+    return sweep_write(store, STATEMENT_SWEEP_REJECTED, sweep_id, n_rejected, 0, error);
+}
+
 gboolean sweep_recount(Store *store, gint64 sweep_id, GError **error)
 {
     return sweep_write(store, STATEMENT_SWEEP_RECOUNT, sweep_id, 0, 0, error) &&

@@ -17,7 +17,7 @@
 
 static const char *const grade_keys[] = {"task",     "patch",   "mode",      "limits",
                                          "priority", "cache",   "custom_id", "environments",
-                                         "repos",    "dataset", NULL};
+                                         "repos",    "dataset", "run_empty", NULL};
 static const char *const group_keys[] = {"task",  "patches",      "mode",  "limits",  "priority",
                                          "cache", "environments", "repos", "dataset", NULL};
 
@@ -60,6 +60,7 @@ static gboolean ask_read(const json_t *json, GradeAsk *ask, GError **error)
     if (json_is_null(ask->limits))
         ask->limits = NULL;
     ask->direct = TRUE;
+    ask->run_empty = json_is_true(json_object_get(json, "run_empty"));
     return json_opt_int(json, "priority", -100, 100, 0, &ask->prio, error);
 }
 

@@ -144,6 +144,7 @@ static gboolean build_ask(SweepBuild *build, GError **error)
     build->dataset = request_query(req, "dataset");
     build->ask.environments = request_query(req, "environments");
     build->ask.repos = request_query(req, "repos");
+    build->ask.run_empty = g_strcmp0(request_query(req, "run_empty"), "1") == 0;
     build->stop_on_error = g_strcmp0(on_error, "stop") == 0;
     if (!queue_mode_ok(build->ask.mode))
         return error_set(error, ASSAY_ERROR_INPUT,
@@ -174,6 +175,7 @@ static gboolean build_sweep(SweepBuild *build, GError **error)
     sweep->mode = g_strdup(build->ask.mode);
     sweep->options = g_strdup("{}");
     return sweep_put(store, sweep, error) && add_lines(build, error) &&
+           sweep_set_rejected(store, sweep->id, sweep->n_rejected, error) &&
            sweep_recount(store, sweep->id, error);
 }
 

@@ -213,7 +213,7 @@ void api_task_show(Request *req)
 static gboolean validate_item(Request *req, const TaskRow *task, gint64 sweep_id, gint64 pos,
                               const char *kind, const char *patch, GError **error)
 {
-    GradeAsk ask = {.mode = "strict", .cache = GRADE_CACHE_USE};
+    GradeAsk ask = {.mode = "strict", .cache = GRADE_CACHE_USE, .run_empty = TRUE};
     g_autoptr(GradeRow) row = NULL;
     GradeSubmit did = queue_submit(req->service, task, patch, patch != NULL ? strlen(patch) : 0,
                                    &ask, &row, error);
@@ -246,7 +246,7 @@ void api_task_validate(Request *req)
         sweep->name = g_strconcat("validate ", task->instance_id, NULL);
         sweep->dataset = g_strdup(task->dataset);
         sweep->mode = g_strdup("strict");
-        sweep->options = g_strdup("{\"validate\":true}");
+        sweep->options = g_strdup(QUEUE_VALIDATION);
         ok = validate_sweep(req, task, sweep, &error);
         store_savepoint_end(store, ok);
     }

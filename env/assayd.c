@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #define EXIT_BAD_CONFIG 2
 #define FILES_WANTED    65536
@@ -105,6 +106,8 @@ int main(int argc, char **argv)
     service_run(service);
     g_message("stopped");
     service_close(service);
+    while (waitpid(-1, NULL, 0) > 0) /* killed workers, so that what they held is free */
+        continue;
     box_sweep_stale();
     return 0;
 }

@@ -1,108 +1,42 @@
 /*
- * `assay env`, `assay repo`, `assay parse`, `assay task new`.
+ * Verbs that need no daemon: env, repo, parse, task new, box.
  *
- * The stores these touch (repos, trees, envs) are safe for several processes, so no daemon is asked.
+ * The stores these touch (repos, trees, envs) are safe for several processes, so nobody is asked.
  *
- * Invariant: stdout carries the answer only; every error is one line on stderr with what to do.
+ * Invariant: stdout carries the answer only.
  */
-#include "env/cli_local.h"
+#include "env/cli.h"
 
 #include "base/error.h"
 #include "base/fd.h"
-#include "env/config.h"
 #include "env/env_build.h"
 #include "reward/parse_cli.h"
-#include "sandbox/box.h"
+#include "sandbox/box_tool.h"
 #include "tasks/dataset.h"
 #include "tasks/repo.h"
 #include "tasks/taskdir.h"
 
-#include <stdio.h>
 #include <string.h>
 
-#define EXIT_USAGE     2
-#define EXIT_FAILED    1
-#define EXIT_NOT_FOUND 3
+#define LOG_BYTES_MAX    (256u << 20)
+#define GC_DAYS_DEFAULT  30
+#define SLOT_BUILD       1000 /* boxes of the command line; workers count from 0 */
+#define SLOT_SHELL       1001
+#define DIGEST_CHARS_MIN 6
 
-#define LOG_BYTES_MAX (256u << 20)
-
-/* Options of all local verbs; each verb names the ones it takes. */
-typedef struct Local {
-    char *state, *row, *log, *mode, *environments, *dataset, *repos;
-    gboolean json, network;
-    gint64 older_days;
-    char **rest;
-} Local;
-
-static void local_clear(Local *local)
+static const char *state_of(Cli *cli)
 {
-    char *owned[] = {local->state,        local->row,     local->log,  local->mode,
-                     local->environments, local->dataset, local->repos};
-    for (gsize i = 0; i < G_N_ELEMENTS(owned); i++)
-        g_free(owned[i]);
-    g_strfreev(local->rest);
-}
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Local, local_clear)
-
-static int complain(const char *verb, const GError *error, int code)
-{
-    g_printerr("assay %s: %s\n", verb, error->message);
-    return code;
+    return config_text(cli->config, CONFIG_STATE);
 }
 
-/* Parses options; what remains is local->rest. Returns 0 or an exit code. */
-static int local_parse(Local *local, const char *usage, int argc, char **argv)
+/* NULL when the key is unset. */
+static const char *path_of(Cli *cli, ConfigKey key)
 {
-    const GOptionEntry entries[] = {
-        {"state", 0, 0, G_OPTION_ARG_FILENAME, &local->state, "State directory", "DIR"},
-        {"row", 0, 0, G_OPTION_ARG_FILENAME, &local->row, "Task row, a JSON file", "FILE"},
-        {"log", 0, 0, G_OPTION_ARG_FILENAME, &local->log, "Test log", "FILE"},
-        {"mode", 0, 0, G_OPTION_ARG_STRING, &local->mode, "strict, compat-4.1, compat-5", "MODE"},
-        {"environments", 0, 0, G_OPTION_ARG_FILENAME, &local->environments, "Environment file",
-         "FILE"},
-        {"dataset", 0, 0, G_OPTION_ARG_FILENAME, &local->dataset, "Where the task's row is",
-         "FILE"},
-        {"repos", 0, 0, G_OPTION_ARG_FILENAME, &local->repos, "Directory of mirrors", "DIR"},
-        {"older-days", 0, 0, G_OPTION_ARG_INT64, &local->older_days, "Unused for so long", "N"},
-        {"json", 0, 0, G_OPTION_ARG_NONE, &local->json, "JSON on stdout", NULL},
-        {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &local->rest, NULL, NULL},
-        {0}};
-    g_autoptr(GOptionContext) context = g_option_context_new(usage);
-    g_option_context_add_main_entries(context, entries, NULL);
-    g_autoptr(GError) error = NULL;
-    if (!g_option_context_parse(context, &argc, &argv, &error))
-        return complain(argv[0], error, EXIT_USAGE);
-    if (local->state != NULL)
-        return 0;
-    g_autoptr(Config) config = config_load(NULL, NULL, &error);
-    if (config == NULL)
-        return complain(argv[0], error, EXIT_USAGE);
-    local->state = g_strdup(config_text(config, CONFIG_STATE));
-    return 0;
-}
-
-static int usage_error(const char *usage)
-{
-    g_printerr("usage: %s\n", usage);
-    return EXIT_USAGE;
-}
-
-/* The n-th word behind the verb, or NULL. */
-static const char *word(const Local *local, guint n)
-{
-    return local->rest != NULL && g_strv_length(local->rest) > n ? local->rest[n] : NULL;
-}
-
-static void print_json(json_t *value)
-{
-    g_autofree char *text = json_print(value);
-    puts(text);
-    json_decref(value);
+    const char *path = config_text(cli->config, key);
+    return path[0] != '\0' ? path : NULL;
 }
 
 /* ---- repo ---- */
-
-#define REPO_USAGE "assay repo ls | add OWNER/NAME URL | fetch OWNER/NAME | gc [--older-days N]"
 
 static void repo_progress(guint64 done, guint64 total, guint64 bytes, gpointer user_data)
 {
@@ -115,59 +49,67 @@ static void repo_progress(guint64 done, guint64 total, guint64 bytes, gpointer u
                (double)bytes / (1 << 20));
 }
 
-static int repo_ls(const Local *local)
+int cli_repo_ls(Cli *cli)
 {
-    g_autoptr(GError) error = NULL;
-    g_autoptr(GPtrArray) list = repo_list(local->state, &error);
+    GError *error = NULL;
+    g_autoptr(GPtrArray) list = repo_list(state_of(cli), &error);
     if (list == NULL)
-        return complain("repo ls", error, EXIT_FAILED);
+        return cli_error(cli, error, NULL);
+    CliTable *table =
+        cli->json ? NULL : cli_table_new(cli, (const char *[]){"repository", "bytes", "url", NULL});
     for (guint i = 0; i < list->len; i++) {
         const RepoInfo *info = list->pdata[i];
-        if (local->json)
-            print_json(json_pack("{s:s, s:s*, s:I}", "name", info->name, "url", info->url, "bytes",
-                                 (json_int_t)info->bytes));
+        g_autofree char *bytes = g_strdup_printf("%" G_GUINT64_FORMAT, info->bytes);
+        const char *url = info->url != NULL ? info->url : "";
+        g_autoptr(json_t) row = json_pack("{s:s, s:s, s:I}", "name", info->name, "url", url,
+                                          "bytes", (json_int_t)info->bytes);
+        if (table != NULL)
+            cli_table_add(table, info->name, bytes, url, NULL);
         else
-            printf("%s\t%" G_GUINT64_FORMAT "\t%s\n", info->name, info->bytes,
-                   info->url != NULL ? info->url : "-");
+            cli_print_json(row);
     }
-    return 0;
+    if (table != NULL)
+        cli_table_end(table);
+    return CLI_OK;
 }
 
-int cli_repo(int argc, char **argv)
+/* A copy (local path) or fetch of a repository into the cache. */
+static int repo_bring(Cli *cli, gboolean add)
 {
-    g_auto(Local) local = {.older_days = 30};
-    int code = local_parse(&local, "ls|add|fetch|gc", argc, argv);
-    if (code != 0)
-        return code;
-    const char *verb = word(&local, 0), *name = word(&local, 1), *url = word(&local, 2);
-    g_autoptr(GError) error = NULL;
+    GError *error = NULL;
     gint64 last_us = 0;
-    const RepoProgress progress = {repo_progress, &last_us};
-    if (g_strcmp0(verb, "ls") == 0)
-        return repo_ls(&local);
-    if (g_strcmp0(verb, "add") == 0 && url != NULL) {
-        if (!repo_add(local.state, name, url, &progress, &error))
-            return complain("repo add", error, EXIT_FAILED);
-        return 0;
-    }
-    if (g_strcmp0(verb, "fetch") == 0 && name != NULL) {
-        if (repo_fetch(local.state, name, &progress, &error))
-            return 0;
-        gboolean absent = g_error_matches(error, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND);
-        return complain("repo fetch", error, absent ? EXIT_NOT_FOUND : EXIT_FAILED);
-    }
-    if (g_strcmp0(verb, "gc") == 0) {
-        printf("%u\n", repo_gc(local.state, local.older_days * 86400, &error));
-        return error != NULL ? complain("repo gc", error, EXIT_FAILED) : 0;
-    }
-    return usage_error(REPO_USAGE);
+    const RepoProgress progress = {cli->err_tty && !cli->quiet ? repo_progress : NULL, &last_us};
+    const char *name = cli_arg(cli, 0);
+    gboolean ok = add ? repo_add(state_of(cli), name, cli_arg(cli, 1), &progress, &error)
+                      : repo_fetch(state_of(cli), name, &progress, &error);
+    return ok ? CLI_OK : cli_error(cli, error, add ? NULL : "assay repo add OWNER/NAME URL");
+}
+
+int cli_repo_add(Cli *cli)
+{
+    return repo_bring(cli, TRUE);
+}
+
+int cli_repo_fetch(Cli *cli)
+{
+    return repo_bring(cli, FALSE);
+}
+
+int cli_repo_gc(Cli *cli)
+{
+    GError *error = NULL;
+    const char *days_text = cli_option(cli, "older-days");
+    gint64 days = GC_DAYS_DEFAULT;
+    if (days_text != NULL && !g_ascii_string_to_signed(days_text, 10, 0, 36500, &days, NULL))
+        return cli_usage(cli, "--older-days must be a number of days, not %s", days_text);
+    guint n = repo_gc(state_of(cli), days * 86400, &error);
+    if (error != NULL)
+        return cli_error(cli, error, NULL);
+    printf("%u\n", n);
+    return CLI_OK;
 }
 
 /* ---- env ---- */
-
-#define ENV_USAGE                                                                                  \
-    "assay env ls | show DIGEST | rm DIGEST |\n"                                                   \
-    "       assay env build|shell INSTANCE --dataset FILE [--environments FILE] [--repos DIR]"
 
 typedef struct FindTask {
     const char *id;
@@ -186,159 +128,174 @@ static gboolean on_find(Task *task, guint line, const GError *why, gpointer user
 }
 
 /* Checkout and layers of one task, built when absent. */
-static EnvLayers *env_prepare(const Local *local, const char *id, Environment **ret_env,
-                              GError **error)
+static EnvLayers *env_prepare(Cli *cli, Environment **ret_env, GError **error)
 {
-    FindTask find = {.id = id};
-    if (!dataset_read(local->dataset, NULL, on_find, &find, error))
+    FindTask find = {.id = cli_arg(cli, 0)};
+    const char *dataset = cli_option(cli, "dataset");
+    if (dataset == NULL) {
+        error_set(error, ASSAY_ERROR_INPUT, "--dataset FILE says where %s is", find.id);
+        return NULL;
+    }
+    if (!dataset_read(dataset, cli_option(cli, "spec-map"), on_find, &find, error))
         return NULL;
     g_autoptr(Task) task = find.found;
     if (task == NULL) {
-        error_set(error, ASSAY_ERROR_NOT_FOUND, "%s has no task %s", local->dataset, id);
+        error_set(error, ASSAY_ERROR_NOT_FOUND, "%s has no task %s", dataset, find.id);
         return NULL;
     }
     const RepoOwner owner = {box_store_uid(), box_store_gid()};
-    const EnvHost host = {.state_dir = local->state, .slot = 1000, .tee_fd = 2};
-    *ret_env = environment_for(task, local->environments, error);
+    const EnvHost host = {.state_dir = state_of(cli),
+                          .slot = SLOT_BUILD,
+                          .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED),
+                          .tee_fd = cli->quiet ? 0 : 2};
+    *ret_env = environment_for(task, path_of(cli, CONFIG_ENVIRONMENTS), error);
     g_autofree char *checkout =
-        *ret_env != NULL ? repo_checkout(local->state, task, local->repos, &owner, error) : NULL;
+        *ret_env != NULL
+            ? repo_checkout(host.state_dir, task, path_of(cli, CONFIG_REPOS), &owner, error)
+            : NULL;
     return checkout != NULL ? env_ensure(&host, task, *ret_env, checkout, error) : NULL;
 }
 
-static int env_shell(const EnvLayers *layers)
+int cli_env_build(Cli *cli)
 {
-    BoxSpec spec = {.work_path = "/testbed", .slot = 1001, .limits = box_limits_default()};
+    GError *error = NULL;
+    g_autoptr(Environment) env = NULL;
+    g_autoptr(EnvLayers) layers = env_prepare(cli, &env, &error);
+    if (layers == NULL)
+        return cli_error(cli, error, NULL);
+    g_autoptr(json_t) row = json_pack("{s:s, s:s, s:s}", "digest", env->digest, "layer",
+                                      env->layer_digest, "name", env->name);
+    if (cli->json)
+        cli_print_json(row);
+    else
+        printf("%s\t%s\n", env->digest, env->name);
+    return CLI_OK;
+}
+
+int cli_env_shell(Cli *cli)
+{
+    GError *error = NULL;
+    g_autoptr(Environment) env = NULL;
+    g_autoptr(EnvLayers) layers = env_prepare(cli, &env, &error);
+    if (layers == NULL)
+        return cli_error(cli, error, NULL);
+    BoxSpec spec = {.work_path = "/testbed", .slot = SLOT_SHELL, .limits = box_limits_default()};
     spec.limits.wall_ms = 0;
     spec.limits.cpu_ms = 0;
     spec.limits.idle_ms = 0;
     env_layers_apply(layers, &spec);
-    g_autoptr(GError) error = NULL;
     g_autoptr(Box) box = box_open(&spec, &error);
     const char *argv[] = {"/bin/bash", NULL};
     const BoxCommand command = {
         .argv = argv, .envp = (const char *const *)layers->envp, .interactive = TRUE};
     g_auto(BoxResult) result = {0};
     if (box == NULL || !box_exec(box, &command, &result, &error))
-        return complain("env shell", error, EXIT_FAILED);
-    return result.outcome == BOX_EXITED ? result.exit_code : EXIT_FAILED;
+        return cli_error(cli, error, "assay doctor");
+    return result.outcome == BOX_EXITED ? result.exit_code : CLI_FAILED;
 }
 
-static int env_of_task(const Local *local, const char *verb, const char *id)
+static void env_print(CliTable *table, const EnvInfo *info)
 {
-    g_autoptr(GError) error = NULL;
-    g_autoptr(Environment) env = NULL;
-    g_autoptr(EnvLayers) layers = env_prepare(local, id, &env, &error);
-    if (layers == NULL)
-        return complain(verb, error,
-                        g_error_matches(error, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND) ? EXIT_NOT_FOUND
-                                                                                   : EXIT_FAILED);
-    if (strcmp(verb, "env shell") == 0)
-        return env_shell(layers);
-    printf("%s\t%s\n", env->digest, env->name);
-    return 0;
+    g_autofree char *bytes = g_strdup_printf("%" G_GUINT64_FORMAT, info->bytes);
+    g_autoptr(json_t) row = json_pack(
+        "{s:s, s:s*, s:s*, s:I, s:I}", "digest", info->digest, "name", info->name, "kind",
+        info->kind, "bytes", (json_int_t)info->bytes, "built_ms", (json_int_t)info->built_ms);
+    if (table != NULL)
+        cli_table_add(table, info->digest, info->name, info->kind, bytes, NULL);
+    else
+        cli_print_json(row);
 }
 
-static int env_ls(const Local *local, const char *digest)
+/* Layers whose digest begins with `digest`; "" is all. Returns how many. */
+static int env_list_print(Cli *cli, const char *digest, guint *ret_n)
 {
-    g_autoptr(GError) error = NULL;
-    g_autoptr(GPtrArray) list = env_list(local->state, &error);
-    guint shown = 0;
-    for (guint i = 0; list != NULL && i < list->len; i++) {
-        const EnvInfo *info = list->pdata[i];
-        if (digest != NULL && !g_str_has_prefix(info->digest, digest))
-            continue;
-        shown++;
-        if (local->json)
-            print_json(json_pack("{s:s, s:s*, s:s*, s:I, s:I}", "digest", info->digest, "name",
-                                 info->name, "kind", info->kind, "bytes", (json_int_t)info->bytes,
-                                 "built_ms", (json_int_t)info->built_ms));
-        else
-            printf("%s\t%s\t%s\t%" G_GUINT64_FORMAT "\n", info->digest, info->name, info->kind,
-                   info->bytes);
-        if (digest != NULL) {
-            g_autofree char *log =
-                g_build_filename(local->state, "envs", info->digest, "log", NULL);
-            g_printerr("log: %s\n", log);
-        }
-    }
+    GError *error = NULL;
+    g_autoptr(GPtrArray) list = env_list(state_of(cli), &error);
     if (list == NULL)
-        return complain("env ls", error, EXIT_FAILED);
-    if (digest != NULL && shown == 0) {
-        g_printerr("assay env show: no layer begins with %s\n", digest);
-        return EXIT_NOT_FOUND;
+        return cli_error(cli, error, NULL);
+    CliTable *table =
+        cli->json ? NULL
+                  : cli_table_new(cli, (const char *[]){"digest", "name", "kind", "bytes", NULL});
+    for (guint i = 0; i < list->len; i++) {
+        const EnvInfo *info = list->pdata[i];
+        if (!g_str_has_prefix(info->digest, digest))
+            continue;
+        (*ret_n)++;
+        env_print(table, info);
+        if (digest[0] != '\0')
+            cli_say(cli, "log: %s/envs/%s/log", state_of(cli), info->digest);
     }
-    return 0;
+    if (table != NULL)
+        cli_table_end(table);
+    return CLI_OK;
 }
 
-int cli_env(int argc, char **argv)
+int cli_env_ls(Cli *cli)
 {
-    g_auto(Local) local = {0};
-    int code = local_parse(&local, "build|ls|show|shell|rm", argc, argv);
-    if (code != 0)
-        return code;
-    const char *verb = word(&local, 0), *what = word(&local, 1);
-    if (g_strcmp0(verb, "ls") == 0)
-        return env_ls(&local, NULL);
-    if (g_strcmp0(verb, "show") == 0 && what != NULL)
-        return env_ls(&local, what);
-    if (g_strcmp0(verb, "rm") == 0 && what != NULL && strlen(what) >= 6) {
-        g_autoptr(GError) error = NULL;
-        guint n = env_remove(local.state, what, &error);
-        if (error != NULL)
-            return complain("env rm", error, EXIT_FAILED);
-        printf("%u\n", n);
-        return n > 0 ? 0 : EXIT_NOT_FOUND;
-    }
-    if (what != NULL && local.dataset != NULL) {
-        if (g_strcmp0(verb, "build") == 0)
-            return env_of_task(&local, "env build", what);
-        if (g_strcmp0(verb, "shell") == 0)
-            return env_of_task(&local, "env shell", what);
-    }
-    return usage_error(ENV_USAGE);
+    guint n = 0;
+    return env_list_print(cli, "", &n);
 }
 
-/* ---- parse, task new ---- */
-
-int cli_parse(int argc, char **argv)
+int cli_env_show(Cli *cli)
 {
-    g_auto(Local) local = {0};
-    int code = local_parse(&local, "--row FILE --log FILE [--mode MODE]", argc, argv);
-    if (code != 0)
-        return code;
+    guint n = 0;
+    int status = env_list_print(cli, cli_arg(cli, 0), &n);
+    if (status != CLI_OK || n > 0)
+        return status;
+    cli_say(cli, "assay env show: no layer begins with %s", cli_arg(cli, 0));
+    return CLI_NOT_FOUND;
+}
+
+int cli_env_rm(Cli *cli)
+{
+    GError *error = NULL;
+    if (strlen(cli_arg(cli, 0)) < DIGEST_CHARS_MIN)
+        return cli_usage(cli, "give at least %d digits of the digest", DIGEST_CHARS_MIN);
+    guint n = env_remove(state_of(cli), cli_arg(cli, 0), &error);
+    if (error != NULL)
+        return cli_error(cli, error, NULL);
+    printf("%u\n", n);
+    return n > 0 ? CLI_OK : CLI_NOT_FOUND;
+}
+
+/* ---- parse, task new, box ---- */
+
+int cli_parse(Cli *cli)
+{
+    GError *error = NULL;
     GradeMode mode = GRADE_STRICT;
-    if (local.row == NULL || local.log == NULL ||
-        (local.mode != NULL && !grade_mode_from_str(local.mode, &mode)))
-        return usage_error(
-            "assay parse --row ROW.json --log LOG --mode compat-4.1|compat-5|strict");
+    const char *row_path = cli_option(cli, "row"), *log_path = cli_option(cli, "log");
+    const char *mode_text = cli_option(cli, "mode");
+    if (row_path == NULL || log_path == NULL)
+        return cli_usage(cli, "parse needs --row ROW.json and --log LOG");
+    if (mode_text != NULL && !grade_mode_from_str(mode_text, &mode))
+        return cli_usage(cli, "--mode is %s; it must be strict, compat-4.1 or compat-5", mode_text);
 
-    g_autoptr(GError) error = NULL;
-    g_autoptr(GBytes) row_bytes = file_read(local.row, LOG_BYTES_MAX, &error);
-    g_autoptr(GBytes) log = row_bytes != NULL ? file_read(local.log, LOG_BYTES_MAX, &error) : NULL;
-    if (log == NULL)
-        return complain("parse", error, EXIT_USAGE);
+    g_autoptr(GBytes) text = file_read(row_path, LOG_BYTES_MAX, &error);
+    g_autoptr(GBytes) log = text != NULL ? file_read(log_path, LOG_BYTES_MAX, &error) : NULL;
     g_autoptr(json_t) row =
-        json_parse(g_bytes_get_data(row_bytes, NULL), g_bytes_get_size(row_bytes), &error);
-    json_t *answer = row != NULL ? parse_cli_run(row, g_bytes_get_data(log, NULL),
-                                                 g_bytes_get_size(log), mode, &error)
-                                 : NULL;
+        log != NULL ? json_parse(g_bytes_get_data(text, NULL), g_bytes_get_size(text), &error)
+                    : NULL;
+    g_autoptr(json_t) answer = row != NULL ? parse_cli_run(row, g_bytes_get_data(log, NULL),
+                                                           g_bytes_get_size(log), mode, &error)
+                                           : NULL;
     if (answer == NULL) {
-        g_prefix_error(&error, "%s: ", local.row);
-        return complain("parse", error, EXIT_USAGE);
+        g_prefix_error(&error, "%s: ", log == NULL && text != NULL ? log_path : row_path);
+        return cli_error(cli, error, NULL);
     }
-    print_json(answer);
-    return 0;
+    cli_print_json(answer);
+    return CLI_OK;
 }
 
-int cli_task_new(int argc, char **argv)
+int cli_task_new(Cli *cli)
 {
-    g_autoptr(GError) error = NULL;
-    if (argc != 2)
-        return usage_error("assay task new DIR");
-    if (!taskdir_new(argv[1], &error))
-        return complain("task new", error, EXIT_FAILED);
-    g_printerr("%s: fill in task.conf, issue.md, repo/, gold.patch and test.patch; then\n"
-               "  assay eval --dataset %s --predictions gold\n",
-               argv[1], argv[1]);
-    return 0;
+    GError *error = NULL;
+    const char *dir = cli_arg(cli, 0);
+    if (!taskdir_new(dir, &error))
+        return cli_error(cli, error, NULL);
+    cli_say(cli,
+            "%s: fill in task.conf, issue.md, repo/, gold.patch and test.patch; then\n"
+            "  assay eval --dataset %s --predictions gold",
+            dir, dir);
+    return CLI_OK;
 }

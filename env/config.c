@@ -17,22 +17,36 @@
 
 /* clang-format off */
 const ConfigInfo config_infos[CONFIG_KEY_COUNT] = {
-    [CONFIG_STATE] = {"state", CONFIG_TEXT, 0, 0, NULL, "state directory (else $XDG_STATE_HOME/assay)"},
-    [CONFIG_SOCKET] = {"socket", CONFIG_TEXT, 0, 0, NULL, "socket path (else $XDG_RUNTIME_DIR/assay/api.sock or STATE/run/api.sock)"},
-    [CONFIG_WORKERS] = {"workers", CONFIG_INT, 1, 256, NULL, "grades at the same time (else the number of cores)"},
-    [CONFIG_WORKER_PROGRAM] = {"worker_program", CONFIG_TEXT, 0, 0, NULL, "the worker (else assay-worker beside assayd)"},
-    [CONFIG_ENVIRONMENTS] = {"environments", CONFIG_TEXT, 0, 0, "", "environments file used when a request names none"},
-    [CONFIG_REPOS] = {"repos", CONFIG_TEXT, 0, 0, "", "directory of repository mirrors, or a file that maps them"},
-    [CONFIG_ALLOW_DEGRADED] = {"allow_degraded", CONFIG_BOOL, 0, 0, "false", "permit boxes without namespaces"},
-    [CONFIG_ATTEMPTS_MAX] = {"attempts_max", CONFIG_INT, 1, 10, "3", "starts of one grade before it is failed"},
-    [CONFIG_WALL_S] = {"wall_s", CONFIG_INT, 1, 14400, "1800", "wall limit of one test run, seconds"},
+    [CONFIG_STATE] = {"state", CONFIG_TEXT, 0, 0, NULL,
+     "state directory (else $XDG_STATE_HOME/assay)"},
+    [CONFIG_SOCKET] = {"socket", CONFIG_TEXT, 0, 0, NULL,
+     "socket path (else $XDG_RUNTIME_DIR/assay/api.sock or STATE/run/api.sock)"},
+    [CONFIG_WORKERS] = {"workers", CONFIG_INT, 1, 256, NULL,
+     "grades at the same time (else the number of cores)"},
+    [CONFIG_WORKER_PROGRAM] = {"worker_program", CONFIG_TEXT, 0, 0, NULL,
+     "the worker (else assay-worker beside assayd)"},
+    [CONFIG_ENVIRONMENTS] = {"environments", CONFIG_TEXT, 0, 0, "",
+     "environments file used when a request names none"},
+    [CONFIG_REPOS] = {"repos", CONFIG_TEXT, 0, 0, "",
+     "directory of repository mirrors, or a file that maps them"},
+    [CONFIG_ALLOW_DEGRADED] = {"allow_degraded", CONFIG_BOOL, 0, 0, "false",
+     "permit boxes without namespaces"},
+    [CONFIG_ATTEMPTS_MAX] = {"attempts_max", CONFIG_INT, 1, 10, "3",
+     "starts of one grade before it is failed"},
+    [CONFIG_WALL_S] = {"wall_s", CONFIG_INT, 1, 14400, "1800",
+     "wall limit of one test run, seconds"},
     [CONFIG_MEM_MIB] = {"mem_mib", CONFIG_INT, 16, 1048576, "4096", "memory limit of one box, MiB"},
     [CONFIG_PIDS] = {"pids", CONFIG_INT, 8, 65536, "512", "process limit of one box"},
-    [CONFIG_DISK_MIB] = {"disk_mib", CONFIG_INT, 16, 1048576, "4096", "writable layer limit of one box, MiB"},
-    [CONFIG_OVERHEAD_S] = {"overhead_s", CONFIG_INT, 1, 86400, "1800", "what a grade may take beyond wall_s before its worker is killed, seconds"},
-    [CONFIG_DRAIN_S] = {"drain_s", CONFIG_INT, 0, 3600, "60", "how long SIGTERM waits for running grades, seconds"},
-    [CONFIG_QUEUED_MAX] = {"queued_max", CONFIG_INT, 1, 10000000, "100000", "queued grades before 429"},
-    [CONFIG_DISK_FLOOR_MIB] = {"disk_floor_mib", CONFIG_INT, 0, 1048576, "256", "free disk below which no grade starts, MiB"},
+    [CONFIG_DISK_MIB] = {"disk_mib", CONFIG_INT, 16, 1048576, "4096",
+     "writable layer limit of one box, MiB"},
+    [CONFIG_OVERHEAD_S] = {"overhead_s", CONFIG_INT, 1, 86400, "1800",
+     "what a grade may take beyond wall_s before its worker is killed, seconds"},
+    [CONFIG_DRAIN_S] = {"drain_s", CONFIG_INT, 0, 3600, "60",
+     "how long SIGTERM waits for running grades, seconds"},
+    [CONFIG_QUEUED_MAX] = {"queued_max", CONFIG_INT, 1, 10000000, "100000",
+     "queued grades before 429"},
+    [CONFIG_DISK_FLOOR_MIB] = {"disk_floor_mib", CONFIG_INT, 0, 1048576, "256",
+     "free disk below which no grade starts, MiB"},
 };
 /* clang-format on */
 
@@ -193,7 +207,11 @@ static gboolean config_complete(Config *config, GError **error)
     if (config->values[CONFIG_WORKER_PROGRAM] == NULL) {
         g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
         g_autofree char *dir = g_path_get_dirname(self != NULL ? self : "./x");
-        g_autofree char *path = g_build_filename(dir, "assay-worker", NULL);
+        g_autofree char *beside = g_build_filename(dir, "assay-worker", NULL);
+        g_autofree char *path =
+            g_file_test(beside, G_FILE_TEST_IS_EXECUTABLE)
+                ? g_strdup(beside)
+                : g_build_filename(dir, "..", "libexec", "assay", "assay-worker", NULL);
         if (!config_set(config, CONFIG_WORKER_PROGRAM, path, "default", error))
             return FALSE;
     }

@@ -2,7 +2,7 @@
  * Building and opening environment layers.
  *
  * Invariants:
- *   1. A layer directory under its final name is complete (rename after the work) and never changes.
+ *   1. A layer directory under its final name is complete (renamed after the work) and stays so.
  *   2. Setup commands run in a box like any other command; only here may it have the network.
  *   3. Two processes that need the same layer build it once (lock per digest).
  *

@@ -24,8 +24,10 @@ char *env_key_for(const TaskRow *row, const char *patch_sha, const char *mode,
     if (environment == NULL)
         return NULL;
     g_autofree char *limits_text = json_dumps(limits, JSON_COMPACT | JSON_SORT_KEYS);
-    const char *fields[] = {row->content_sha256, patch_sha,  environment, QUEUE_GRADER, mode,
-                            QUEUE_BOX,           limits_text};
+    /* The name too: two tasks of equal content are still two instances of a report. */
+    const char *fields[] = {row->instance_id, row->content_sha256, patch_sha,
+                            environment,      QUEUE_GRADER,        mode,
+                            QUEUE_BOX,        limits_text};
     g_autoptr(Digest) digest = digest_new("assay.grade.v1");
     for (guint i = 0; i < G_N_ELEMENTS(fields); i++)
         digest_add_str(digest, fields[i]);

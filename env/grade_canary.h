@@ -3,7 +3,7 @@
  * report a failure while the candidate's code is imported?
  *
  *     g_autoptr(Canary) canary = canary_new(task, script);
- *     if (canary != NULL) ... canary_set_source(canary, text, len); ... canary_run(...)
+ *     if (canary != NULL) canary_set_source(canary, text, len), then canary_run(...)
  *
  * What a heard canary shows: the runner, with the candidate's modules loaded, still compares
  * built-in values, still reports a failure by name and still exits with another status than 0. What

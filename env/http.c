@@ -17,13 +17,12 @@
 #include "base/id.h"
 #include "env/routes.h"
 #include "env/service.h"
+#include "env/socket_path.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <gio/gunixsocketaddress.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #define HTTP_UID_UNMAPPED 65534u
 
@@ -41,28 +40,6 @@ static const char refused[] =
     "\r\n"
     "{\"title\":\"Peer is not allowed\",\"status\":403,\"code\":\"peer_not_allowed\","
     "\"detail\":\"use your own daemon: assay up\"}\n";
-
-char *http_socket_short_path(const char *path, int *ret_dir_fd, GError **error)
-{
-    g_autofree char *dir = g_path_get_dirname(path);
-    g_autofree char *name = g_path_get_basename(path);
-    AUTO_FD fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) {
-        error_set_errno(error, errno, "open %s", dir);
-        return NULL;
-    }
-    struct sockaddr_un address;
-    g_autofree char *text = strlen(path) < sizeof address.sun_path
-                                ? g_strdup(path)
-                                : g_strdup_printf("/proc/self/fd/%d/%s", fd, name);
-    if (strlen(text) >= sizeof address.sun_path) {
-        error_set(error, ASSAY_ERROR_LIMIT, "socket name %s: longer than %zu bytes", name,
-                  sizeof address.sun_path - 30);
-        return NULL;
-    }
-    *ret_dir_fd = fd_take(&fd);
-    return g_steal_pointer(&text);
-}
 
 static void connection_gone(gpointer user_data, GObject *connection)
 {
@@ -173,6 +150,44 @@ static void http_started(SoupServer *server, SoupServerMessage *msg, gpointer us
     g_signal_connect(msg, "finished", G_CALLBACK(message_finished), req);
 }
 
+/* Sends a refusal and hangs up: libsoup would first read the body that is refused. */
+static gboolean refuse_now(gpointer user_data)
+{
+    g_autoptr(Request) req = user_data;
+    if (req->gone || req->msg == NULL)
+        return G_SOURCE_REMOVE;
+    g_autoptr(SoupServerMessage) msg = g_object_ref(req->msg);
+    g_autoptr(GBytes) body = soup_message_body_flatten(soup_server_message_get_response_body(msg));
+    g_autofree char *head = g_strdup_printf(
+        "HTTP/1.1 %u %s\r\nContent-Type: application/problem+json\r\nX-Request-Id: %s\r\n"
+        "Assay-Api: %s\r\nConnection: close\r\nContent-Length: %" G_GSIZE_FORMAT "\r\n\r\n",
+        soup_server_message_get_status(msg),
+        soup_status_get_phrase(soup_server_message_get_status(msg)), req->id, HTTP_API_VERSION,
+        g_bytes_get_size(body));
+    g_autoptr(GIOStream) stream = soup_server_message_steal_connection(msg);
+    if (stream == NULL)
+        return G_SOURCE_REMOVE;
+    GOutputStream *out = g_io_stream_get_output_stream(stream);
+    g_output_stream_write_all(out, head, strlen(head), NULL, NULL, NULL);
+    g_output_stream_write_all(out, g_bytes_get_data(body, NULL), g_bytes_get_size(body), NULL, NULL,
+                              NULL);
+    g_io_stream_close(stream, NULL, NULL);
+    return G_SOURCE_REMOVE;
+}
+
+/* A small refused body is read and dropped, so that its sender gets to the reply; one that is
+ * large, or whose end we do not trust, is not waited for. */
+static gboolean body_is_awaited(SoupServerMessage *msg)
+{
+    SoupMessageHeaders *headers = soup_server_message_get_request_headers(msg);
+    const char *lengths = soup_message_headers_get_list(headers, "Content-Length");
+    guint64 len = 0;
+    if (soup_message_headers_get_list(headers, "Transfer-Encoding") != NULL)
+        return FALSE;
+    return lengths == NULL ||
+           g_ascii_string_to_unsigned(lengths, 10, 0, HTTP_DRAIN_MAX, &len, NULL);
+}
+
 /* Headers are complete, the body is not read: the place to refuse. */
 static void http_early(SoupServer *server, SoupServerMessage *msg, const char *path,
                        GHashTable *query, gpointer user_data)
@@ -180,9 +195,14 @@ static void http_early(SoupServer *server, SoupServerMessage *msg, const char *p
     (void)server, (void)user_data;
     Request *req = request_of(msg);
     routes_admit(req, path, query);
-    if (req->replied)
-        soup_message_headers_replace(soup_server_message_get_response_headers(msg), "Connection",
-                                     "close");
+    if (!req->replied)
+        return;
+    soup_message_headers_replace(soup_server_message_get_response_headers(msg), "Connection",
+                                 "close");
+    if (!body_is_awaited(msg)) {
+        soup_server_message_pause(msg);
+        g_idle_add_full(G_PRIORITY_HIGH, refuse_now, request_ref(req), NULL);
+    }
 }
 
 static void http_handle(SoupServer *server, SoupServerMessage *msg, const char *path,
@@ -218,7 +238,7 @@ static gboolean http_listen(Http *http, GError **error)
     if (g_mkdir_with_parents(dir, 0700) < 0)
         return error_set_errno(error, errno, "make %s", dir);
     int fd = -1;
-    g_autofree char *text = http_socket_short_path(http->path, &fd, error);
+    g_autofree char *text = socket_path_short(http->path, &fd, error);
     AUTO_FD dir_fd = fd;
     if (text == NULL)
         return FALSE;

@@ -18,6 +18,7 @@
 #define HTTP_BODY_MAX_GRADE                                                                        \
     (160u * 1024 * 1024) /* a patch may be large: it is a verdict, not a 413 */
 #define HTTP_BODY_MAX_BULK   (256u * 1024 * 1024) /* predictions and datasets */
+#define HTTP_DRAIN_MAX       (16u * 1024 * 1024)  /* of a refused body that is read and dropped */
 #define HTTP_TARGET_MAX      8192u                /* bytes of path and query */
 #define HTTP_HEADERS_MAX     64u                  /* header fields */
 #define HTTP_HEADER_BYTES    (16u * 1024)         /* all header fields together */
@@ -65,10 +66,6 @@ Http *http_open(Service *service, const char *path, GError **error);
 void http_close(Http *http);
 guint http_n_connections(const Http *http);
 guint64 http_n_rejected(const Http *http);
-
-/* A descriptor of a connected or bound socket may need a path longer than sun_path: this opens
- * the directory and gives "/proc/self/fd/N/NAME". Free with g_free; close *ret_dir_fd. */
-char *http_socket_short_path(const char *path, int *ret_dir_fd, GError **error);
 
 /* Value of a query key, or NULL. */
 const char *request_query(Request *req, const char *key);

@@ -149,7 +149,8 @@ GradeSubmit queue_submit(Service *service, const TaskRow *task, const char *patc
     const char *environments = json_string_value(json_object_get(request, "environments"));
     if (patch_len > 0 && (row->patch_sha = blob_put(store, patch, patch_len, error)) == NULL)
         return GRADE_SUBMIT_ERROR;
-    row->key = env_key_for(task, row->patch_sha, ask->mode, environments, limits, error);
+    const char *what = patch_len == 0 && ask->run_empty ? "run_empty" : row->patch_sha;
+    row->key = env_key_for(task, what, ask->mode, environments, limits, error);
     if (row->key == NULL)
         return GRADE_SUBMIT_ERROR;
     row->task_id = task->id;
@@ -160,7 +161,7 @@ GradeSubmit queue_submit(Service *service, const TaskRow *task, const char *patc
     row->attempts_max = config_int(service->config, CONFIG_ATTEMPTS_MAX);
     row->instance_id = g_strdup(task->instance_id);
     row->dataset = g_strdup(task->dataset);
-    if (patch_len == 0) {
+    if (patch_len == 0 && !ask->run_empty) {
         row->state = GRADE_DONE;
         row->verdict = VERDICT_UNRESOLVED;
         row->has_reward = TRUE;
@@ -176,6 +177,24 @@ GradeSubmit queue_submit(Service *service, const TaskRow *task, const char *patc
         return GRADE_SUBMIT_ERROR;
     *ret_row = grade_by_id(store, row->id, error);
     return *ret_row != NULL ? did : GRADE_SUBMIT_ERROR;
+}
+
+/* A validation is over: gold (item 0) must be resolved, empty (item 1) must not. */
+static gboolean close_validation(Service *service, const SweepRow *sweep, GError **error)
+{
+    if (strcmp(sweep->options, QUEUE_VALIDATION) != 0)
+        return TRUE;
+    g_autoptr(GPtrArray) items = sweep_items(service->store, sweep->id, -1, 2, error);
+    if (items == NULL || items->len != 2)
+        return items != NULL;
+    const GradeRow *gold = ((SweepItemRow *)g_ptr_array_index(items, 0))->grade;
+    const GradeRow *empty = ((SweepItemRow *)g_ptr_array_index(items, 1))->grade;
+    TaskValidity validity = TASK_UNCHECKED; /* a grade that failed says nothing about the task */
+    if (gold->state == GRADE_DONE && empty->state == GRADE_DONE)
+        validity = gold->verdict == VERDICT_RESOLVED && empty->verdict != VERDICT_RESOLVED
+                       ? TASK_VALID
+                       : TASK_INVALID;
+    return task_set_validity(service->store, gold->task_id, validity, error);
 }
 
 gboolean queue_announce(Service *service, const GradeRow *row, GError **error)
@@ -198,6 +217,8 @@ gboolean queue_announce(Service *service, const GradeRow *row, GError **error)
                       json_pack("{s:s,s:I,s:I,s:s}", "id", sweep->public_id, "done",
                                 (json_int_t)sweep->n_done, "total", (json_int_t)sweep->n_total,
                                 "state", sweep_state_str(sweep->state)));
+        if (done && !close_validation(service, sweep, error))
+            return FALSE;
         if (done)
             service_changed(service, sweep->public_id);
     }
@@ -218,13 +239,14 @@ static json_t *job_json(Service *service, const GradeRow *row, const char *scrat
     if (row->patch_sha != NULL &&
         (patch = blob_path(service->store, row->patch_sha, error)) == NULL)
         return NULL;
-    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:O,s:s?,s:s,s:O,s:O,s:O,s:b}", "op", "grade", "id",
+    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:O,s:s?,s:s,s:O,s:O,s:O,s:b,s:b}", "op", "grade", "id",
                      row->public_id, "attempt", (json_int_t)row->attempt, "state_dir",
                      store_dir(service->store), "scratch", scratch, "task", spec, "patch_file",
                      patch, "mode", row->mode, "limits", json_object_get(request, "limits"),
                      "environments", json_object_get(request, "environments"), "repos",
                      json_object_get(request, "repos"), "allow_degraded",
-                     config_bool(service->config, CONFIG_ALLOW_DEGRADED));
+                     config_bool(service->config, CONFIG_ALLOW_DEGRADED), "run_empty",
+                     patch == NULL);
 }
 
 static gboolean scratch_make(Service *service, const char *scratch, GError **error)

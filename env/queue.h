@@ -13,6 +13,8 @@
 #define QUEUE_GRADER        "assay-grader@1"   /* part of the cache key: raise it with the grader */
 #define QUEUE_BOX           "box@1"            /* part of the cache key: raise with box rules */
 
+#define QUEUE_VALIDATION "{\"validate\":true}" /* options of a sweep that checks a task */
+
 /* What may be asked of one grade; the same for grades, groups and sweeps. */
 typedef struct GradeAsk {
     const char *mode;
@@ -22,6 +24,7 @@ typedef struct GradeAsk {
     gint64 prio;
     GradeCache cache;
     gboolean direct;
+    gboolean run_empty; /* run the tests even for the empty patch */
 } GradeAsk;
 
 /* "strict" | "compat-4.1" | "compat-5". */

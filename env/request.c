@@ -100,6 +100,7 @@ static void reply_after_commit(gboolean committed, gpointer user_data)
             problem_new(req, 507, "storage_full", "the store could not commit; nothing was kept");
         g_autofree char *text = json_print(problem);
         soup_server_message_set_status(req->msg, 507, NULL);
+        soup_message_body_truncate(soup_server_message_get_response_body(req->msg));
         soup_server_message_set_response(req->msg, "application/problem+json", SOUP_MEMORY_COPY,
                                          text, strlen(text));
     }

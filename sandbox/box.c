@@ -182,6 +182,7 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
             return FALSE;
         box->starter->attached = TRUE;
     }
+    cgroup_wait_drained(box->cgroup);
     return cgroup_limits(box->cgroup, spec->limits.mem_bytes, spec->limits.pids, error);
 }
 
@@ -227,6 +228,9 @@ Box *box_open(const BoxSpec *spec, GError **error)
         return NULL;
     if (g_once_init_enter(&at_exit)) {
         atexit(box_shutdown);
+        struct sigaction now;
+        if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL)
+            signal(SIGPIPE, SIG_IGN); /* a command may close its stdin while we write to it */
         g_once_init_leave(&at_exit, 1);
     }
     g_autoptr(Box) box = g_new0(Box, 1);

@@ -146,11 +146,12 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(BoxResult, box_result_clear)
 
 typedef struct Box Box;
 
-/* Makes the box. FALSE: our machine failed, or `require` is not met (the message names what). */
+/* Makes the box. The first call ignores SIGPIPE in this process, if nobody handles it. FALSE: our machine failed, or `require` is not met (the message names what). */
 Box *box_open(const BoxSpec *spec, GError **error);
 
 /* Runs one command to its end; afterwards no process of it lives. FALSE only when the box itself
- * failed: nothing the command does can cause that. */
+ * failed: nothing the command does can cause that. Files left on tmpfs may use up the memory limit
+ * so that not even the keeper can run: that command and all later ones are OUT_OF_MEMORY. */
 gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GError **error);
 
 /* BoxLayer bits that are on. */

@@ -27,10 +27,10 @@
 #include <sys/wait.h>
 #include <termios.h>
 
-#define PIPE_BYTES    (1 << 20)
-#define TICK_MS       100   /* how often CPU time and oom kills are looked at */
-#define KILL_WAIT_MS  20000 /* from SIGKILL to DONE; more means a stuck host */
-#define CHUNK_BYTES   65536
+#define PIPE_BYTES   (1 << 20)
+#define TICK_MS      100   /* how often CPU time and oom kills are looked at */
+#define KILL_WAIT_MS 20000 /* from SIGKILL to DONE; more means a stuck host */
+#define CHUNK_BYTES  65536
 
 typedef struct Run {
     Box *box;
@@ -55,8 +55,8 @@ static void run_clear(Run *run)
 {
     if (run->is_raw)
         tcsetattr(STDIN_FILENO, TCSAFLUSH, &run->saved);
-    const int fds[] = {run->out[0], run->out[1], run->err[0], run->err[1], run->in,
-                       run->init_pidfd};
+    const int fds[] = {run->out[0], run->out[1], run->err[0],
+                       run->err[1], run->in,     run->init_pidfd};
     for (gsize i = 0; i < G_N_ELEMENTS(fds); i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -98,7 +98,8 @@ static guint count(const char *const *list)
 static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
 {
     const BoxCommand *command = run->command;
-    const char *const *envp = command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
+    const char *const *envp =
+        command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
     struct winsize size = {0};
     if (command->interactive)
         (void)ioctl(STDIN_FILENO, TIOCGWINSZ, &size); /* zero when we have no terminal */
@@ -278,8 +279,8 @@ static void check_limits(Run *run)
     const BoxLimits *limits = &run->box->limits;
     if (limits->cpu_ms > 0 || limits->mem_bytes > 0) {
         CgroupUsage now = cgroup_usage(run->box->cgroup);
-        guint64 cpu_us = now.cpu_user_us + now.cpu_sys_us - run->before.cpu_user_us -
-                         run->before.cpu_sys_us;
+        guint64 cpu_us =
+            now.cpu_user_us + now.cpu_sys_us - run->before.cpu_user_us - run->before.cpu_sys_us;
         if (now.oom_kills > run->before.oom_kills)
             end(run, BOX_OUT_OF_MEMORY);
         if (limits->cpu_ms > 0 && cpu_us >= limits->cpu_ms * 1000)
@@ -318,14 +319,13 @@ static gboolean take_done(Run *run, GError **error)
 static gboolean pump(Run *run, GError **error)
 {
     while (!run->done) {
-        struct pollfd polled[] = {{.fd = run->box->sock, .events = POLLIN},
-                                  {.fd = run->out[0], .events = POLLIN},
-                                  {.fd = run->err[0], .events = POLLIN},
-                                  {.fd = run->in, .events = POLLOUT},
-                                  {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1,
-                                   .events = POLLIN},
-                                  {.fd = run->is_terminal && !run->stdin_ended ? STDIN_FILENO : -1,
-                                   .events = POLLIN}};
+        struct pollfd polled[] = {
+            {.fd = run->box->sock, .events = POLLIN},
+            {.fd = run->out[0], .events = POLLIN},
+            {.fd = run->err[0], .events = POLLIN},
+            {.fd = run->in, .events = POLLOUT},
+            {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1, .events = POLLIN},
+            {.fd = run->is_terminal && !run->stdin_ended ? STDIN_FILENO : -1, .events = POLLIN}};
         if (poll(polled, G_N_ELEMENTS(polled), next_wait_ms(run)) < 0 && errno != EINTR)
             return error_set_errno(error, errno, "poll");
         if (polled[1].revents != 0)
@@ -355,6 +355,10 @@ static gboolean pump(Run *run, GError **error)
 static void judge(const Run *run, BoxResult *result)
 {
     const SpecReply *reply = &run->reply;
+    if (run->box->is_used_up) {
+        result->outcome = BOX_OUT_OF_MEMORY;
+        return;
+    }
     if (reply->has_status && reply->start_failed) {
         result->outcome = BOX_START_ERROR;
         result->start_errno = reply->err;
@@ -397,10 +401,21 @@ static void account(const Run *run, BoxResult *result)
     result->leftover_procs = run->reply.leftover;
 }
 
-static void conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret_result)
+/* Init died without a word and nobody we know of did it. The command cannot kill its init, so this
+ * is our machine's doing; blaming the command would make it a verdict. */
+static gboolean init_was_lost(const Run *run, const BoxResult *result)
+{
+    return !run->box->is_used_up && !run->reply.has_status && run->cause == BOX_NONE &&
+           result->oom_kills == 0 && !run->reply.sampled_oom;
+}
+
+static gboolean conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret_result,
+                         GError **error)
 {
     BoxResult result = {0};
     account(run, &result);
+    if (init_was_lost(run, &result))
+        return error_set(error, ASSAY_ERROR_SYSTEM, "the box's init was killed from outside");
     judge(run, &result);
     result.out_bytes = run->kept[0].total;
     result.err_bytes = run->kept[1].total;
@@ -411,6 +426,29 @@ static void conclude(Run *run, gint64 called_ns, gint64 ended_ns, BoxResult *ret
     result.teardown_us = (guint64)(clock_mono_ns() - ended_ns) / 1000;
     box_result_clear(ret_result);
     *ret_result = result;
+    return TRUE;
+}
+
+/* The keeper shares the memory limit; a command may leave so much on tmpfs that the keeper is
+ * killed for it. That is the command's doing, not a failure of ours. */
+static gboolean is_oom_of_keeper(const Run *run)
+{
+    return cgroup_usage(run->box->cgroup).oom_kills > run->before.oom_kills;
+}
+
+static gboolean perform(Run *run, GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    gboolean ok = start(run, &local);
+    run->start_ns = run->output_ns = clock_mono_ns();
+    if (ok && pump(run, &local))
+        return TRUE;
+    if (is_oom_of_keeper(run)) {
+        run->box->is_used_up = TRUE;
+        return TRUE;
+    }
+    g_propagate_prefixed_error(error, g_steal_pointer(&local), "run a command: ");
+    return FALSE;
 }
 
 gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GError **error)
@@ -430,12 +468,8 @@ gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GE
     output_init(&run.kept[0], box->limits.output_bytes_keep);
     output_init(&run.kept[1], box->limits.output_bytes_keep);
 
-    gboolean ok = start(&run, error);
-    run.start_ns = run.output_ns = clock_mono_ns();
-    if (!ok || !pump(&run, error)) {
-        g_prefix_error(error, "run a command: ");
+    run.start_ns = run.output_ns = called_ns;
+    if (!box->is_used_up && !perform(&run, error))
         return FALSE;
-    }
-    conclude(&run, called_ns, clock_mono_ns(), ret_result);
-    return TRUE;
+    return conclude(&run, called_ns, clock_mono_ns(), ret_result, error);
 }

@@ -18,6 +18,7 @@ struct Box {
     char *copy_dir; /* degraded mode: where the workspace was copied; else NULL */
     guint uid, layers, landlock_abi;
     BoxNet net;
+    gboolean is_used_up; /* the keeper was killed for memory: every command is OUT_OF_MEMORY */
     gboolean is_sampled; /* init samples memory, since no cgroup counts it */
     BoxBy disk_by;
     char *degraded_why;

@@ -29,6 +29,8 @@
 #define RMDIR_TRIES   200
 #define RMDIR_WAIT_US 5000
 #define TEXT_MAX      65536
+#define DRAINED_BYTES (32u << 20)
+#define DRAIN_TRIES   100
 
 typedef enum Hierarchy { HIER_V2, HIER_MEMORY, HIER_PIDS, HIER_COUNT } Hierarchy;
 
@@ -209,18 +211,29 @@ gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError *
     return TRUE;
 }
 
+static guint64 read_number(int dir_fd, const char *name)
+{
+    g_autofree char *text = dir_fd < 0 ? NULL : read_text(dir_fd, name);
+    return text == NULL ? 0 : g_ascii_strtoull(text, NULL, 10);
+}
+
+void cgroup_wait_drained(const Cgroup *cgroup)
+{
+    int fd = cgroup->fds[cgroup->v2_controls ? HIER_V2 : HIER_MEMORY];
+    const char *name = cgroup->v2_controls ? "memory.current" : "memory.usage_in_bytes";
+    for (int i = 0; i < DRAIN_TRIES && read_number(fd, name) > DRAINED_BYTES; i++) {
+        if (!cgroup->v2_controls)
+            write_text(fd, "memory.force_empty", "0"); /* page cache does not count */
+        g_usleep(RMDIR_WAIT_US);
+    }
+}
+
 void cgroup_peak_reset(const Cgroup *cgroup)
 {
     if (cgroup->v2_controls)
         write_text(cgroup->fds[HIER_V2], "memory.peak", "reset");
     else if (cgroup->fds[HIER_MEMORY] >= 0)
         write_text(cgroup->fds[HIER_MEMORY], "memory.max_usage_in_bytes", "0");
-}
-
-static guint64 read_number(int dir_fd, const char *name)
-{
-    g_autofree char *text = dir_fd < 0 ? NULL : read_text(dir_fd, name);
-    return text == NULL ? 0 : g_ascii_strtoull(text, NULL, 10);
 }
 
 /* The number after KEY in a file of "key value" lines. */

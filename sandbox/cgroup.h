@@ -28,6 +28,10 @@ gboolean cgroup_attach(Cgroup *cgroup, pid_t pid, GError **error);
 /* Sets the limits; 0: none. */
 gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError **error);
 
+/* Memory of an earlier box of the slot is freed in the background: waits, for a bounded time, until
+ * little of it is left. */
+void cgroup_wait_drained(const Cgroup *cgroup);
+
 /* Forgets the memory peak where the host can (version 1; version 2 since Linux 6.12). */
 void cgroup_peak_reset(const Cgroup *cgroup);
 

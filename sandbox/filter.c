@@ -163,8 +163,10 @@ static GArray *arg_prefix(FilterKind kind)
 static gboolean add_names(scmp_filter_ctx ctx, GError **error)
 {
     int r = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+    if (r == 0)
+        r = seccomp_attr_set(ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
     if (r < 0)
-        return error_set_errno(error, -r, "seccomp: optimize");
+        return error_set_errno(error, -r, "seccomp: attributes");
     for (gsize i = 0; i < G_N_ELEMENTS(name_rules); i++) {
         const NameRule *rule = &name_rules[i];
         int nr = seccomp_syscall_resolve_name(rule->name);

@@ -18,6 +18,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -242,16 +244,27 @@ static void report_failure(const ExecFds *fds, const Fail *failed)
     send_report(fds, &report);
 }
 
-/* Takes an id of its own, so that no payload can name init by owner. */
-static void shed_id(const Keeper *keeper)
+/* Takes an id of its own, so that no payload can name init by owner. Capabilities stay, for the
+ * payload-to-be that is forked next; init gives its own up after that. */
+static int take_own_id(const Keeper *keeper, Fail *failed)
 {
-    uint32_t flags = keeper->open.flags;
-    if ((flags & SPEC_OPEN_SETGROUPS) && !(flags & SPEC_OPEN_SAMPLE)) {
-        (void)!setresgid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID);
-        (void)!setresuid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID);
-    }
-    prctl(PR_SET_PDEATHSIG, SIGKILL); /* cleared by the change */
-    prctl(PR_SET_DUMPABLE, 0);
+    if ((keeper->open.flags & SPEC_OPEN_SETGROUPS) &&
+        (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) < 0 ||
+         setresgid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0 ||
+         setresuid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0))
+        return fail(failed, "take init's id", NULL);
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
+        return fail(failed, "prctl", NULL);
+    return 0;
+}
+
+/* A sampler needs them, to read the memory maps of what it samples. */
+static void drop_own_capabilities(const Keeper *keeper)
+{
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct none[2] = {{0}};
+    if (!(keeper->open.flags & SPEC_OPEN_SAMPLE))
+        syscall(SYS_capset, &head, none);
 }
 
 static void reap(const Keeper *keeper, const ExecFds *fds, pid_t payload, int error_fd)
@@ -304,6 +317,8 @@ void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
         fail(&failed, "pipe", NULL);
         report_failure(fds, &failed);
     }
+    if (take_own_id(keeper, &failed) < 0)
+        report_failure(fds, &failed);
     pid_t payload = fork();
     if (payload == 0)
         keeper_payload(keeper, exec, fds, error[1]);
@@ -317,7 +332,7 @@ void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
             close(*fd);
     if (fds->pty >= 0)
         close(fds->pty);
-    shed_id(keeper);
+    drop_own_capabilities(keeper);
     reap(keeper, fds, payload, error[0]);
     _exit(1);
 }

@@ -34,12 +34,12 @@ def request(daemon, method, path, body=None, kind="application/x-ndjson"):
     return reply
 
 
-def children_of(pid):
+def children_of(pid, depth=99):
     found = []
-    for path in glob.glob(f"/proc/{pid}/task/*/children"):
+    for path in glob.glob(f"/proc/{pid}/task/*/children") if depth else []:
         try:
             for child in pathlib.Path(path).read_text().split():
-                found += [int(child), *children_of(int(child))]
+                found += [int(child), *children_of(int(child), depth - 1)]
         except OSError:
             pass
     return found
@@ -72,9 +72,8 @@ def wait_gone(pids, limit_s=10):
 def victims(daemon, what):
     if what == "daemon":
         return [daemon.process.pid]
-    below = children_of(daemon.process.pid)
+    below = children_of(daemon.process.pid, 4)  # worker, starter, keeper, init; not the payload
     workers = [pid for pid in below if comm(pid) == "assay-worker"]
-    # a payload may be killed by its own kind; only the box's own processes are ours to lose
     return workers if what == "worker" else [pid for pid in below if is_box(pid)]
 
 
@@ -121,8 +120,10 @@ def counts(daemon, sweep_id):
     return request(daemon, "GET", f"/v1/sweeps/{sweep_id}").json["counts"]
 
 
-def cgroups():
-    return {path for path in glob.glob("/sys/fs/cgroup/**/assay-box-*", recursive=True)}
+def cgroups(owners):
+    """Boxes' cgroups that carry the pid of one of our workers."""
+    return {path for path in glob.glob("/sys/fs/cgroup/**/assay-box-*", recursive=True)
+            if int(os.path.basename(path).split("-")[2]) in owners}
 
 
 def mounts():
@@ -139,7 +140,7 @@ def main():
     rows = [json.loads(line) for line in
             subprocess.run([task_rows, examples], capture_output=True, check=True).stdout.splitlines()]
     chance = random.Random(SEED)
-    before_mounts, before_cgroups = mounts(), cgroups()
+    before_mounts, owners = mounts(), set()
     print("1..5")
 
     daemon = Daemon(assayd, worker=worker, attempts_max=10).start()
@@ -160,6 +161,7 @@ def main():
         killed = {"daemon": 0, "worker": 0, "box": 0}
         while sum(killed.values()) < KILLS and time.monotonic() - started < DEADLINE_S:
             time.sleep(chance.uniform(*PAUSE_S))
+            owners.update(children_of(daemon.process.pid, 1))
             what = kill_one(daemon, chance)
             if what:
                 killed[what] += 1
@@ -178,6 +180,7 @@ def main():
             print("#", line)
 
         children = children_of(daemon.process.pid)
+        owners.update(children)
         daemon.kill(signal.SIGTERM)
         left = wait_gone(children)
         ok.append(not left and not os.listdir(daemon.state + "/scratch"))
@@ -186,7 +189,7 @@ def main():
             print("#", pid, comm(pid))
         ok.append(mounts() == before_mounts)
         print(f"{'ok' if ok[3] else 'not ok'} 4 - no mount is left")
-        new = cgroups() - before_cgroups
+        new = cgroups(owners)
         ok.append(not new)
         print(f"{'ok' if ok[4] else 'not ok'} 5 - no cgroup is left")
         for path in sorted(new)[:10]:

@@ -1,0 +1,431 @@
+/*
+ * assay: the table of commands, and from argv to one of them.
+ *
+ * 1. Every command and option is a row; help, man page and suggestions are made from the rows.
+ * 2. Options of the daemon (env/config.c) are accepted by every command.
+ */
+#include "env/cli.h"
+
+#include "sandbox/box_tool.h"
+
+#include "base/error.h"
+#include "base/json.h"
+
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+/* clang-format off */
+const CliOption cli_common[] = {
+    {"json", NULL, "print JSON: one object, or one per line for lists"},
+    {"quiet", NULL, "no talk on standard error"},
+    {"verbose", NULL, "more talk on standard error"},
+    {"header", NULL, "column names also when the output is a pipe"},
+    {"color", "WHEN", "auto, always or never (also NO_COLOR)"},
+    {"help", NULL, "show this help"},
+    {NULL, NULL, NULL},
+};
+
+static const CliOption status_options[] = {
+    {"socket-path", NULL, "print only the path of the socket"}, {NULL, NULL, NULL}};
+static const CliOption import_options[] = {
+    {"dataset", "NAME", "the dataset's name (else the file's)"},
+    {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"},
+    {"replace", NULL, "let rows replace stored tasks of the same name"},
+    {"on-error", "HOW", "skip (default) or stop: store nothing when a row is bad"},
+    {NULL, NULL, NULL}};
+static const CliOption task_ls_options[] = {
+    {"dataset", "NAME", "only this dataset"}, {"repo", "NAME", "only this repository"},
+    {"limit", "N", "at most N"}, {"after", "ID", "after this id"}, {NULL, NULL, NULL}};
+static const CliOption task_show_options[] = {
+    {"patch", NULL, "print the reference patch"}, {"tests", NULL, "print the test lists"},
+    {NULL, NULL, NULL}};
+static const CliOption validate_options[] = {{"detach", NULL, "do not wait"}, {NULL, NULL, NULL}};
+static const CliOption grade_options[] = {
+    {"gold", NULL, "grade the reference patch"}, {"empty", NULL, "grade the empty patch"},
+    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {"cache", "HOW",
+     "use, refresh, only or off"},
+    {"environments", "FILE", "environments for this grade"}, {"repos", "DIR", "repository mirrors"},
+    {"dataset", "NAME", "the task's dataset"}, {"detach", NULL, "print the id and return"},
+    {"fail-on", "VERDICT", "exit 7 when the verdict is this one"}, {NULL, NULL, NULL}};
+static const CliOption sweep_run_options[] = {
+    {"dataset", "NAME", "the tasks' dataset"}, {"name", "NAME", "a name for the sweep"},
+    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {"cache", "HOW",
+     "use, refresh, only or off"},
+    {"environments", "FILE", "environments for this sweep"}, {"repos", "DIR", "repository mirrors"},
+    {"model", "NAME", "the model's name where a line has none"}, {"detach", NULL,
+     "print the id and return"},
+    {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
+static const CliOption list_options[] = {
+    {"limit", "N", "at most N"}, {"after", "ID", "after this id"}, {NULL, NULL, NULL}};
+static const CliOption results_options[] = {
+    {"verdict", "V", "only this verdict"}, {"follow", NULL,
+     "wait for what is not finished"}, {NULL, NULL, NULL}};
+static const CliOption report_options[] = {
+    {"output", "FILE", "write it there"}, {NULL, NULL, NULL}};
+static const CliOption diff_options[] = {
+    {"fail-on-broken", NULL, "exit 7 when a resolved one is no longer"}, {NULL, NULL, NULL}};
+static const CliOption logs_options[] = {
+    {"tail", "N", "only the last N lines"}, {"file", "NAME",
+     "another kept file: report.json, eval.sh ..."},
+    {"grep", "TEXT", "only lines with this text"}, {NULL, NULL, NULL}};
+static const CliOption watch_options[] = {
+    {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
+static const CliOption eval_options[] = {
+    {"dataset", "FILE", "task rows, or a directory of tasks"},
+    {"predictions", "FILE", "predictions, or the word gold or empty"},
+    {"mode", "M", "strict (default), compat-4.1 or compat-5"},
+    {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"},
+    {"model", "NAME", "the model's name where a line has none"},
+    {"run-id", "ID", "names the run in the log tree (default assay)"},
+    {"instances", "A,B", "only these"}, {"out", "DIR",
+     "write SWE-bench's log tree and report there"},
+    {"cache", "HOW", "use, refresh, only or off"},
+    {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
+static const CliOption env_options[] = {
+    {"dataset", "FILE", "where the task's row is"},
+    {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"}, {NULL, NULL, NULL}};
+static const CliOption gc_options[] = {
+    {"older-days", "N", "not used for so many days (default 30)"}, {NULL, NULL, NULL}};
+static const CliOption parse_options[] = {
+    {"row", "FILE", "the task's row, one JSON object"}, {"log", "FILE", "what the tests printed"},
+    {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {NULL, NULL, NULL}};
+static const CliOption help_options[] = {
+    {"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
+
+const CliCommand cli_commands[] = {
+    {"up", "", "start a daemon for your user", cli_up, NULL, 0, 0},
+    {"down", "", "stop it; running grades are finished or requeued", cli_down, NULL, 0, 0},
+    {"status", "", "one-screen overview of the daemon", cli_status, status_options, 0, 0},
+    {"doctor", "", "check this machine", cli_doctor, NULL, 0, 0},
+    {"eval", "",
+     "grade predictions against a dataset, in one command", cli_eval, eval_options, 0, 0},
+    {"task import", "FILE", "store task rows", cli_task_import, import_options, 1, 1},
+    {"task ls", "", "list tasks", cli_task_ls, task_ls_options, 0, 0},
+    {"task show", "TASK", "show one task", cli_task_show, task_show_options, 1, 1},
+    {"task validate", "TASK...",
+     "check that gold resolves and empty does not", cli_task_validate, validate_options, 1, 1000},
+    {"task new", "DIR", "write a task directory to fill in", cli_task_new, NULL, 1, 1},
+    {"grade", "TASK [PATCH|-]", "grade one patch", cli_grade, grade_options, 1, 2},
+    {"sweep run", "PREDICTIONS", "grade many predictions", cli_sweep_run, sweep_run_options, 1, 1},
+    {"sweep ls", "", "list sweeps", cli_sweep_ls, list_options, 0, 0},
+    {"sweep show", "SWEEP", "show one sweep", cli_show, NULL, 1, 1},
+    {"sweep watch", "SWEEP", "follow a sweep to its end", cli_watch, watch_options, 1, 1},
+    {"sweep results", "SWEEP",
+     "its grades, in finish order", cli_sweep_results, results_options, 1, 1},
+    {"sweep report", "SWEEP",
+     "its report in SWE-bench's form", cli_sweep_report, report_options, 1, 1},
+    {"sweep diff", "SWEEP SWEEP",
+     "what became better and worse", cli_sweep_diff, diff_options, 2, 2},
+    {"show", "ID", "show a task, grade or sweep", cli_show, NULL, 1, 1},
+    {"watch", "ID", "follow a grade or sweep to its end", cli_watch, watch_options, 1, 1},
+    {"logs", "GRADE", "what the tests printed", cli_logs, logs_options, 1, 1},
+    {"cancel", "ID...", "give grades or sweeps up", cli_cancel, NULL, 1, 1000},
+    {"parse", "", "grade a saved log: no box, no daemon", cli_parse, parse_options, 0, 0},
+    {"env build", "INSTANCE", "build the environment of a task", cli_env_build, env_options, 1, 1},
+    {"env ls", "", "list environment layers", cli_env_ls, NULL, 0, 0},
+    {"env show", "DIGEST", "show layers by the head of their digest", cli_env_show, NULL, 1, 1},
+    {"env shell", "INSTANCE",
+     "a shell in the environment of a task", cli_env_shell, env_options, 1, 1},
+    {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
+    {"repo ls", "", "list cached repositories", cli_repo_ls, NULL, 0, 0},
+    {"repo add", "OWNER/NAME URL",
+     "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},
+    {"repo fetch", "OWNER/NAME", "fetch it again", cli_repo_fetch, NULL, 1, 1},
+    {"repo gc", "", "remove checkouts nobody used for long", cli_repo_gc, gc_options, 0, 0},
+    {"demo", "", "grade the example tasks through the socket", cli_demo, NULL, 0, 0},
+    {"help", "[TOPIC...]", "help on a command, or: exit-codes", cli_help, help_options, 0, 2},
+    {"version", "", "version of this program", cli_version, NULL, 0, 0},
+    {NULL, NULL, NULL, NULL, NULL, 0, 0},
+};
+/* clang-format on */
+
+static const char exit_codes[] =
+    "0    done (an unresolved patch is still 0)\n"
+    "1    at least one item could not be processed\n"
+    "2    bad usage or bad input file\n"
+    "3    not found\n"
+    "4    not allowed\n"
+    "5    the daemon cannot be reached or is not ready\n"
+    "6    quota, queue or disk said no\n"
+    "7    a gate you asked for is not met (--fail-under, --fail-on, doctor)\n"
+    "8    a time limit ran out while waiting; the work goes on\n"
+    "130  interrupted\n";
+
+const char *cli_arg(Cli *cli, guint i)
+{
+    return i < cli->args->len ? g_ptr_array_index(cli->args, i) : NULL;
+}
+
+const char *cli_option(Cli *cli, const char *name)
+{
+    return g_hash_table_lookup(cli->options, name);
+}
+
+gboolean cli_has(Cli *cli, const char *name)
+{
+    return g_hash_table_contains(cli->options, name);
+}
+
+static const CliCommand *command_find(const char *name)
+{
+    for (const CliCommand *command = cli_commands; command->name != NULL; command++) {
+        if (strcmp(command->name, name) == 0)
+            return command;
+    }
+    return NULL;
+}
+
+static const CliOption *option_find(const CliOption *options, const char *name)
+{
+    for (; options != NULL && options->name != NULL; options++) {
+        if (strcmp(options->name, name) == 0)
+            return options;
+    }
+    return NULL;
+}
+
+static void print_options(const CliOption *options)
+{
+    for (; options != NULL && options->name != NULL; options++) {
+        g_autofree char *left =
+            g_strdup_printf("--%s%s%s", options->name, options->arg != NULL ? " " : "",
+                            options->arg != NULL ? options->arg : "");
+        printf("  %-24s %s\n", left, options->help);
+    }
+}
+
+static void print_command_help(const CliCommand *command)
+{
+    printf("usage: assay %s%s%s [OPTION...]\n\n%s\n\n", command->name,
+           command->args[0] != '\0' ? " " : "", command->args, command->summary);
+    print_options(command->options);
+    print_options(cli_common);
+    g_autofree char *config = config_help();
+    printf("\nAlso, for the daemon it talks to or starts:\n%s", config);
+}
+
+static void print_overview(void)
+{
+    printf("assay %s: environment service for software-engineering RL\n\n", ASSAY_VERSION);
+    for (const CliCommand *command = cli_commands; command->name != NULL; command++) {
+        g_autofree char *left = g_strdup_printf("%s %s", command->name, command->args);
+        printf("  %-28s %s\n", left, command->summary);
+    }
+    printf("\nMore: assay help COMMAND, assay help exit-codes\n");
+}
+
+/* Text of a man page section in troff, lines that start with a dot protected. */
+static void print_man(void)
+{
+    printf(".TH ASSAY 1 \"\" \"assay %s\"\n.SH NAME\nassay \\- grade patches against "
+           "software-engineering tasks\n.SH SYNOPSIS\n.B assay\n.I COMMAND\n[OPTION...]\n"
+           ".SH COMMANDS\n",
+           ASSAY_VERSION);
+    for (const CliCommand *command = cli_commands; command->name != NULL; command++) {
+        printf(".TP\n.B %s %s\n%s\n", command->name, command->args, command->summary);
+        for (const CliOption *o = command->options; o != NULL && o->name != NULL; o++)
+            printf(".RS\n.TP\n.B \\-\\-%s %s\n%s\n.RE\n", o->name, o->arg != NULL ? o->arg : "",
+                   o->help);
+    }
+    printf(".SH COMMON OPTIONS\n");
+    for (const CliOption *o = cli_common; o->name != NULL; o++)
+        printf(".TP\n.B \\-\\-%s %s\n%s\n", o->name, o->arg != NULL ? o->arg : "", o->help);
+    printf(".SH CONFIGURATION\nFlags, ASSAY_* variables, and keys of the group [assayd] of "
+           "$XDG_CONFIG_HOME/assay/assayd.conf:\n");
+    for (int i = 0; i < CONFIG_KEY_COUNT; i++)
+        printf(".TP\n.B %s\n%s\n", config_infos[i].name, config_infos[i].help);
+    printf(".SH EXIT STATUS\n.nf\n%s.fi\n", exit_codes);
+}
+
+int cli_help(Cli *cli)
+{
+    if (cli_has(cli, "man")) {
+        print_man();
+        return CLI_OK;
+    }
+    if (cli->args->len == 0) {
+        print_overview();
+        return CLI_OK;
+    }
+    if (strcmp(cli_arg(cli, 0), "exit-codes") == 0) {
+        fputs(exit_codes, stdout);
+        return CLI_OK;
+    }
+    g_ptr_array_add(cli->args, NULL);
+    g_autofree char *name = g_strjoinv(" ", (char **)cli->args->pdata);
+    const CliCommand *command = command_find(name);
+    if (command != NULL) {
+        print_command_help(command);
+        return CLI_OK;
+    }
+    gboolean any = FALSE;
+    for (command = cli_commands; command->name != NULL; command++) {
+        gsize len = strlen(name);
+        if (strncmp(command->name, name, len) == 0 && command->name[len] == ' ') {
+            printf("  %-20s %-16s %s\n", command->name, command->args, command->summary);
+            any = TRUE;
+        }
+    }
+    return any ? CLI_OK : cli_usage(cli, "there is no help on '%s'", name);
+}
+
+/* Takes the one or two words of a command off the front of args. */
+static const CliCommand *take_command(Cli *cli)
+{
+    if (cli->args->len >= 2) {
+        g_autofree char *two = g_strdup_printf("%s %s", cli_arg(cli, 0), cli_arg(cli, 1));
+        const CliCommand *command = command_find(two);
+        if (command != NULL) {
+            g_ptr_array_remove_range(cli->args, 0, 2);
+            return command;
+        }
+    }
+    const CliCommand *command = command_find(cli_arg(cli, 0));
+    if (command != NULL)
+        g_ptr_array_remove_index(cli->args, 0);
+    return command;
+}
+
+static int unknown_command(Cli *cli)
+{
+    const char *second = cli_arg(cli, 1);
+    g_autofree char *name =
+        g_strconcat(cli_arg(cli, 0), second != NULL ? " " : "", second != NULL ? second : "", NULL);
+    const char *names[64] = {NULL};
+    for (guint i = 0; cli_commands[i].name != NULL && i + 1 < G_N_ELEMENTS(names); i++)
+        names[i] = cli_commands[i].name;
+    const char *near = word_nearest(name, names);
+    if (near == NULL)
+        near = word_nearest(cli_arg(cli, 0), names);
+    fprintf(stderr, "assay: there is no '%s'.%s%s%s\n  try: assay help\n", name,
+            near != NULL ? "  Did you mean '" : "", near != NULL ? near : "",
+            near != NULL ? "'?" : "");
+    return CLI_USAGE;
+}
+
+static int unknown_option(Cli *cli, const char *name)
+{
+    g_autoptr(GPtrArray) names = g_ptr_array_new();
+    for (const CliOption *o = cli->command->options; o != NULL && o->name != NULL; o++)
+        g_ptr_array_add(names, (gpointer)(gsize)o->name);
+    for (const CliOption *o = cli_common; o->name != NULL; o++)
+        g_ptr_array_add(names, (gpointer)(gsize)o->name);
+    g_ptr_array_add(names, NULL);
+    const char *near = word_nearest(name, (const char *const *)names->pdata);
+    return cli_usage(cli, "%s has no option --%s%s%s%s", cli->command->name, name,
+                     near != NULL ? "; did you mean --" : "", near != NULL ? near : "",
+                     near != NULL ? "?" : "");
+}
+
+/* Splits words into options and arguments; 0 is good. The command's words come first. */
+static int parse_words(Cli *cli, int argc, char **argv)
+{
+    for (int i = 1; i < argc && cli->args->len < 2 && argv[i][0] != '-'; i++)
+        g_ptr_array_add(cli->args, g_strdup(argv[i]));
+    if (cli->args->len == 0)
+        return CLI_OK;
+    guint n_words = cli->args->len;
+    cli->command = take_command(cli);
+    if (cli->command == NULL)
+        return unknown_command(cli);
+    for (int i = 1 + (int)n_words; i < argc; i++) {
+        if (!g_str_has_prefix(argv[i], "--") || strcmp(argv[i], "--") == 0) {
+            g_ptr_array_add(cli->args, g_strdup(argv[i]));
+            continue;
+        }
+        g_autofree char *name = g_strdup(argv[i] + 2);
+        char *value = strchr(name, '=');
+        if (value != NULL)
+            *value++ = '\0';
+        const CliOption *option = option_find(cli->command->options, name);
+        if (option == NULL)
+            option = option_find(cli_common, name);
+        if (option == NULL)
+            return unknown_option(cli, name);
+        if (option->arg == NULL && value != NULL)
+            return cli_usage(cli, "--%s takes no value", name);
+        if (option->arg != NULL && value == NULL && ++i >= argc)
+            return cli_usage(cli, "--%s needs %s", name, option->arg);
+        if (option->arg != NULL && value == NULL)
+            value = argv[i];
+        g_hash_table_replace(cli->options, g_strdup(option->name),
+                             g_strdup(value != NULL ? value : ""));
+    }
+    return CLI_OK;
+}
+
+static void set_manners(Cli *cli)
+{
+    const char *when = cli_option(cli, "color");
+    cli->json = cli_has(cli, "json");
+    cli->quiet = cli_has(cli, "quiet");
+    cli->verbose = cli_has(cli, "verbose");
+    cli->header = cli_has(cli, "header");
+    gboolean dumb = g_strcmp0(g_getenv("TERM"), "dumb") == 0;
+    cli->out_tty = isatty(STDOUT_FILENO) && !dumb;
+    cli->err_tty = isatty(STDERR_FILENO) && !dumb;
+    cli->colour = cli->out_tty && g_getenv("NO_COLOR") == NULL;
+    if (when != NULL)
+        cli->colour = strcmp(when, "always") == 0 || (cli->colour && strcmp(when, "never") != 0);
+}
+
+static int run_command(Cli *cli)
+{
+    if (cli->command == NULL) {
+        print_overview();
+        return CLI_OK;
+    }
+    if (cli_has(cli, "help")) {
+        print_command_help(cli->command);
+        return CLI_OK;
+    }
+    if (cli->args->len < cli->command->args_min || cli->args->len > cli->command->args_max)
+        return cli_usage(cli, "%s takes %s", cli->command->name,
+                         cli->command->args[0] != '\0' ? cli->command->args : "no arguments");
+    cli->client = client_new(config_text(cli->config, CONFIG_SOCKET));
+    return cli->command->run(cli);
+}
+
+/* "eval --environments FILE": relative paths mean this directory, the daemon has another. */
+static gboolean config_absolute(Config *config, GError **error)
+{
+    static const ConfigKey keys[] = {CONFIG_STATE, CONFIG_SOCKET, CONFIG_ENVIRONMENTS, CONFIG_REPOS,
+                                     CONFIG_WORKER_PROGRAM};
+    for (guint i = 0; i < G_N_ELEMENTS(keys); i++) {
+        const char *value = config_text(config, keys[i]);
+        if (value[0] == '\0' || value[0] == '/')
+            continue;
+        g_autofree char *absolute = cli_absolute(value);
+        g_autofree char *origin = g_strdup(config_origin(config, keys[i]));
+        if (!config_set(config, keys[i], absolute, origin, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+int main(int argc, char **argv)
+{
+    GError *error = NULL;
+    Cli cli = {0};
+    signal(SIGPIPE, SIG_DFL);
+    if (argc > 1 && strcmp(argv[1], "box") == 0)
+        return box_tool_main(argc - 1, argv + 1); /* has options of its own: assay box run --help */
+    cli.options = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    cli.args = g_ptr_array_new_with_free_func(g_free);
+    cli.config = config_load(&argc, &argv, &error);
+    int status;
+    if (cli.config == NULL || !config_absolute(cli.config, &error))
+        status = cli_error(&cli, error, "assay help");
+    else
+        status = parse_words(&cli, argc, argv);
+    if (status == CLI_OK) {
+        set_manners(&cli);
+        status = run_command(&cli);
+    }
+    client_free(cli.client);
+    config_free(cli.config);
+    g_ptr_array_unref(cli.args);
+    g_hash_table_unref(cli.options);
+    return status;
+}
