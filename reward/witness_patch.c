@@ -61,7 +61,7 @@ static LineRule rules[] = {
      WITNESS_SUSPECT,
      "is equal to everything"},
     {PY,
-     {"__(?:eq|ne)__\\s*=\\s*lambda\\s+\\w+\\s*,\\s*(\\w+)[^:]*:(?!.*\\b\\1\\b)", 0, 0},
+     {"__(?:eq|ne)__\\s*=\\s*lambda\\s+\\w+\\s*,\\s*(\\w+)\\b[^:]*:(?!.*\\b\\1\\b)", 0, 0},
      WITNESS_CODE_EQUALS,
      WITNESS_SUSPECT,
      "compares without a look at the other"},
@@ -151,7 +151,8 @@ static LineRule rules[] = {
      "chooses which tests are collected"},
     {C_LIKE,
      {"__attribute__\\s*\\(\\(\\s*_*(?:constructor|destructor)_*\\b|"
-      "\\[\\[gnu::(?:constructor|destructor)\\b|#\\[(?:ctor|dtor)\\]",
+      "\\[\\[gnu::(?:constructor|destructor)\\b|#\\[(?:ctor|dtor)\\]|"
+      "\\.(?:preinit_array|init_array|fini_array|ctors|dtors)\\b",
       0, 0},
      WITNESS_CODE_CONSTRUCTOR,
      WITNESS_SUSPECT,
@@ -266,6 +267,8 @@ static gboolean body_ignores(const PatchFile *file, guint i, Block *block)
             continue;
         if (span_indent(span) <= block->indent)
             break;
+        if (span_ends(bare, SPAN(" or True")))
+            return TRUE;
         if (span_mentions(span, block->subject) || span_mentions(span, SPAN("super")))
             return FALSE;
         block->returns |=
