@@ -54,7 +54,7 @@ static guint64 or_default(guint value, guint fallback)
     return value != 0 ? value : fallback;
 }
 
-static guint64 wall_ms(const GradeRequest *request)
+guint64 grade_wall_ms(const GradeRequest *request)
 {
     guint task_s = request->task->wall_s != 0 ? request->task->wall_s : GRADE_WALL_S_DEFAULT;
     return or_default(request->wall_s, task_s) * 1000;
@@ -69,7 +69,7 @@ Box *grade_box_open(const GradeRequest *request, const EnvLayers *layers, gboole
                     .limits = box_limits_default(),
                     .root_read_only = root_read_only,
                     .allow_degraded = request->allow_degraded};
-    spec.limits.wall_ms = wall_ms(request);
+    spec.limits.wall_ms = grade_wall_ms(request);
     spec.limits.cpu_ms = 0;
     spec.limits.idle_ms = 0;
     spec.limits.mem_bytes = or_default(request->mem_mib, GRADE_MEM_MIB_DEFAULT) << 20;
@@ -92,13 +92,35 @@ gboolean grade_script_exec(const GradeRequest *request, Box *box, const char *co
                           .files = &file,
                           .n_files = 1,
                           .merge = TRUE,
-                          .wall_ms = wall_ms(request)};
+                          .wall_ms = grade_wall_ms(request)};
     if (!box_exec(box, &command, ret_result, error))
         return FALSE;
     run->cpu_us += ret_result->cpu_user_us + ret_result->cpu_sys_us;
     run->mem_peak_bytes = MAX(run->mem_peak_bytes, ret_result->mem_peak_bytes);
     run->pids_peak = MAX(run->pids_peak, ret_result->pids_peak);
     return TRUE;
+}
+
+GradeInput grade_input_of(const GradeRequest *request, const GradeRun *run)
+{
+    const Task *task = request->task;
+    gboolean exited = run->test.outcome == BOX_EXITED;
+    return (GradeInput){
+        .mode = request->mode,
+        .repo = task->repo,
+        .instance_id = task->instance_id,
+        .repo_version = task->version,
+        .log_parser = task->log_parser,
+        .eval_type = task->fail_only ? EVAL_FAIL_ONLY : EVAL_PASS_AND_FAIL,
+        .f2p = (const char *const *)task->fail_to_pass,
+        .p2p = (const char *const *)task->pass_to_pass,
+        .log = run->log->str,
+        .log_len = run->log->len,
+        .slice_start = run->slice_start,
+        .slice_end = run->slice_end,
+        .exit_known = exited,
+        .exit_code = exited ? run->test.exit_code : 0,
+    };
 }
 
 static void log_add_output(GString *log, const BoxResult *result)
@@ -143,6 +165,6 @@ gboolean grade_run_compat(const GradeRequest *request, const EnvLayers *layers, 
     if (run->test.outcome == BOX_TIMED_OUT)
         g_string_append_printf(run->log,
                                "\n\nTimeout error: %" G_GUINT64_FORMAT " seconds exceeded.",
-                               wall_ms(request) / 1000);
+                               grade_wall_ms(request) / 1000);
     return TRUE;
 }

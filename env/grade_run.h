@@ -6,6 +6,7 @@
 #include "env/apply.h"
 #include "env/env_build.h"
 #include "env/grader.h"
+#include "reward/witness.h"
 
 /* How the supervisor's boundary lines in a strict log begin; a nonce and the phase follow. */
 #define GRADE_BOUNDARY ">>>>> assay"
@@ -13,14 +14,15 @@
 /* What a run leaves for grading. Filled by grade_run_compat() or grade_run_strict(). */
 typedef struct GradeRun {
     ApplyResult apply;
-    gboolean tests_ran;           /* the test command was started */
-    BoxResult test;               /* its outcome and usage; zero when it never ran */
-    GString *log;                 /* test_output.txt */
-    gsize slice_start, slice_end; /* strict: what the test command printed, within `log` */
-    json_t *evidence;             /* findings: {"code", "path"?, "detail"?} */
-    char *box_report;             /* box_report_json() */
-    char *eval_script;            /* what was run as eval.sh; NULL before */
-    gint64 apply_ns, run_ns;
+    gboolean tests_ran;                 /* the test command was started */
+    BoxResult test;                     /* its outcome and usage; zero when it never ran */
+    GString *log;                       /* test_output.txt */
+    gsize slice_start, slice_end;       /* strict: what the test command printed, within `log` */
+    json_t *evidence;                   /* findings: {"code", "path"?, "detail"?} */
+    char *box_report;                   /* box_report_json() */
+    char *eval_script;                  /* what was run as eval.sh; NULL before */
+    WitnessCode canary;                 /* WITNESS_CANARY_*, or NONE: heard, or not run */
+    gint64 apply_ns, run_ns, canary_ns; /* run_ns includes the canary */
     guint64 cpu_us, mem_peak_bytes;
     guint32 pids_peak;
 } GradeRun;
@@ -35,6 +37,12 @@ GStrv grade_envp(const GradeRequest *request, const EnvLayers *layers);
 /* A box for this grade; `root_read_only` as strict wants it. */
 Box *grade_box_open(const GradeRequest *request, const EnvLayers *layers, gboolean root_read_only,
                     GError **error);
+
+/* The wall limit of one command of this grade. */
+guint64 grade_wall_ms(const GradeRequest *request);
+
+/* What grade_log() needs to know of this run; borrows from both. */
+GradeInput grade_input_of(const GradeRequest *request, const GradeRun *run);
 
 /* Runs a script by bash with its output merged; adds its usage to `run`. */
 gboolean grade_script_exec(const GradeRequest *request, Box *box, const char *const *envp,

@@ -8,6 +8,7 @@
  *   tests     the hidden test patch; it must apply
  *   build     the script's lines between the test patch and the start marker
  *   test      the script's test lines; what it prints is the slice that is graded
+ *   canary    if that slice says resolved: a test that must fail
  *
  * Invariants:
  *   1. No code of the candidate runs before the test patch is in (unless the environment asks for
@@ -20,7 +21,7 @@
  *
  * Not here: judging the evidence (reward/witness.h).
  */
-#include "env/grade_run.h"
+#include "env/grade_canary.h"
 
 #include "base/error.h"
 #include "base/id.h"
@@ -45,6 +46,8 @@ typedef struct Strict {
     const char *const *envp;
     GradeRun *run;
     const EvalScript *script;
+    Canary *canary; /* NULL: this task's runner takes none */
+    CanaryResult heard;
     const char *nonce; /* in the boundary lines of the log: 128 bits nobody inside has seen */
 } Strict;
 
@@ -147,7 +150,7 @@ static gboolean path_is_runner(const char *path, const char *test_script, const 
 }
 
 /* The restore script: test files whatever happened to them, and protected files that changed. */
-static char *restore_script(Strict *strict, GHashTable *before, GHashTable *after)
+static GString *restore_script(Strict *strict, GHashTable *before, GHashTable *after)
 {
     const Task *task = strict->request->task;
     g_autoptr(GHashTable) tests = diff_paths(task->test_patch);
@@ -174,7 +177,52 @@ static char *restore_script(Strict *strict, GHashTable *before, GHashTable *afte
         restore_line(out, key);
         evidence_add(strict->run, "test_infrastructure_edited", key, NULL);
     }
-    return g_string_free(out, FALSE);
+    return out;
+}
+
+/* Does the base have this file or directory? */
+static gboolean base_has(Strict *strict, const char *entry, gboolean *ret_has, GError **error)
+{
+    g_autofree char *name = g_strconcat("HEAD:", entry, NULL);
+    const char *argv[] = {"git", "-c", "core.fsmonitor=false", "cat-file", "-e", name, NULL};
+    BoxCommand command = {.argv = argv, .envp = strict->envp, .cwd = "/testbed", .merge = TRUE};
+    g_auto(BoxResult) result = {0};
+    if (!box_exec(strict->box, &command, &result, error))
+        return FALSE;
+    *ret_has = phase_ok(&result);
+    return TRUE;
+}
+
+/* Removes what the candidate put before the test runner on the import path: entries the base has
+ * not. A repository that is the runner has them. */
+static gboolean shadow_lines(Strict *strict, GHashTable *before, GHashTable *after, GString *script,
+                             GError **error)
+{
+    const Task *task = strict->request->task;
+    g_autoptr(GHashTable) tests = diff_paths(task->test_patch);
+    g_autoptr(GHashTable) gold = diff_paths(task->patch);
+    g_autoptr(GHashTable) seen = diff_path_set_new();
+    GHashTableIter iter;
+    gpointer key;
+    g_hash_table_iter_init(&iter, after);
+    while (g_hash_table_iter_next(&iter, &key, NULL)) {
+        g_autofree char *entry = path_shadowed_entry(key, tests);
+        if (entry == NULL || g_hash_table_contains(before, key) ||
+            g_hash_table_contains(tests, key) || g_hash_table_contains(gold, key) ||
+            g_hash_table_contains(seen, entry))
+            continue;
+        gboolean has = FALSE;
+        if (!base_has(strict, entry, &has, error))
+            return FALSE;
+        g_hash_table_add(seen, g_strdup(entry));
+        if (has)
+            continue;
+        g_autofree char *quoted = g_shell_quote(entry);
+        g_string_append_printf(script, "rm -rf -- %s\n", quoted);
+        evidence_add(strict->run, "runner_shadowed", entry,
+                     "new, and imported before the real one");
+    }
+    return TRUE;
 }
 
 /* Puts every touched test file and test configuration back. */
@@ -183,9 +231,10 @@ static gboolean restore_phase(Strict *strict, GHashTable *before, GError **error
     g_autoptr(GHashTable) after = diff_path_set_new();
     if (!changed_paths(strict, after, error))
         return FALSE;
-    g_autofree char *script = restore_script(strict, before, after);
+    g_autoptr(GString) script = restore_script(strict, before, after);
     g_auto(BoxResult) result = {0};
-    if (!phase_exec(strict, "restore", script, &result, error))
+    if (!shadow_lines(strict, before, after, script, error) ||
+        !phase_exec(strict, "restore", script->str, &result, error))
         return FALSE;
     return phase_ok(&result) ||
            error_set(error, ASSAY_ERROR_SYSTEM, "restoring the test files failed");
@@ -258,13 +307,18 @@ static gboolean optional_phase(Strict *strict, const char *phase, const char *li
     return phase_exec(strict, phase, script, &result, error);
 }
 
-static gboolean test_phase(Strict *strict, GError **error)
+static gboolean tmp_empty(Strict *strict, GError **error)
 {
-    static const char empty_tmp[] =
+    static const char script[] =
         "find /tmp /dev/shm -mindepth 1 -delete 2>/dev/null; mkdir -p \"$HOME\"\n";
     g_auto(BoxResult) cleaned = {0};
-    if (!grade_script_exec(strict->request, strict->box, strict->envp, STEP_PATH, empty_tmp,
-                           strict->run, &cleaned, error))
+    return grade_script_exec(strict->request, strict->box, strict->envp, STEP_PATH, script,
+                             strict->run, &cleaned, error);
+}
+
+static gboolean test_phase(Strict *strict, GError **error)
+{
+    if (!tmp_empty(strict, error))
         return FALSE;
     g_autofree char *script =
         g_strconcat("set -uxo pipefail\n", strict->script->state, strict->script->test, NULL);
@@ -275,6 +329,54 @@ static gboolean test_phase(Strict *strict, GError **error)
     return TRUE;
 }
 
+/* Takes the text of the test file that the canary copies, while nothing of the candidate runs. */
+static gboolean canary_take(Strict *strict, GError **error)
+{
+    if (strict->canary == NULL)
+        return TRUE;
+    const char *argv[] = {"cat", "--", strict->canary->test_path, NULL};
+    BoxCommand command = {.argv = argv, .envp = strict->envp, .cwd = "/testbed"};
+    g_auto(BoxResult) result = {0};
+    if (!box_exec(strict->box, &command, &result, error))
+        return FALSE;
+    if (!phase_ok(&result) || result.truncated) {
+        g_clear_pointer(&strict->canary, canary_free);
+        return TRUE;
+    }
+    gsize len = 0;
+    const char *text = g_bytes_get_data(result.out, &len);
+    canary_set_source(strict->canary, text, len);
+    return TRUE;
+}
+
+/* Would the tests' output alone resolve the task? Only then is there anything to doubt. */
+static gboolean would_resolve(Strict *strict, gboolean *ret, GError **error)
+{
+    const GradeInput input = grade_input_of(strict->request, strict->run);
+    g_auto(GradeResult) result = {0};
+    if (!grade_log(&input, &result, error))
+        return FALSE;
+    *ret = strict->run->test.outcome == BOX_EXITED && result.resolution == RESOLUTION_FULL;
+    return TRUE;
+}
+
+static gboolean canary_phase(Strict *strict, GError **error)
+{
+    gboolean resolves = FALSE;
+    if (strict->canary == NULL)
+        return TRUE;
+    if (!would_resolve(strict, &resolves, error))
+        return FALSE;
+    if (!resolves)
+        return TRUE;
+    gint64 start_ns = clock_mono_ns();
+    gboolean ok = tmp_empty(strict, error) &&
+                  canary_run(strict->canary, strict->request, strict->box, strict->envp,
+                             strict->script->state, strict->run, &strict->heard, error);
+    strict->run->canary_ns = clock_mono_ns() - start_ns;
+    return ok;
+}
+
 /* From the applied diff to the end of the tests. */
 static gboolean after_apply(Strict *strict, GHashTable *before, GError **error)
 {
@@ -283,11 +385,13 @@ static gboolean after_apply(Strict *strict, GHashTable *before, GError **error)
         return FALSE;
     if (!ok)
         return blame_candidate(strict, error);
+    if (!canary_take(strict, error))
+        return FALSE;
     if (strict->env->prologue &&
         !optional_phase(strict, "prologue", strict->script->prologue, error))
         return FALSE;
     return optional_phase(strict, "build", strict->script->build, error) &&
-           test_phase(strict, error);
+           test_phase(strict, error) && canary_phase(strict, error);
 }
 
 static gboolean strict_run(Strict *strict, GradePhaseFn on_phase, gpointer user_data,
@@ -313,6 +417,53 @@ static gboolean strict_run(Strict *strict, GradePhaseFn on_phase, gpointer user_
     return ok;
 }
 
+/* One run in a box of its own, which is closed again. */
+static gboolean strict_in_box(const Strict *base, GradePhaseFn on_phase, gpointer user_data,
+                              CanaryResult *ret_heard, GError **error)
+{
+    Strict strict = *base;
+    g_autoptr(Box) box =
+        grade_box_open(strict.request, strict.layers, !strict.env->prologue, error);
+    if (box == NULL)
+        return FALSE;
+    g_autofree char *nonce = id_new("nonce");
+    strict.box = box;
+    strict.nonce = nonce;
+    strict.run->box_report = box_report_json(box);
+    strict.canary = canary_new(strict.request->task, strict.script->test);
+    gboolean ok = strict_run(&strict, on_phase, user_data, error);
+    *ret_heard = strict.heard;
+    g_clear_pointer(&strict.canary, canary_free);
+    return ok;
+}
+
+static void no_phase(const char *phase, gpointer user_data)
+{
+    (void)phase;
+    (void)user_data;
+}
+
+/* The canary was silent: is it heard with the reference patch, all else being equal? */
+static gboolean canary_control(const Strict *base, GError **error)
+{
+    const char *gold = base->request->task->patch;
+    g_autoptr(GBytes) patch = g_bytes_new_static(gold, strlen(gold));
+    GradeRequest request = *base->request;
+    request.patch = patch;
+    g_auto(GradeRun) run = {0};
+    grade_run_init(&run);
+    Strict control = *base;
+    control.request = &request;
+    control.run = &run;
+    CanaryResult heard = CANARY_NOT_RUN;
+    if (gold[0] != '\0' && !strict_in_box(&control, no_phase, NULL, &heard, error)) {
+        g_prefix_error(error, "canary control: ");
+        return FALSE;
+    }
+    base->run->canary = heard == CANARY_HEARD ? WITNESS_CANARY_SILENT : WITNESS_CANARY_UNUSABLE;
+    return TRUE;
+}
+
 gboolean grade_run_strict(const GradeRequest *request, const Environment *env,
                           const EnvLayers *layers, GradeRun *run, GradePhaseFn on_phase,
                           gpointer user_data, GError **error)
@@ -322,20 +473,18 @@ gboolean grade_run_strict(const GradeRequest *request, const Environment *env,
     if (script == NULL)
         return error_set(error, ASSAY_ERROR_INPUT,
                          "the task's eval_script cannot be graded strictly: %s", why);
-    g_autoptr(Box) box = grade_box_open(request, layers, !env->prologue, error);
-    if (box == NULL)
-        return FALSE;
-    run->box_report = box_report_json(box);
     g_auto(GStrv) envp = grade_envp(request, layers);
     envp = g_environ_setenv(envp, "HOME", env->prologue ? "/root" : "/tmp/home", TRUE);
-    g_autofree char *nonce = id_new("nonce");
-    Strict strict = {.request = request,
-                     .env = env,
-                     .layers = layers,
-                     .box = box,
-                     .envp = (const char *const *)envp,
-                     .run = run,
-                     .script = script,
-                     .nonce = nonce};
-    return strict_run(&strict, on_phase, user_data, error);
+    const Strict base = {.request = request,
+                         .env = env,
+                         .layers = layers,
+                         .envp = (const char *const *)envp,
+                         .run = run,
+                         .script = script};
+    CanaryResult heard = CANARY_NOT_RUN;
+    if (!strict_in_box(&base, on_phase, user_data, &heard, error))
+        return FALSE;
+    if (heard == CANARY_UNCLEAR)
+        run->canary = WITNESS_CANARY_UNUSABLE;
+    return heard != CANARY_SILENT || canary_control(&base, error);
 }

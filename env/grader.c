@@ -36,28 +36,6 @@ typedef struct GradeTimes {
 
 /* ---- what the log says ---- */
 
-static GradeInput input_of(const GradeRequest *request, const GradeRun *run)
-{
-    const Task *task = request->task;
-    gboolean exited = run->test.outcome == BOX_EXITED;
-    return (GradeInput){
-        .mode = request->mode,
-        .repo = task->repo,
-        .instance_id = task->instance_id,
-        .repo_version = task->version,
-        .log_parser = task->log_parser,
-        .eval_type = task->fail_only ? EVAL_FAIL_ONLY : EVAL_PASS_AND_FAIL,
-        .f2p = (const char *const *)task->fail_to_pass,
-        .p2p = (const char *const *)task->pass_to_pass,
-        .log = run->log->str,
-        .log_len = run->log->len,
-        .slice_start = run->slice_start,
-        .slice_end = run->slice_end,
-        .exit_known = exited,
-        .exit_code = exited ? run->test.exit_code : 0,
-    };
-}
-
 /* Outcomes of the test command that are verdicts by themselves. */
 static const struct {
     BoxOutcome outcome;
@@ -165,10 +143,11 @@ static json_t *outcome_json(const BoxResult *test)
 static json_t *timing_json(const GradeTimes *times, const GradeRun *run)
 {
     const gint64 ms = 1000000;
-    return json_pack("{s:I, s:I, s:I, s:I, s:I}", "prepare_ms", (json_int_t)(times->prepare / ms),
-                     "apply_ms", (json_int_t)(run->apply_ns / ms), "run_ms",
-                     (json_int_t)(run->run_ns / ms), "grade_ms", (json_int_t)(times->grade / ms),
-                     "wall_ms", (json_int_t)((clock_mono_ns() - times->start) / ms));
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I}", "prepare_ms", (json_int_t)(times->prepare / ms),
+        "apply_ms", (json_int_t)(run->apply_ns / ms), "run_ms", (json_int_t)(run->run_ns / ms),
+        "canary_ms", (json_int_t)(run->canary_ns / ms), "grade_ms", (json_int_t)(times->grade / ms),
+        "wall_ms", (json_int_t)((clock_mono_ns() - times->start) / ms));
 }
 
 /* ---- files of the grade ---- */
@@ -215,6 +194,12 @@ static gboolean evidence_judge(const GradeRequest *request, const GradeRun *run,
             &(WitnessInput){
                 .grade = input, .result = result, .boundary = GRADE_BOUNDARY, .nonce = NULL},
             findings);
+    if (run->canary == WITNESS_CANARY_SILENT)
+        witness_add(findings, run->canary, WITNESS_SUSPECT, NULL, 0,
+                    "a test that must fail was not reported; with the reference patch it is");
+    else if (run->canary == WITNESS_CANARY_UNUSABLE)
+        witness_add(findings, run->canary, WITNESS_NOTE, NULL, 0,
+                    "a test that must fail was not reported; there is nothing to compare with");
     gsize len = 0;
     const void *patch = request->patch != NULL ? g_bytes_get_data(request->patch, &len) : "";
     g_autoptr(PatchScan) scan = patch_scan(patch, len);
@@ -381,7 +366,7 @@ static json_t *grader_try(const GradeRequest *request, GradePhaseFn on_phase, gp
 
     on_phase("grade", user_data);
     gint64 start_ns = clock_mono_ns();
-    const GradeInput input = input_of(request, &run);
+    const GradeInput input = grade_input_of(request, &run);
     g_auto(GradeResult) result = {0};
     if (!grade_log(&input, &result, error))
         return NULL;

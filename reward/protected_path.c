@@ -1,10 +1,12 @@
 /*
- * Test files, test infrastructure and shared configuration, by name.
+ * Test files, test infrastructure and shared configuration, and names that shadow the runner.
  *
  * Invariants: names compare without case, because some checkouts fold it; patterns match the last
  * component unless they hold a "/", then they match the end of the path.
  */
 #include "reward/protected_path.h"
+
+#include "reward/text.h"
 
 #include <string.h>
 
@@ -116,6 +118,102 @@ PathClass path_class(const char *path, GHashTable *test_paths, GHashTable *gold_
             return names[i].class;
     }
     return PATH_ORDINARY;
+}
+
+/* ---- names that come before the real ones ---- */
+
+static const char *const python_runners[] = {
+    "unittest", "pytest",  "_pytest",    "py",  "pluggy", "iniconfig", "nose",  "nose2",
+    "xdist",    "doctest", "hypothesis", "tox", "mock",   "packaging", "tomli", "exceptiongroup",
+};
+
+/* What the runners import. A file of such a name at the root breaks any Python project. */
+static const char *const python_stdlib[] = {
+    "abc",       "argparse",    "ast",        "atexit",    "bdb",         "builtins",  "cmd",
+    "codecs",    "collections", "contextlib", "copy",      "dataclasses", "difflib",   "dis",
+    "enum",      "fnmatch",     "functools",  "gc",        "gettext",     "heapq",     "importlib",
+    "inspect",   "io",          "ipaddress",  "itertools", "json",        "keyword",   "linecache",
+    "locale",    "logging",     "operator",   "os",        "pathlib",     "pdb",       "pkgutil",
+    "platform",  "posixpath",   "pprint",     "random",    "re",          "reprlib",   "runpy",
+    "selectors", "shlex",       "shutil",     "signal",    "site",        "stat",      "string",
+    "struct",    "subprocess",  "sysconfig",  "tempfile",  "textwrap",    "threading", "time",
+    "timeit",    "token",       "tokenize",   "traceback", "types",       "typing",    "urllib",
+    "uuid",      "warnings",    "weakref",    "xml",       "zipfile",     "zipimport",
+};
+
+static const char *const perl_modules[] = {
+    "Test/More.pm", "Test/Simple.pm",  "Test/Builder.pm",
+    "Test/Builder", "Test/Harness.pm", "Test2",
+    "TAP",          "Test.pm",         "strict.pm",
+    "warnings.pm",  "Exporter.pm",     "Carp.pm",
+    "POSIX.pm",     "lib.pm",          "vars.pm",
+};
+
+static const char *const import_dirs[] = {"", "src/", "lib/", "t/lib/", "inc/"};
+
+static gboolean word_is_in(Span word, const char *const *list, gsize n)
+{
+    for (gsize i = 0; i < n; i++)
+        if (span_eq(word, span_of(list[i])))
+            return TRUE;
+    return FALSE;
+}
+
+/* Bytes of `rest` that name the Perl module or directory of modules; 0: none of ours. */
+static gsize perl_entry(const char *rest)
+{
+    for (gsize i = 0; i < G_N_ELEMENTS(perl_modules); i++) {
+        gsize len = strlen(perl_modules[i]);
+        if (strncmp(rest, perl_modules[i], len) == 0 && (rest[len] == '\0' || rest[len] == '/'))
+            return len;
+    }
+    return 0;
+}
+
+/* Bytes of `rest` that Python would import as one of our names; 0: none of them. Of a directory
+ * named like a library module only __init__ counts: without it the real module wins. */
+static gsize python_entry(const char *rest, gboolean stdlib)
+{
+    if (!g_str_has_suffix(rest, ".py") && !g_str_has_suffix(rest, ".pyc") &&
+        !g_str_has_suffix(rest, ".so"))
+        return 0;
+    const Span name = {rest, strcspn(rest, "./")};
+    const char *tail = rest + name.len;
+    if (word_is_in(name, python_runners, G_N_ELEMENTS(python_runners)))
+        return *tail == '/' ? name.len : strchr(tail, '/') == NULL ? strlen(rest) : 0;
+    if (!stdlib || !word_is_in(name, python_stdlib, G_N_ELEMENTS(python_stdlib)))
+        return 0;
+    return g_str_has_prefix(tail, "/__init__.") || strchr(tail, '/') == NULL ? strlen(rest) : 0;
+}
+
+static gboolean dir_holds_test(const char *dir, gsize len, GHashTable *test_paths)
+{
+    GHashTableIter iter;
+    gpointer key;
+    g_hash_table_iter_init(&iter, test_paths);
+    while (g_hash_table_iter_next(&iter, &key, NULL))
+        if (strncmp(key, dir, len) == 0 && strchr((const char *)key + len, '/') == NULL)
+            return TRUE;
+    return FALSE;
+}
+
+char *path_shadowed_entry(const char *path, GHashTable *test_paths)
+{
+    for (gsize i = 0; i < G_N_ELEMENTS(import_dirs); i++) {
+        gsize dir = strlen(import_dirs[i]);
+        if (strncmp(path, import_dirs[i], dir) != 0)
+            continue;
+        gsize len = MAX(python_entry(path + dir, dir == 0), perl_entry(path + dir));
+        if (len > 0)
+            return g_strndup(path, dir + len);
+    }
+    for (const char *at = strchr(path, '/'); at != NULL; at = strchr(at + 1, '/')) {
+        gsize dir = (gsize)(at - path) + 1;
+        gsize len = python_entry(path + dir, FALSE);
+        if (len > 0 && test_paths != NULL && dir_holds_test(path, dir, test_paths))
+            return g_strndup(path, dir + len);
+    }
+    return NULL;
 }
 
 const char *path_class_to_str(PathClass class)

@@ -19,5 +19,14 @@ typedef enum PathClass {
  * patch touches is ordinary, unless the test patch touches it too. */
 PathClass path_class(const char *path, GHashTable *test_paths, GHashTable *gold_paths);
 
+/*
+ * The file or directory that would be imported in place of the test runner, or of a module that
+ * runners import, if it is new: "unittest" for "unittest/case.py", "tests/pytest.py" for itself.
+ * NULL for any other path. Looked for at the root and, runners only, in src, lib, t/lib, inc and
+ * beside the files of `test_paths`. A repository that has this entry at its base is that runner, so
+ * the caller asks git and leaves the path alone then. Free with g_free().
+ */
+char *path_shadowed_entry(const char *path, GHashTable *test_paths);
+
 /* "ordinary", "test", "test_infra", "config_shared". */
 const char *path_class_to_str(PathClass class);

@@ -30,10 +30,12 @@ typedef enum WitnessCode {
     WITNESS_CODE_CONSTRUCTOR = 12, /* patch: code before main() */
     WITNESS_CODE_DETECTS_TEST = 13,
     WITNESS_CODE_PRINTS_RESULT = 14,
-    WITNESS_FILE_AT_START = 15, /* patch: a file the interpreter reads before any test */
-    WITNESS_FILE_SHIM = 16,     /* patch: a file named like a tool of the run */
-    WITNESS_FILE_TEST = 17,     /* patch: edits a test or test infrastructure */
-    WITNESS_CODE_COUNT = 18,
+    WITNESS_FILE_AT_START = 15,   /* patch: a file the interpreter reads before any test */
+    WITNESS_FILE_SHIM = 16,       /* patch: a file named like a tool of the run */
+    WITNESS_FILE_TEST = 17,       /* patch: edits a test or test infrastructure */
+    WITNESS_CANARY_SILENT = 18,   /* a test that must fail was not reported (env/grade_canary.h) */
+    WITNESS_CANARY_UNUSABLE = 19, /* nor was it with the reference patch, or there is none */
+    WITNESS_CODE_COUNT = 20,
 } WitnessCode;
 
 typedef enum WitnessWeight {

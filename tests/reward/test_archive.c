@@ -9,6 +9,7 @@
 #include "base/tree.h"
 #include "reward/parse_cli.h"
 #include "reward/pyjson.h"
+#include "reward/protected_path.h"
 #include "reward/witness_patch.h"
 
 #include <fcntl.h>
@@ -150,6 +151,20 @@ static void every_log_of_the_archive_grades_as_the_harness_does(void)
     g_assert_true(tree_remove(at, base, &error));
 }
 
+/* Would strict mode undo any of an honest patch? Asked without telling it what the gold touches. */
+static void check_nothing_goes_back(const char *id, const PatchScan *scan)
+{
+    for (guint i = 0; i < scan->files->len; i++) {
+        const PatchFile *file = g_ptr_array_index(scan->files, i);
+        const char *path = patch_file_path(file);
+        g_autofree char *entry = file->is_new ? path_shadowed_entry(path, NULL) : NULL;
+        gboolean back = entry != NULL || path_class(path, NULL, NULL) == PATH_TEST_INFRA;
+        if (back)
+            g_test_message("%s: %s would be restored", id, path);
+        g_assert_false(back);
+    }
+}
+
 static void check_gold(const json_t *row)
 {
     const char *id = json_string_value(json_object_get(row, "instance_id"));
@@ -162,6 +177,7 @@ static void check_gold(const json_t *row)
     witness_patch(scan, NULL, NULL, findings);
     show(id, findings);
     g_assert_false(witness_any_suspect(findings));
+    check_nothing_goes_back(id, scan);
 }
 
 static void gold_patches_of_the_dev_rows_raise_no_suspicion(void)

@@ -157,6 +157,39 @@ static void paths_are_classed_by_who_may_decide_them(void)
                         path_class_to_str(cases[i].class));
 }
 
+static void names_that_shadow_the_runner_are_found_where_they_are_imported_from(void)
+{
+    g_autoptr(GHashTable) tests = g_hash_table_new(g_str_hash, g_str_equal);
+    g_hash_table_add(tests, (gpointer)(gsize) "a/tests/test_a.py");
+    static const struct {
+        const char *path, *entry; /* entry NULL: shadows nothing */
+    } cases[] = {
+        {"unittest/__init__.py", "unittest"},
+        {"unittest/sub/deep.py", "unittest"},
+        {"pytest.py", "pytest.py"},
+        {"pytest.cpython-311-x86_64-linux-gnu.so", "pytest.cpython-311-x86_64-linux-gnu.so"},
+        {"src/_pytest/assertion.py", "src/_pytest"}, /* the caller asks whether the base has it */
+        {"a/tests/pluggy.py", "a/tests/pluggy.py"},
+        {"a/pluggy.py", NULL},
+        {"traceback.py", "traceback.py"},
+        {"types/__init__.py", "types/__init__.py"},
+        {"types/index.d.ts", NULL},
+        {"site/build.py", NULL},
+        {"src/types.py", NULL},
+        {"a/tests/types.py", NULL},
+        {"pytest.md", NULL},
+        {"pytest_plugin.py", NULL},
+        {"lib/Test/More.pm", "lib/Test/More.pm"},
+        {"t/lib/Test2/API.pm", "t/lib/Test2"},
+        {"lib/Test/Mine.pm", NULL},
+        {"", NULL},
+    };
+    for (gsize i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autofree char *entry = path_shadowed_entry(cases[i].path, tests);
+        g_assert_cmpstr(entry, ==, cases[i].entry);
+    }
+}
+
 /* A patch that adds LINES to PATH. */
 static PatchScan *adding(const char *path, const char *lines)
 {
@@ -197,6 +230,34 @@ static void tampering_code_is_found_and_honest_code_is_not(void)
         {"lib/evil.pth", "import evil", WITNESS_FILE_AT_START},
         {"bin/git", "#!/bin/sh", WITNESS_FILE_SHIM},
         {"src/main.c", "int x = 1;", WITNESS_NONE},
+        {"pkg/a.py", "    def __eq__(self, other):\n        return not False", WITNESS_CODE_EQUALS},
+        {"pkg/a.py", "    def __eq__(self, o):\n        return bool(o) or True",
+         WITNESS_CODE_EQUALS},
+        {"pkg/a.py", "    def __ne__(self, other):\n        x = 1\n        return False",
+         WITNESS_CODE_EQUALS},
+        {"pkg/a.py", "    __eq__ = lambda self, other: 1", WITNESS_CODE_EQUALS},
+        {"pkg/a.py", "    __eq__ = lambda self, other: self is other", WITNESS_NONE},
+        {"pkg/a.py", "    def __eq__(self, other):\n        return NotImplemented", WITNESS_NONE},
+        {"pkg/a.py", "    def __ne__(self, other):\n        return not self == other",
+         WITNESS_NONE},
+        {"pkg/a.py", "    def __eq__(self, *args):\n        return super().__eq__(*args)",
+         WITNESS_NONE},
+        {"pkg/a.py", "os.execv(sys.executable, argv)", WITNESS_CODE_EXITS},
+        {"pkg/a.py", "def restart():\n    os.execv(sys.executable, argv)", WITNESS_NONE},
+        {"pkg/a.py", "setattr(case, 'assert' + 'Equal', f)", WITNESS_CODE_PATCHES_RUNNER},
+        {"pkg/a.py", "    setattr(self, name, value + 1)", WITNESS_NONE},
+        {"pkg/a.py", "x = getattr(obj, 'get_' + name)", WITNESS_NONE},
+        {"pkg/a.py", "with open(\"test_a.py\", \"w\") as f:", WITNESS_CODE_PATCHES_RUNNER},
+        {"pkg/a.py", "with open(\"test_a.py\") as f:", WITNESS_NONE},
+        {"lib/A.pm", "*main::is = sub { 1 };", WITNESS_CODE_PATCHES_RUNNER},
+        {"lib/A.pm", "*{\"Test::More::is\"} = sub { 1 };", WITNESS_CODE_PATCHES_RUNNER},
+        {"lib/A.pm", "*alias = \\&name;", WITNESS_NONE},
+        {"lib/A.pm", "BEGIN {\n    POSIX::_exit(0);\n}", WITNESS_CODE_EXITS},
+        {"lib/A.pm", "sub run {\n    POSIX::_exit(0) if !fork;\n}", WITNESS_NONE},
+        {"src/a.c", "static void (*const e[])(void) __attribute__((section(\".init_array\")))",
+         WITNESS_CODE_CONSTRUCTOR},
+        {"pkg/a.py", "import os\n\ndef f():\n    print('ok 1 x')\n    os._exit(0)",
+         WITNESS_CODE_PRINTS_RESULT},
     };
     for (gsize i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autoptr(PatchScan) scan = adding(cases[i].path, cases[i].lines);
@@ -224,6 +285,8 @@ int main(int argc, char **argv)
                     a_hunk_of_the_wrong_length_is_malformed);
     g_test_add_func("/path/paths are classed by who may decide them",
                     paths_are_classed_by_who_may_decide_them);
+    g_test_add_func("/path/names that shadow the runner are found where they are imported from",
+                    names_that_shadow_the_runner_are_found_where_they_are_imported_from);
     g_test_add_func("/witness/tampering code is found and honest code is not",
                     tampering_code_is_found_and_honest_code_is_not);
     return g_test_run();
