@@ -10,8 +10,8 @@
 #define ID_DIGITS 26
 static const char id_alphabet[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/* Fills 6 bytes of time and 10 of chance, big-endian. Within one millisecond (or when the clock steps
- * back) the last value is counted up, so ids of one process always sort in the order of making. */
+/* Fills 6 bytes of time and 10 of chance, big-endian. Within one millisecond (or when the clock
+ * steps back) the last value is counted up, so ids of one process sort in the order of making. */
 static void id_bytes(guint8 bytes[16])
 {
     static GMutex lock;

@@ -170,7 +170,8 @@ def main():
         got = results(daemon, sweep_id)
         print(f"# kills {killed}, {time.monotonic() - started:.0f} s")
 
-        wrong = [f"{name}: {line['state']} {line['verdict']}, want {want[kind_of(name)]}"
+        wrong = [f"{name}: {line['state']} {line['verdict']}, want {want[kind_of(name)]} "
+                 f"{line['error'] or ''}"
                  for name, line in got.items()
                  if line["state"] != "done" or line["verdict"] != want[kind_of(name)]]
         ok = [len(got) == GRADES, not wrong]
