@@ -106,8 +106,9 @@ guint cli_interrupts(void);
 char *cli_resolve_id(Cli *cli, const char *text, const char *type, GError **error);
 /* Follows a sweep to its end. `fn` gets each line (may be NULL). Returns the exit status. */
 int cli_follow_sweep(Cli *cli, const char *id, gint64 total, ClientLineFn fn, gpointer user_data);
-/* The end of a sweep: a summary block, or the sweep object with --json; checks --fail-under. */
-int cli_sweep_summary(Cli *cli, const char *id);
+/* The end of a sweep: a summary block on `out`, or the sweep object on standard output with
+ * --json; checks --fail-under. */
+int cli_sweep_summary(Cli *cli, const char *id, FILE *out);
 /* Reads a predictions file (JSON lines, list or dict) into NDJSON. NULL: error. `n_bad` counts
  * lines that were reported and left out. */
 GBytes *cli_predictions(Cli *cli, const char *path, const char *model, GStrv only, guint *n_bad,

@@ -172,7 +172,7 @@ static gboolean eval_line(const json_t *line, gpointer user_data)
         tree_write(eval, line, &eval->failure);
     if (eval->cli->json) {
         cli_print_json(line);
-    } else {
+    } else if (!eval->cli->out_tty) {
         g_autofree char *reward = cli_reward(line);
         const char *verdict = cli_json_str(line, "verdict");
         const json_t *why = json_object_get(line, "error");
@@ -249,7 +249,8 @@ static int eval_sweep(Eval *eval, GBytes *body)
         run_report(eval, &eval->failure);
     if (eval->failure != NULL)
         return cli_error(cli, g_steal_pointer(&eval->failure), NULL);
-    status = cli_sweep_summary(cli, id);
+    /* In a pipe, standard output is the lines of the grades and nothing else. */
+    status = cli_sweep_summary(cli, id, cli->out_tty ? stdout : stderr);
     eval->n_bad += (guint)cli_json_int(sweep, "rejected_count");
     return status == CLI_OK && eval->n_bad > 0 ? CLI_FAILED : status;
 }

@@ -211,7 +211,7 @@ int cli_show(Cli *cli)
     if (id == NULL)
         return cli_error(cli, error, NULL);
     if (sweep)
-        return cli_sweep_summary(cli, id);
+        return cli_sweep_summary(cli, id, stdout);
     g_autofree char *target = g_strconcat("/v1/grades/", id, NULL);
     g_autoptr(json_t) grade = client_json(cli->client, "GET", target, NULL, &error);
     if (grade == NULL)
@@ -240,7 +240,7 @@ int cli_watch(Cli *cli)
         return cli_error(cli, error, NULL);
     gint64 total = cli_json_int(json_object_get(shown, "counts"), "total");
     int status = cli_follow_sweep(cli, id, total, NULL, NULL);
-    return status != CLI_OK ? status : cli_sweep_summary(cli, id);
+    return status != CLI_OK ? status : cli_sweep_summary(cli, id, stdout);
 }
 
 static void print_matching(const char *data, gsize len, const char *wanted)

@@ -140,7 +140,7 @@ static void interval(double k, double n, double *ret_low, double *ret_high)
     *ret_high = MIN(centre + half, 1);
 }
 
-static void print_summary(const json_t *sweep)
+static void print_summary(const json_t *sweep, FILE *out)
 {
     const json_t *counts = json_object_get(sweep, "counts");
     json_t *verdicts = json_object_get(sweep, "verdicts");
@@ -149,25 +149,25 @@ static void print_summary(const json_t *sweep)
     double low = 0, high = 0;
     if (total > 0)
         interval((double)resolved, (double)total, &low, &high);
-    printf("%s  %s   %s\n", cli_json_str(sweep, "name"), cli_json_str(sweep, "id"),
-           cli_json_str(sweep, "state"));
-    printf("  %-14s %lld / %lld   %.1f %%   (95 %% interval %.1f - %.1f)\n", "resolved",
-           (long long)resolved, (long long)total,
-           total > 0 ? 100.0 * (double)resolved / (double)total : 0.0, low * 100, high * 100);
+    fprintf(out, "%s  %s   %s\n", cli_json_str(sweep, "name"), cli_json_str(sweep, "id"),
+            cli_json_str(sweep, "state"));
+    fprintf(out, "  %-14s %lld / %lld   %.1f %%   (95 %% interval %.1f - %.1f)\n", "resolved",
+            (long long)resolved, (long long)total,
+            total > 0 ? 100.0 * (double)resolved / (double)total : 0.0, low * 100, high * 100);
     const char *verdict;
     json_t *n;
     json_object_foreach(verdicts, verdict, n)
     {
         if (strcmp(verdict, "resolved") != 0)
-            printf("  %-14s %lld\n", verdict, (long long)json_integer_value(n));
+            fprintf(out, "  %-14s %lld\n", verdict, (long long)json_integer_value(n));
     }
     static const char *const others[] = {"queued",    "running", "failed",
                                          "cancelled", "cached",  "rejected"};
     for (guint i = 0; i < G_N_ELEMENTS(others); i++) {
         if (cli_json_int(counts, others[i]) > 0)
-            printf("  %-14s %lld%s\n", others[i], (long long)cli_json_int(counts, others[i]),
-                   strcmp(others[i], "failed") == 0 ? "   not counted as unresolved; no reward"
-                                                    : "");
+            fprintf(out, "  %-14s %lld%s\n", others[i], (long long)cli_json_int(counts, others[i]),
+                    strcmp(others[i], "failed") == 0 ? "   not counted as unresolved; no reward"
+                                                     : "");
     }
 }
 
@@ -181,7 +181,7 @@ static int gate_of(Cli *cli, const json_t *sweep)
     return cli_json_int(counts, "failed") > 0 ? CLI_FAILED : CLI_OK;
 }
 
-int cli_sweep_summary(Cli *cli, const char *id)
+int cli_sweep_summary(Cli *cli, const char *id, FILE *out)
 {
     GError *error = NULL;
     g_autofree char *target = g_strconcat("/v1/sweeps/", id, NULL);
@@ -191,7 +191,7 @@ int cli_sweep_summary(Cli *cli, const char *id)
     if (cli->json)
         cli_print_json(sweep);
     else
-        print_summary(sweep);
+        print_summary(sweep, out);
     return gate_of(cli, sweep);
 }
 
@@ -265,7 +265,7 @@ int cli_sweep_run(Cli *cli)
     if (status != CLI_OK)
         return status;
     if (!lines)
-        status = cli_sweep_summary(cli, id);
+        status = cli_sweep_summary(cli, id, stdout);
     else {
         g_autofree char *one = g_strconcat("/v1/sweeps/", id, NULL);
         g_autoptr(json_t) shown = client_json(cli->client, "GET", one, NULL, NULL);
