@@ -56,7 +56,7 @@ class Daemon:
         env = {key: value for key, value in os.environ.items() if not key.startswith("ASSAY_")}
         env["XDG_CONFIG_HOME"] = self.state + "/config"
         env.pop("XDG_RUNTIME_DIR", None)
-        env["LSAN_OPTIONS"] = f"suppressions={HERE / 'lsan.supp'}"
+        env["LSAN_OPTIONS"] = f"suppressions={HERE.parent / 'lsan.supp'}"
         env["ASAN_OPTIONS"] = env.get("ASAN_OPTIONS", "detect_leaks=1") + ":fast_unwind_on_malloc=0"
         flags = [f"--{key.replace('_', '-')}={value}" for key, value in self.config.items()]
         self.log = open(os.path.join(self.state, "assayd.log"), "ab")
