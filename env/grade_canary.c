@@ -3,8 +3,8 @@
  *
  * Invariants:
  *   1. A result that can have an honest cause (a limit) is never CANARY_SILENT.
- *   2. The command is the task's own test command with other names in it; a command that holds shell
- *      syntax is not taken apart, then there is no canary.
+ *   2. The command is the task's own test command with other names in it; one that holds shell
+ *      syntax is not taken apart: no canary then.
  *   3. The copy is put in place by a command in the box, not by the supervisor: what the candidate
  *      left in its way can spoil the canary, never the grade's machinery.
  *
