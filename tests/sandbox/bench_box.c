@@ -233,13 +233,15 @@ static void a_workspace_is_cheap(void)
     for (int i = 0; i < WORK_ROUNDS; i++)
         worktree = MIN(worktree, worktree_ns(i));
     double p90, a = median_us(&with, &p90), b = median_us(&without, &p90);
+    double added = (double)(with.ns[ROUNDS / 10] - without.ns[ROUNDS / 10]) / 1000; /* sorted */
     double tree_us = (double)worktree / 1000;
     g_test_message("git worktree add of %d files: best of %d %.0f us", WORK_FILES, WORK_ROUNDS,
                    tree_us);
     g_test_message("whole box with that workspace: median %.0f us, %.0f times less", a,
                    tree_us / a);
-    g_test_message("of which the workspace: %.0f us, %.0f times less (goal 400)", a - b,
-                   tree_us / MAX(a - b, 1));
+    g_test_message("of which the workspace: median %.0f us, best tenth %.0f us", a - b, added);
+    if (added > 0)
+        g_test_message("that is %.0f times less (goal 400)", tree_us / added);
     g_assert_cmpfloat(tree_us / a, >=, 5);
     tree_remove(AT_FDCWD, top, NULL);
     g_free(repo_dir);
