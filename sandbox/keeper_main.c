@@ -4,8 +4,8 @@
  * It exists because forking this 1 MB static program costs a tenth of a millisecond, while
  * executing it, or moving a new process into a version 1 cgroup, costs more than the rest of a
  * box together. It is spawned once per slot, put into the slot's cgroups by the library, and
- * everything it forks inherits them. For the same reason it keeps one spare keeper, whose namespaces
- * exist before they are asked for.
+ * everything it forks inherits them. For the same reason it keeps one spare keeper, whose
+ * namespaces exist before they are asked for.
  *
  * Invariants:
  *   1. It holds no descriptor of a box after the fork, and no box process ever holds its socket.
@@ -161,6 +161,11 @@ static int spare_make(const SpecOpen *open, int cgroup_fd, Fail *failed)
     return r;
 }
 
+static int hand_over(const Request *request)
+{
+    return keeper_send(spare.sock, request->bytes, request->len, request->fds, request->n_fds);
+}
+
 /* Hands the request on to the spare, which becomes the box's keeper. The next spare is made once
  * the caller has its answer, so that its namespaces cost no waiting; only when more boxes are
  * likely, and only where directories come as mounts (a spare's mount table is a copy of an earlier
@@ -174,10 +179,12 @@ static int start_keeper(int sock, const SpecOpen *open, const Request *request, 
         if (spare_make(open, cgroup_fd, failed) < 0)
             return -1;
     }
-    if (keeper_send(spare.sock, request->bytes, request->len, request->fds, request->n_fds) < 0) {
-        fail(failed, "hand the spec to the keeper", NULL);
+    if (hand_over(request) < 0) { /* the spare had died: once more, with a new one */
         spare_drop();
-        return -1;
+        if (spare_make(open, cgroup_fd, failed) < 0)
+            return -1;
+        if (hand_over(request) < 0)
+            return fail(failed, "hand the spec to the keeper", NULL);
     }
     SpecReply reply = {
         .magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = SPEC_REPLY_KEEPER};
