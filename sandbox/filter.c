@@ -102,16 +102,29 @@ static guint32 arg_offset(guint32 arg)
     return (guint32)(offsetof(struct seccomp_data, args) + arg * sizeof(__u64));
 }
 
-/* One row: compares jump past the row's return when they fail. */
-static void emit_row(GArray *code, const ArgRule *rule)
+#define NOTHING G_MAXUINT32
+
+/* One row: compares jump past the row's return when they fail. `*held` is the argument whose whole
+ * low half is loaded already, so that rows about the same one load it once. */
+static void emit_row(GArray *code, const ArgRule *rule, guint32 *held)
 {
+    g_autoptr(GArray) row = g_array_new(FALSE, FALSE, sizeof(struct sock_filter));
     for (guint i = 0; i < rule->n_compare; i++) {
         const Compare *compare = &rule->compare[i];
-        guint8 rest = (guint8)((rule->n_compare - 1 - i) * 3 + 1);
-        emit(code, BPF_LD | BPF_W | BPF_ABS, 0, 0, arg_offset(compare->arg));
-        emit(code, BPF_ALU | BPF_AND | BPF_K, 0, 0, compare->mask);
-        emit(code, BPF_JMP | BPF_JEQ | BPF_K, 0, rest, compare->value);
+        gboolean whole = compare->mask == G_MAXUINT32;
+        if (*held != compare->arg)
+            emit(row, BPF_LD | BPF_W | BPF_ABS, 0, 0, arg_offset(compare->arg));
+        if (!whole)
+            emit(row, BPF_ALU | BPF_AND | BPF_K, 0, 0, compare->mask);
+        emit(row, BPF_JMP | BPF_JEQ | BPF_K, 0, 0, compare->value);
+        *held = whole && rule->n_compare == 1 ? compare->arg : NOTHING;
     }
+    for (guint i = 0; i < row->len; i++) { /* a miss goes past the rest and the return */
+        struct sock_filter *insn = &g_array_index(row, struct sock_filter, i);
+        if (insn->code == (BPF_JMP | BPF_JEQ | BPF_K))
+            insn->jf = (guint8)(row->len - i);
+    }
+    g_array_append_vals(code, row->data, row->len);
 }
 
 /* All rows of one name; ends in an errno or falls through with the number loaded again. */
@@ -119,11 +132,12 @@ static void emit_name(GArray *code, const char *name, FilterKind kind, int nr)
 {
     g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(struct sock_filter));
     g_autoptr(GArray) allowed_at = g_array_new(FALSE, FALSE, sizeof(guint));
+    guint32 held = NOTHING;
     for (gsize i = 0; i < G_N_ELEMENTS(arg_rules); i++) {
         const ArgRule *rule = &arg_rules[i];
         if (!g_str_equal(rule->name, name) || (rule->net_only && kind == FILTER_UNIX_ONLY))
             continue;
-        emit_row(rows, rule);
+        emit_row(rows, rule, &held);
         if (rule->err == 0) {
             g_array_append_val(allowed_at, rows->len);
             emit(rows, BPF_JMP | BPF_JA, 0, 0, 0); /* patched below */

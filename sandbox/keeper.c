@@ -26,9 +26,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -57,7 +59,7 @@ static bool time_namespace(void)
 }
 
 /* Inside the new namespaces, once the maps are written. */
-static int enter(Keeper *keeper, int maps_ready_fd, Fail *failed)
+static int enter(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *failed)
 {
     char byte;
     if (read(maps_ready_fd, &byte, 1) != 1)
@@ -65,16 +67,13 @@ static int enter(Keeper *keeper, int maps_ready_fd, Fail *failed)
     close(maps_ready_fd);
 
     /* With a single id there is nothing to change to, and the capabilities are ours already. */
-    if ((keeper->open.flags & SPEC_OPEN_SETGROUPS) &&
+    if ((flags & SPEC_OPEN_SETGROUPS) &&
         (setresgid(0, 0, 0) < 0 || setgroups(0, NULL) < 0 || setresuid(0, 0, 0) < 0))
         return fail(failed, "take id 0 of the box", NULL);
     /* The id change cleared both; our own /proc files are needed until the tree stands. */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || prctl(PR_SET_DUMPABLE, 1) < 0)
         return fail(failed, "prctl", NULL);
-    if (sethostname(keeper->open.hostname, strlen(keeper->open.hostname)) < 0 ||
-        setdomainname("(none)", 6) < 0)
-        return fail(failed, "set the host name", NULL);
-    if (!(keeper->open.flags & SPEC_OPEN_NET_HOST)) {
+    if (!(flags & SPEC_OPEN_NET_HOST)) {
         if (loopback_up() < 0)
             return fail(failed, "bring the loopback interface up", NULL);
         keeper->layers |= BOX_LAYER_NET;
@@ -121,7 +120,7 @@ static pid_t clone_init(const Keeper *keeper, int *ret_pidfd)
                                      .pidfd = (uint64_t)(uintptr_t)ret_pidfd,
                                      .exit_signal = SIGCHLD};
     if (!(keeper->open.flags & SPEC_OPEN_DEGRADED))
-        args.flags |= KERNEL_CLONE_NEWPID | KERNEL_CLONE_NEWNS | KERNEL_CLONE_NEWIPC;
+        args.flags |= KERNEL_CLONE_NEWPID | KERNEL_CLONE_NEWIPC;
     return kernel_clone3(&args);
 }
 
@@ -207,6 +206,15 @@ static int open_terminal(const SpecExec *exec, int *ret_slave)
     return master;
 }
 
+/* An earlier command's /proc and its masks come off in one piece; what it showed is dead. */
+static void uncover_proc(const Keeper *keeper)
+{
+    struct stat st;
+    while (!(keeper->open.flags & SPEC_OPEN_DEGRADED) && stat("/proc", &st) == 0 &&
+           st.st_dev != keeper->proc_dev && umount2("/proc", MNT_DETACH) == 0)
+        ;
+}
+
 static int run_command(const Keeper *keeper, SpecExec *exec, ExecFds *fds, Fail *failed)
 {
     int report[2], pidfd = -1, master = -1, status = 0;
@@ -217,6 +225,7 @@ static int run_command(const Keeper *keeper, SpecExec *exec, ExecFds *fds, Fail 
         return fail(failed, "make a terminal", NULL);
 
     fds->report = report[1];
+    uncover_proc(keeper);
     pid_t pid = clone_init(keeper, &pidfd);
     if (pid == 0) {
         close(keeper->sock);
@@ -264,30 +273,70 @@ static bool serve_one(const Keeper *keeper)
     return true;
 }
 
-void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd,
-                  const ProcMasks *masks)
+/* Descriptors of an open request: socket, cgroup, root, layers, work, uppers, mounts. */
+uint32_t keeper_open_fds(const SpecOpen *open)
 {
-    static Keeper keeper;
-    Fail failed = {0};
-    keeper.sock = sock;
-    keeper.open = *open;
-    keeper.masks = masks;
-    keeper.copy_fd = open->flags & SPEC_OPEN_DEGRADED ? fds[0] : -1;
+    return 2 + open->n_layers + open->n_work + open->n_mounts +
+           ((open->flags & SPEC_OPEN_CGROUP) != 0) + ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0) +
+           ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
+}
+
+/* What can be done before the spec is known. */
+static int prepare(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *failed)
+{
     signal(SIGCHLD, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setsid();
+    if (flags & SPEC_OPEN_DEGRADED)
+        return 0;
+    if (enter(keeper, flags, maps_ready_fd, failed) < 0)
+        return -1;
+    return flags & SPEC_OPEN_MOUNT_FDS ? keeper_tree_base(failed) : 0;
+}
 
-    if (((open->flags & SPEC_OPEN_DEGRADED) == 0 &&
-         (enter(&keeper, maps_ready_fd, &failed) < 0 ||
-          keeper_tree_build(&keeper, fds, &failed) < 0)) ||
-        prctl(PR_SET_DUMPABLE, 0) < 0) {
+static int build(Keeper *keeper, const int *dirs, Fail *failed)
+{
+    const SpecOpen *open = &keeper->open;
+    struct stat st;
+    if (open->flags & SPEC_OPEN_DEGRADED) {
+        keeper->copy_fd = dirs[0];
+    } else {
+        if (sethostname(open->hostname, strlen(open->hostname)) < 0 ||
+            setdomainname("(none)", 6) < 0)
+            return fail(failed, "set the host name", NULL);
+        if (keeper_tree_build(keeper, dirs, failed) < 0)
+            return -1;
+        if (stat("/proc", &st) < 0)
+            return fail(failed, "look at /proc", NULL);
+        keeper->proc_dev = st.st_dev;
+    }
+    return prctl(PR_SET_DUMPABLE, 0) < 0 ? fail(failed, "prctl", NULL) : 0;
+}
+
+void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMasks *masks)
+{
+    static uint8_t buffer[SPEC_INLINE_MAX]; /* the spec's strings lie here for good */
+    static Request request;
+    static Keeper keeper;
+    Fail failed = {0};
+    keeper.masks = masks;
+    keeper.copy_fd = -1;
+    int r = prepare(&keeper, flags, maps_ready_fd, &failed);
+    if (keeper_receive(spec_sock, buffer, &request) < 0 ||
+        !spec_get_open(request.bytes, request.len, &keeper.open) ||
+        (uint32_t)request.n_fds != keeper_open_fds(&keeper.open))
+        _exit(1); /* the starter is gone, or dropped us */
+    close(spec_sock);
+    keeper.sock = request.fds[0];
+    const int *dirs = request.fds + 1 + ((keeper.open.flags & SPEC_OPEN_CGROUP) != 0);
+    if (r < 0 || build(&keeper, dirs, &failed) < 0) {
         send_failure(&keeper, &failed);
         _exit(1);
     }
     SpecReply opened = reply_of(SPEC_REPLY_OPENED);
     opened.layers = keeper.layers | payload_layers(&keeper);
     opened.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
-    keeper_reply(sock, &opened, -1, -1);
+    keeper_reply(keeper.sock, &opened, -1, -1);
 
     while (serve_one(&keeper))
         ;

@@ -43,6 +43,7 @@ typedef struct Keeper {
     int sock;
     SpecOpen open;
     uint32_t layers; /* BoxLayer bits that are on */
+    dev_t proc_dev;  /* of the tree's own /proc, below those of commands */
     int copy_fd;     /* the directory with "work", "tmp", "home"; only in degraded mode, else -1 */
     const ProcMasks *masks;
 } Keeper;
@@ -66,11 +67,16 @@ typedef struct ExecFds {
     int in, out, err, report, pty;
 } ExecFds;
 
-/* Serves one box on `sock` until the peer closes it; never returns. */
-void keeper_serve(int sock, const SpecOpen *open, const int *fds, int maps_ready_fd,
-                  const ProcMasks *masks) __attribute__((noreturn));
+/* How many descriptors an open request carries. */
+uint32_t keeper_open_fds(const SpecOpen *open);
 
-/* Builds the tree in our fresh mount namespace and pivots into it. */
+/* Enters its namespaces, waits for one spec on `spec_sock` (flags: those that matter before it is
+ * known), then serves that box until its peer closes. Never returns. */
+void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMasks *masks)
+    __attribute__((noreturn));
+
+/* The tmpfs that everything is built on; then the tree itself, and into it. */
+int keeper_tree_base(Fail *failed);
 int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed);
 
 /* PID 1: never returns. */
@@ -103,7 +109,8 @@ void keeper_procs_kill(const Keeper *keeper);
 /* A file written by a small helper: whole text to PATH. -1 with errno. */
 int keeper_write_text(const char *path, const char *text);
 
-/* Sends a reply with up to two descriptors (-1: none). */
+/* Sends bytes and descriptors; a reply with up to two descriptors (-1: none). */
+int keeper_send(int sock, const void *bytes, size_t len, const int *fds, int n_fds);
 int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b);
 
 /* One received request: its bytes and the descriptors that came with it. */

@@ -4,7 +4,8 @@
  * It exists because forking this 1 MB static program costs a tenth of a millisecond, while
  * executing it, or moving a new process into a version 1 cgroup, costs more than the rest of a
  * box together. It is spawned once per slot, put into the slot's cgroups by the library, and
- * everything it forks inherits them.
+ * everything it forks inherits them. For the same reason it keeps one spare keeper, whose
+ * namespaces exist before they are asked for.
  *
  * Invariants:
  *   1. It holds no descriptor of a box after the fork, and no box process ever holds its socket.
@@ -23,7 +24,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -31,122 +31,6 @@
 #include <sys/wait.h>
 
 static ProcMasks proc_masks;
-
-int fail(Fail *failed, const char *what, const char *detail)
-{
-    if (failed->err == 0) {
-        failed->err = errno != 0 ? errno : EIO;
-        snprintf(failed->what, sizeof failed->what, "%s%s%s", what, detail != NULL ? " " : "",
-                 detail != NULL ? detail : "");
-    }
-    return -1;
-}
-
-int keeper_write_text(const char *path, const char *text)
-{
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    ssize_t n = write(fd, text, strlen(text));
-    int err = errno;
-    close(fd);
-    errno = err;
-    return n < 0 ? -1 : 0;
-}
-
-int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b)
-{
-    union {
-        char bytes[CMSG_SPACE(2 * sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    struct iovec iov = {(void *)(uintptr_t)reply, sizeof *reply};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-    int fds[2] = {fd_a, fd_b};
-    size_t n = (fd_a >= 0) + (size_t)(fd_b >= 0);
-    if (n > 0) {
-        memset(&control, 0, sizeof control);
-        message.msg_control = control.bytes;
-        message.msg_controllen = CMSG_SPACE(n * sizeof(int));
-        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-        head->cmsg_level = SOL_SOCKET;
-        head->cmsg_type = SCM_RIGHTS;
-        head->cmsg_len = CMSG_LEN(n * sizeof(int));
-        memcpy(CMSG_DATA(head), fds, n * sizeof(int));
-    }
-    ssize_t sent;
-    do
-        sent = sendmsg(sock, &message, MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    return sent == (ssize_t)sizeof *reply ? 0 : -1;
-}
-
-/* The descriptors of one message, close-on-exec. */
-static int take_fds(struct msghdr *message, int *ret_fds, int fds_max)
-{
-    struct cmsghdr *head = CMSG_FIRSTHDR(message);
-    if (head == NULL || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
-        return 0;
-    int n = (int)((head->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-    if (n > fds_max)
-        return -1;
-    memcpy(ret_fds, CMSG_DATA(head), (size_t)n * sizeof(int));
-    return n;
-}
-
-/* A large request: the first descriptor is a memfd that holds it. */
-static int map_request(Request *request)
-{
-    struct stat st;
-    if (request->n_fds < 1 || fstat(request->fds[0], &st) < 0 || st.st_size < 8 ||
-        st.st_size > SPEC_BYTES_MAX)
-        return -1;
-    void *bytes = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, request->fds[0], 0);
-    if (bytes == MAP_FAILED)
-        return -1;
-    close(request->fds[0]);
-    request->n_fds--;
-    memmove(request->fds, request->fds + 1, (size_t)request->n_fds * sizeof(int));
-    request->bytes = bytes;
-    request->len = (size_t)st.st_size;
-    request->is_mapped = true;
-    return 0;
-}
-
-int keeper_receive(int sock, uint8_t *buffer, Request *ret_request)
-{
-    static union {
-        char bytes[CMSG_SPACE(SPEC_FDS_MAX * sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    struct iovec iov = {buffer, SPEC_INLINE_MAX};
-    struct msghdr message = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = control.bytes,
-                             .msg_controllen = sizeof control.bytes};
-    ssize_t got;
-    uint32_t magic;
-    do
-        got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
-    if (got < (ssize_t)sizeof magic || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
-        return -1;
-
-    *ret_request = (Request){.bytes = buffer, .len = (size_t)got};
-    ret_request->n_fds = take_fds(&message, ret_request->fds, (int)SPEC_FDS_MAX);
-    if (ret_request->n_fds < 0)
-        return -1;
-    memcpy(&magic, buffer, sizeof magic);
-    return magic == SPEC_MAGIC_MEMFD ? map_request(ret_request) : 0;
-}
-
-void keeper_request_free(Request *request)
-{
-    if (request->is_mapped)
-        munmap((void *)(uintptr_t)request->bytes, request->len);
-    for (int i = 0; i < request->n_fds; i++)
-        close(request->fds[i]);
-}
 
 static int write_map(pid_t pid, const char *name, const SpecMap *map)
 {
@@ -192,46 +76,127 @@ static uint64_t open_flags(const SpecOpen *open)
     return open->flags & SPEC_OPEN_NET_HOST ? flags : flags | KERNEL_CLONE_NEWNET;
 }
 
-/* fds: the keeper's own socket, the cgroup if flagged, then the directories. */
-static int start_keeper(int sock, const SpecOpen *open, const int *fds, Fail *failed)
-{
-    int ready[2], pidfd = -1;
-    if (pipe2(ready, O_CLOEXEC) < 0)
-        return fail(failed, "pipe", NULL);
+/* A keeper that has its namespaces and waits for its spec on `sock`. */
+typedef struct Spare {
+    pid_t pid; /* 0: none */
+    int pidfd, sock;
+    uint32_t flags; /* of the specs that it fits */
+    SpecMap uids, gids;
+} Spare;
 
-    struct kernel_clone_args args = {
-        .flags = open_flags(open), .pidfd = (uint64_t)(uintptr_t)&pidfd, .exit_signal = SIGCHLD};
-    int n = 1;
+#define SPARE_FLAGS                                                                                \
+    (SPEC_OPEN_NET_HOST | SPEC_OPEN_SETGROUPS | SPEC_OPEN_DEGRADED | SPEC_OPEN_CGROUP |            \
+     SPEC_OPEN_MOUNT_FDS)
+
+static Spare spare;
+
+static void spare_drop(void)
+{
+    if (spare.pid == 0)
+        return;
+    kernel_pidfd_kill(spare.pidfd, SIGKILL);
+    close(spare.pidfd);
+    close(spare.sock);
+    spare.pid = 0;
+}
+
+static bool same_map(const SpecMap *a, const SpecMap *b)
+{
+    return a->n == b->n && memcmp(a->lines, b->lines, a->n * sizeof a->lines[0]) == 0;
+}
+
+static bool spare_fits(const SpecOpen *open)
+{
+    return spare.pid != 0 && spare.flags == (open->flags & SPARE_FLAGS) &&
+           same_map(&spare.uids, &open->uids) && same_map(&spare.gids, &open->gids);
+}
+
+static int clone_keeper(const SpecOpen *open, int cgroup_fd, const int socks[2], const int ready[2])
+{
+    struct kernel_clone_args args = {.flags = open_flags(open),
+                                     .pidfd = (uint64_t)(uintptr_t)&spare.pidfd,
+                                     .exit_signal = SIGCHLD};
     if (open->flags & SPEC_OPEN_CGROUP) {
         args.flags |= KERNEL_CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)fds[n++];
+        args.cgroup = (uint64_t)cgroup_fd;
     }
     pid_t pid = kernel_clone3(&args);
     if (pid == 0) {
-        close(sock);
+        close(KEEPER_SOCKET);
+        close(socks[0]);
         close(ready[1]);
-        keeper_serve(fds[0], open, fds + n, ready[0], &proc_masks);
+        keeper_serve(socks[1], open->flags & SPARE_FLAGS, ready[0], &proc_masks);
     }
-    close(ready[0]);
-    if (pid < 0) {
-        close(ready[1]);
-        return fail(failed, "make namespaces (clone3)", NULL);
-    }
+    return pid;
+}
 
-    int r = 0;
-    if (!(open->flags & SPEC_OPEN_DEGRADED))
+/* Makes the spare: a keeper for specs like this one. */
+static int spare_make(const SpecOpen *open, int cgroup_fd, Fail *failed)
+{
+    int ready[2], socks[2];
+    if (pipe2(ready, O_CLOEXEC) < 0 ||
+        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0)
+        return fail(failed, "make the keeper's sockets", NULL);
+    pid_t pid = clone_keeper(open, cgroup_fd, socks, ready);
+    int r = pid < 0 ? fail(failed, "make namespaces (clone3)", NULL) : 0;
+    close(ready[0]);
+    close(socks[1]);
+    if (r == 0 && !(open->flags & SPEC_OPEN_DEGRADED))
         r = write_maps(pid, &open->uids, &open->gids, open->flags & SPEC_OPEN_SETGROUPS, failed);
     if (r == 0 && write(ready[1], "", 1) != 1)
         r = fail(failed, "wake the keeper", NULL);
     close(ready[1]);
-
-    if (r == 0) {
-        SpecReply reply = {
-            .magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = SPEC_REPLY_KEEPER};
-        keeper_reply(sock, &reply, pidfd, -1);
+    if (pid < 0) {
+        close(socks[0]);
+        return r;
     }
-    close(pidfd);
+    spare = (Spare){.pid = pid,
+                    .pidfd = spare.pidfd,
+                    .sock = socks[0],
+                    .flags = open->flags & SPARE_FLAGS,
+                    .uids = open->uids,
+                    .gids = open->gids};
+    if (r < 0)
+        spare_drop();
     return r;
+}
+
+static int hand_over(const Request *request)
+{
+    return keeper_send(spare.sock, request->bytes, request->len, request->fds, request->n_fds);
+}
+
+/* Hands the request on to the spare, which becomes the box's keeper. The next spare is made once
+ * the caller has its answer, so that its namespaces cost no waiting; only when more boxes are
+ * likely, and only where directories come as mounts (a spare's mount table is a copy of an earlier
+ * one, in which a plain directory might be missing). */
+static int start_keeper(int sock, const SpecOpen *open, const Request *request, Fail *failed)
+{
+    static unsigned n_opened;
+    int cgroup_fd = open->flags & SPEC_OPEN_CGROUP ? request->fds[1] : -1;
+    if (!spare_fits(open)) {
+        spare_drop();
+        if (spare_make(open, cgroup_fd, failed) < 0)
+            return -1;
+    }
+    if (hand_over(request) < 0) { /* the spare had died: once more, with a new one */
+        spare_drop();
+        if (spare_make(open, cgroup_fd, failed) < 0)
+            return -1;
+        if (hand_over(request) < 0)
+            return fail(failed, "hand the spec to the keeper", NULL);
+    }
+    SpecReply reply = {
+        .magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = SPEC_REPLY_KEEPER};
+    keeper_reply(sock, &reply, spare.pidfd, -1);
+    close(spare.pidfd);
+    close(spare.sock);
+    spare.pid = 0;
+
+    Fail ignored = {0}; /* the next open tries again, and says why it fails */
+    if (++n_opened > 1 && (open->flags & SPEC_OPEN_MOUNT_FDS))
+        spare_make(open, cgroup_fd, &ignored);
+    return 0;
 }
 
 /* A user namespace that exists only to carry a map for MOUNT_ATTR_IDMAP. */
@@ -265,13 +230,6 @@ static int make_idmap(int sock, const SpecMap *uids, const SpecMap *gids, Fail *
     return r;
 }
 
-static uint32_t n_fds_wanted(const SpecOpen *open)
-{
-    return 2 + open->n_layers + open->n_work + open->n_mounts +
-           ((open->flags & SPEC_OPEN_CGROUP) != 0) + ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0) +
-           ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
-}
-
 static void serve_one(int sock, const Request *request)
 {
     Fail failed = {0};
@@ -281,9 +239,9 @@ static void serve_one(int sock, const Request *request)
     if (spec_get_idmap(request->bytes, request->len, &uids, &gids)) {
         if (make_idmap(sock, &uids, &gids, &failed) < 0)
             reply_fail(sock, &failed);
-    } else if (spec_get_open(request->bytes, request->len, &open) &&
-               (uint32_t)request->n_fds == n_fds_wanted(&open)) {
-        if (start_keeper(sock, &open, request->fds, &failed) < 0)
+    } else if (!request->is_mapped && spec_get_open(request->bytes, request->len, &open) &&
+               (uint32_t)request->n_fds == keeper_open_fds(&open)) {
+        if (start_keeper(sock, &open, request, &failed) < 0)
             reply_fail(sock, &failed);
     } else {
         errno = EPROTO;
@@ -316,7 +274,7 @@ int main(void)
     close(KEEPER_PROGRAM);
     keeper_choose_masks(&proc_masks);
 
-    static uint8_t buffer[SPEC_INLINE_MAX]; /* a keeper keeps its copy: its spec lies here */
+    static uint8_t buffer[SPEC_INLINE_MAX];
     Request request;
     while (keeper_receive(KEEPER_SOCKET, buffer, &request) == 0) {
         serve_one(KEEPER_SOCKET, &request);

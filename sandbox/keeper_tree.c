@@ -522,7 +522,7 @@ static int reopen_all(const SpecOpen *open, const int *fds, int *ret_fds, Fail *
     return 0;
 }
 
-static int mount_base(Fail *failed)
+int keeper_tree_base(Fail *failed)
 {
     static const char *const dirs[] = {"e", "l", "skel", "root"};
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
@@ -545,8 +545,10 @@ int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed)
     snprintf(tmp_options, sizeof tmp_options, "size=%llu,nr_inodes=%llu,mode=1777",
              (unsigned long long)limits->tmp_bytes, (unsigned long long)limits->inodes);
 
-    if (reopen_all(&keeper->open, fds, here, failed) < 0 || mount_base(failed) < 0 ||
-        make_skeleton(&tree) < 0 || mount_root(&tree) < 0 ||
+    bool has_base = keeper->open.flags & SPEC_OPEN_MOUNT_FDS;
+    if (reopen_all(&keeper->open, fds, here, failed) < 0 ||
+        (!has_base && keeper_tree_base(failed) < 0) || make_skeleton(&tree) < 0 ||
+        mount_root(&tree) < 0 ||
         mount_inside(&tree, "/proc", "proc", BASE_FLAGS | MS_NOEXEC, NULL) < 0 ||
         mount_inside(&tree, "/tmp", "tmpfs", BASE_FLAGS, tmp_options) < 0 ||
         mount_inside(&tree, "/run", "tmpfs", BASE_FLAGS, "size=16m,mode=755") < 0 ||

@@ -230,6 +230,16 @@ GArray *lab_box_pids(guint slot)
     return pids;
 }
 
+gboolean lab_is_ours(int pid)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/cmdline", pid);
+    g_autofree char *word = NULL;
+    gsize len = 0;
+    if (!g_file_get_contents(path, &word, &len, NULL) || len == 0)
+        return TRUE;
+    return g_str_equal(word, "assay-box");
+}
+
 gboolean lab_wait_gone(GArray *pids, int timeout_ms)
 {
     gboolean gone = TRUE;

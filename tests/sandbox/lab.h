@@ -36,5 +36,8 @@ char *lab_host_picture(void);
  * owner is ours. */
 GArray *lab_box_pids(guint slot);
 
+/* Is that process assay-box itself, a zombie, or gone: anything but a command? */
+gboolean lab_is_ours(int pid);
+
 /* Waits until each of those processes is gone; FALSE after `timeout_ms`. */
 gboolean lab_wait_gone(GArray *pids, int timeout_ms);
