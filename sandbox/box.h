@@ -98,7 +98,7 @@ typedef struct BoxSpec {
     const char *work_path; /* absolute, inside; NULL: "/work" */
     const int *work_fds;   /* workspace overlay lowers, topmost first; none: an empty directory */
     gsize n_work;
-    int work_upper_fd; /* as root_upper_fd */
+    int work_upper_fd;       /* as root_upper_fd */
     gboolean root_read_only; /* nothing outside work_path, /tmp and the like can be written */
     const BoxMount *mounts;
     gsize n_mounts;

@@ -38,10 +38,10 @@ typedef enum SpecOpenFlag {
     SPEC_OPEN_MOUNT_FDS = 1 << 2,  /* descriptors are detached mounts, ready to attach */
     SPEC_OPEN_ROOT_UPPER = 1 << 3, /* a descriptor for the root's upper follows */
     SPEC_OPEN_WORK_UPPER = 1 << 4,
-    SPEC_OPEN_SAMPLE = 1 << 5,    /* no cgroup: init samples memory */
-    SPEC_OPEN_DEGRADED = 1 << 6,  /* no namespaces: Landlock, filter, limits only */
-    SPEC_OPEN_SETGROUPS = 1 << 7, /* an id range is mapped: ids may be changed */
-    SPEC_OPEN_CGROUP = 1 << 8,    /* the keeper is born in a cgroup v2 directory */
+    SPEC_OPEN_SAMPLE = 1 << 5,         /* no cgroup: init samples memory */
+    SPEC_OPEN_DEGRADED = 1 << 6,       /* no namespaces: Landlock, filter, limits only */
+    SPEC_OPEN_SETGROUPS = 1 << 7,      /* an id range is mapped: ids may be changed */
+    SPEC_OPEN_CGROUP = 1 << 8,         /* the keeper is born in a cgroup v2 directory */
     SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
 } SpecOpenFlag;
 
