@@ -43,7 +43,8 @@ void apply_result_clear(ApplyResult *result)
 static gboolean line_run(Box *box, const char *const *envp, const char *line, const BoxFile *patch,
                          gboolean *ret_ok, char **ret_out, GError **error)
 {
-    const char *argv[] = {"/bin/bash", "-c", line, NULL};
+    g_autofree char *inside = box_text_inside(box, line);
+    const char *argv[] = {"/bin/bash", "-c", inside, NULL};
     BoxCommand command = {.argv = argv,
                           .envp = envp,
                           .files = patch,

@@ -215,8 +215,9 @@ gboolean canary_run(const Canary *canary, const GradeRequest *request, Box *box,
     g_autofree char *script =
         g_strdup_printf("set -uo pipefail\n%s\ncp " CANARY_SOURCE " %s || exit 0\n%s\n", state,
                         quoted, canary->command);
+    g_autofree char *inside = box_text_inside(box, script);
     const char *argv[] = {"/bin/bash", CANARY_STEP, NULL};
-    const BoxFile files[] = {{CANARY_STEP, script, strlen(script), 0755},
+    const BoxFile files[] = {{CANARY_STEP, inside, strlen(inside), 0755},
                              {CANARY_SOURCE, canary->source, strlen(canary->source), 0644}};
     BoxCommand command = {.argv = argv,
                           .envp = envp,

@@ -84,8 +84,9 @@ gboolean grade_script_exec(const GradeRequest *request, Box *box, const char *co
                            const char *path, const char *script, GradeRun *run,
                            BoxResult *ret_result, GError **error)
 {
+    g_autofree char *inside = box_text_inside(box, script);
     const char *argv[] = {"/bin/bash", path, NULL};
-    const BoxFile file = {path, script, strlen(script), 0755};
+    const BoxFile file = {path, inside, strlen(inside), 0755};
     BoxCommand command = {.argv = argv,
                           .envp = envp,
                           .cwd = "/testbed",

@@ -246,7 +246,8 @@ static gboolean test_patch_apply(Strict *strict, Box *box, gboolean *ret_ok, GEr
     const char *text = strict->request->task->test_patch;
     g_autofree char *whole = g_strconcat(text, g_str_has_suffix(text, "\n") ? "" : "\n", NULL);
     const BoxFile file = {TEST_PATCH_PATH, whole, strlen(whole), 0644};
-    const char *argv[] = {"/bin/bash", "-c", GIT "apply -v " TEST_PATCH_PATH, NULL};
+    g_autofree char *line = box_text_inside(box, GIT "apply -v " TEST_PATCH_PATH);
+    const char *argv[] = {"/bin/bash", "-c", line, NULL};
     BoxCommand command = {.argv = argv,
                           .envp = strict->envp,
                           .cwd = "/testbed",
@@ -310,7 +311,8 @@ static gboolean optional_phase(Strict *strict, const char *phase, const char *li
 static gboolean tmp_empty(Strict *strict, GError **error)
 {
     static const char script[] =
-        "find /tmp /dev/shm -mindepth 1 -delete 2>/dev/null; mkdir -p \"$HOME\"\n";
+        "find /tmp/ /dev/shm/ -mindepth 1 -user \"$(id -u)\" -delete 2>/dev/null\n"
+        "mkdir -p \"$HOME\"\n";
     g_auto(BoxResult) cleaned = {0};
     return grade_script_exec(strict->request, strict->box, strict->envp, STEP_PATH, script,
                              strict->run, &cleaned, error);

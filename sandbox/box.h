@@ -169,6 +169,9 @@ char *box_report_json(const Box *box);
  * BoxFiles, and argv words that are such paths are translated by box_exec. g_free. */
 char *box_path_inside(const Box *box, const char *path);
 
+/* The same for a script: every work_path and "/tmp/" in the text. A plain copy with namespaces. */
+char *box_text_inside(const Box *box, const char *text);
+
 /* Kills everything, removes cgroup and mounts. NULL is nothing. */
 void box_close(Box *box);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Box, box_close)

@@ -228,3 +228,16 @@ char *box_path_inside(const Box *box, const char *path)
     g_autofree char *file = box_degraded_file_path(box, path);
     return g_strconcat(box->copy_dir, file, NULL);
 }
+
+char *box_text_inside(const Box *box, const char *text)
+{
+    g_autoptr(GString) out = g_string_new(text);
+    if (box->copy_dir != NULL) {
+        g_autofree char *tmp = box_path_inside(box, "/tmp/x");
+        tmp[strlen(tmp) - 1] = '\0';
+        g_autofree char *work = box_path_inside(box, box->work_path);
+        g_string_replace(out, "/tmp/", tmp, 0);
+        g_string_replace(out, box->work_path, work, 0);
+    }
+    return g_string_free(g_steal_pointer(&out), FALSE);
+}
