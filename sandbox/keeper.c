@@ -291,7 +291,7 @@ static int prepare(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *fail
         return 0;
     if (enter(keeper, flags, maps_ready_fd, failed) < 0)
         return -1;
-    return flags & SPEC_OPEN_MOUNT_FDS ? keeper_tree_base(failed) : 0;
+    return flags & SPEC_OPEN_MOUNT_FDS ? keeper_tree_base(flags, failed) : 0;
 }
 
 static int build(Keeper *keeper, const int *dirs, Fail *failed)
