@@ -76,12 +76,24 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
     __attribute__((noreturn));
 
 /* The tmpfs that everything is built on; then the tree itself, and into it. */
-int keeper_tree_base(Fail *failed);
+int keeper_tree_base(uint32_t flags, Fail *failed);
 int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed);
+
+/* The skeleton: what every box of these flags has, then what this one needs. */
+int keeper_skeleton_base(uint32_t flags, Fail *failed);
+int keeper_skeleton_box(const SpecOpen *open, Fail *failed);
+
+/* Host directories below /etc that programs of /usr are useless without, shown through overlays;
+ * the first always, the others where the host's network is used, that is, for builds. */
+extern const char *const keeper_etc_dirs[];
 
 /* PID 1: never returns. */
 void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
     __attribute__((noreturn));
+
+/* Empties the bounding and ambient sets and locks the securebits, for this process and all that it
+ * forks: what is held now stays, nothing can be gained by execve, ids may be changed at no price. */
+int keeper_lock_capabilities(Fail *failed);
 
 /* Becomes the command; on failure writes an InitReport-style error to `error_fd` and exits. */
 void keeper_payload(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds, int error_fd)

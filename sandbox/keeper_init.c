@@ -19,7 +19,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/securebits.h>
+
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -265,8 +265,7 @@ static int take_own_id(const Keeper *keeper, Fail *failed)
 {
     bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
     if ((keeper->open.flags & SPEC_OPEN_SETGROUPS) && !degraded &&
-        (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) < 0 ||
-         setresgid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0 ||
+        (setresgid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0 ||
          setresuid(KEEPER_INIT_ID, KEEPER_INIT_ID, KEEPER_INIT_ID) < 0))
         return fail(failed, "take init's id", NULL);
     if (prctl(PR_SET_PDEATHSIG, degraded ? SIGTERM : SIGKILL) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)

@@ -86,7 +86,7 @@ typedef struct Spare {
 
 #define SPARE_FLAGS                                                                                \
     (SPEC_OPEN_NET_HOST | SPEC_OPEN_SETGROUPS | SPEC_OPEN_DEGRADED | SPEC_OPEN_CGROUP |            \
-     SPEC_OPEN_MOUNT_FDS)
+     SPEC_OPEN_MOUNT_FDS | SPEC_OPEN_HOST_ROOT)
 
 static Spare spare;
 

@@ -99,7 +99,7 @@ static int limits(const SpecLimits *limits, Fail *failed)
     return 0;
 }
 
-static int drop_capabilities(const SpecOpen *open, Fail *failed)
+int keeper_lock_capabilities(Fail *failed)
 {
     for (int cap = 0; cap < 64; cap++)
         if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
@@ -110,6 +110,18 @@ static int drop_capabilities(const SpecOpen *open, Fail *failed)
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 ||
         prctl(PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0) < 0)
         return fail(failed, "set securebits", NULL);
+    return 0;
+}
+
+static int drop_capabilities(const SpecOpen *open, Fail *failed)
+{
+    if ((open->flags & SPEC_OPEN_DEGRADED) && keeper_lock_capabilities(failed) < 0)
+        return -1;
+    if (prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) != SECURE_BITS ||
+        prctl(PR_CAPBSET_READ, CAP_SYS_ADMIN, 0, 0, 0) != 0) {
+        errno = EPERM;
+        return fail(failed, "capabilities are not locked", NULL);
+    }
     if (open->flags & SPEC_OPEN_SETGROUPS) {
         uid_t uid = keeper_uid(open);
         gid_t gid = keeper_gid(open);
