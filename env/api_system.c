@@ -100,8 +100,3 @@ void api_doctor(Request *req)
 {
     request_reply_json(req, 200, doctor_json(store_dir(req->service->store)));
 }
-
-void api_parse(Request *req)
-{
-    request_reply_problem(req, 501, "not_built", NULL, "this build grades logs with: assay parse");
-}

@@ -339,6 +339,16 @@ static EnvLayers *grade_prepare(const GradeRequest *request, Environment **ret_e
     return layers;
 }
 
+/* A patch over the limit meets no tool at all: a verdict, in every mode. */
+static gboolean patch_is_too_big(const GradeRequest *request, GradeRun *run)
+{
+    if (request->patch == NULL || g_bytes_get_size(request->patch) <= PATCH_BYTES_MAX)
+        return FALSE;
+    run->apply = (ApplyResult){.log = g_string_new(">>>>> Patch Apply Failed:\n")};
+    g_string_append_printf(run->apply.log, "refused: more than %u bytes\n", PATCH_BYTES_MAX);
+    return TRUE;
+}
+
 static gboolean run_in_mode(const GradeRequest *request, GradeRun *run, GradeTimes *times,
                             GradePhaseFn on_phase, gpointer user_data, GError **error)
 {
@@ -360,7 +370,7 @@ static json_t *grader_try(const GradeRequest *request, GradePhaseFn on_phase, gp
     g_auto(GradeRun) run = {0};
     grade_run_init(&run);
     gboolean empty = request->patch == NULL || g_bytes_get_size(request->patch) == 0;
-    if ((!empty || request->run_empty) &&
+    if ((!empty || request->run_empty) && !patch_is_too_big(request, &run) &&
         !run_in_mode(request, &run, &times, on_phase, user_data, error))
         return NULL;
 

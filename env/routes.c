@@ -61,8 +61,6 @@ const Route routes[] = {
      "SWE-bench run report"},
     {"POST", "/v1/sweeps/{id}/cancel", api_sweep_cancel, 0, TRUE, FALSE, "", "give a sweep up"},
     {"GET", "/v1/sweeps/{id}", api_sweep_show, 0, FALSE, FALSE, "wait_s", "one sweep"},
-    {"POST", "/v1/parse", api_parse, HTTP_BODY_MAX_GRADE, TRUE, FALSE, "",
-     "grade a saved log, without a box"},
     {NULL, NULL, NULL, 0, FALSE, FALSE, NULL, NULL},
 };
 /* clang-format on */

@@ -58,4 +58,3 @@ void api_sweep_show(Request *req);
 void api_sweep_results(Request *req);
 void api_sweep_report(Request *req);
 void api_sweep_cancel(Request *req);
-void api_parse(Request *req);

@@ -25,7 +25,7 @@
 
 #define WORKER_FD        3
 #define WORKER_LINE_MAX  (64u << 20)
-#define WORKER_PATCH_MAX (64u << 20)
+#define WORKER_PATCH_MAX (512u << 20) /* a larger one than the daemon takes */
 
 static void event_send(json_t *event)
 {
