@@ -92,7 +92,7 @@ void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
     __attribute__((noreturn));
 
 /* Empties the bounding and ambient sets and locks the securebits, for this process and all that it
- * forks: what is held now stays, nothing can be gained by execve, ids may be changed at no price. */
+ * forks: what is held stays, nothing can be gained by execve, ids may be changed at no price. */
 int keeper_lock_capabilities(Fail *failed);
 
 /* Becomes the command; on failure writes an InitReport-style error to `error_fd` and exits. */
