@@ -106,7 +106,7 @@ typedef struct BoxSpec {
     BoxNet net;
     guint uid, gid;       /* inside ids of commands; never a host id 0, whatever they are */
     const char *hostname; /* NULL: "sandbox" */
-    guint slot;           /* picks the host id range and the cgroup name; unique per live box */
+    guint slot; /* 0..2045: picks the host id range and the cgroups; unique per live box */
     BoxLimits limits;
     guint require;           /* BoxLayer bits that must be on, else box_open fails */
     gboolean allow_degraded; /* permit the Landlock + seccomp + rlimits mode without namespaces */
