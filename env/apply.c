@@ -13,7 +13,7 @@
 #include <string.h>
 
 #define PATCH_PATH    "/tmp/patch.diff"
-#define APPLY_WALL_MS 300000
+#define APPLY_WALL_MS 60000 /* each; at most nine commands */
 
 typedef struct ApplyRules {
     const char *const *commands;   /* NULL-terminated; the patch's path is appended */

@@ -225,7 +225,7 @@ gboolean canary_run(const Canary *canary, const GradeRequest *request, Box *box,
                           .files = files,
                           .n_files = G_N_ELEMENTS(files),
                           .merge = TRUE,
-                          .wall_ms = grade_wall_ms(request)};
+                          .wall_ms = grade_wall_left_ms(request, run)};
     g_auto(BoxResult) result = {0};
     if (!box_exec(box, &command, &result, error)) {
         g_prefix_error(error, "canary: ");

@@ -60,6 +60,13 @@ guint64 grade_wall_ms(const GradeRequest *request)
     return or_default(request->wall_s, task_s) * 1000;
 }
 
+guint64 grade_wall_left_ms(const GradeRequest *request, const GradeRun *run)
+{
+    guint64 all_ms = grade_wall_ms(request), spent_ms = run->spent_us / 1000;
+    guint64 left_ms = spent_ms < all_ms ? all_ms - spent_ms : 0;
+    return MAX(left_ms, MIN(all_ms, GRADE_WALL_LEFT_MS_MIN));
+}
+
 Box *grade_box_open(const GradeRequest *request, const EnvLayers *layers, gboolean root_read_only,
                     GError **error)
 {
@@ -93,9 +100,10 @@ gboolean grade_script_exec(const GradeRequest *request, Box *box, const char *co
                           .files = &file,
                           .n_files = 1,
                           .merge = TRUE,
-                          .wall_ms = grade_wall_ms(request)};
+                          .wall_ms = grade_wall_left_ms(request, run)};
     if (!box_exec(box, &command, ret_result, error))
         return FALSE;
+    run->spent_us += ret_result->wall_us;
     run->cpu_us += ret_result->cpu_user_us + ret_result->cpu_sys_us;
     run->mem_peak_bytes = MAX(run->mem_peak_bytes, ret_result->mem_peak_bytes);
     run->pids_peak = MAX(run->pids_peak, ret_result->pids_peak);

@@ -23,6 +23,7 @@ typedef struct GradeRun {
     char *eval_script;                  /* what was run as eval.sh; NULL before */
     WitnessCode canary;                 /* WITNESS_CANARY_*, or NONE: heard, or not run */
     gint64 apply_ns, run_ns, canary_ns; /* run_ns includes the canary */
+    guint64 spent_us;                   /* wall time of scripts so far */
     guint64 cpu_us, mem_peak_bytes;
     guint32 pids_peak;
 } GradeRun;
@@ -38,8 +39,13 @@ GStrv grade_envp(const GradeRequest *request, const EnvLayers *layers);
 Box *grade_box_open(const GradeRequest *request, const EnvLayers *layers, gboolean root_read_only,
                     GError **error);
 
-/* The wall limit of one command of this grade. */
+/* The wall limit of this grade: what its scripts may take together. */
 guint64 grade_wall_ms(const GradeRequest *request);
+
+/* What is left of it: all scripts of a grade share one wall limit, so that a candidate cannot make
+ * a grade outlive its worker's deadline, which would be a failure of ours. */
+#define GRADE_WALL_LEFT_MS_MIN 10000u
+guint64 grade_wall_left_ms(const GradeRequest *request, const GradeRun *run);
 
 /* What grade_log() needs to know of this run; borrows from both. */
 GradeInput grade_input_of(const GradeRequest *request, const GradeRun *run);

@@ -53,7 +53,8 @@ typedef struct Strict {
 
 static void evidence_add(GradeRun *run, const char *code, const char *path, const char *detail)
 {
-    json_array_append_new(run->evidence, json_pack("{s:s, s:s*, s:s*}", "code", code, "path", path,
+    g_autofree char *shown = path != NULL ? g_utf8_make_valid(path, -1) : NULL;
+    json_array_append_new(run->evidence, json_pack("{s:s, s:s*, s:s*}", "code", code, "path", shown,
                                                    "detail", detail));
 }
 
@@ -87,8 +88,9 @@ static gboolean phase_ok(const BoxResult *result)
     return result->outcome == BOX_EXITED && result->exit_code == 0;
 }
 
-/* Adds every path that git sees as changed, ignored ones included, to `paths`. */
-static gboolean changed_paths(Strict *strict, GHashTable *paths, GError **error)
+/* Adds every path that git sees as changed, ignored ones included, to `paths`. Not ok: there are
+ * more than a command's output may hold, or git failed; a diff can do both. */
+static gboolean changed_paths(Strict *strict, GHashTable *paths, gboolean *ret_ok, GError **error)
 {
     const char *argv[] = {"/bin/bash", "-c",
                           GIT "status --porcelain=v1 -z --no-renames --ignored "
@@ -98,10 +100,9 @@ static gboolean changed_paths(Strict *strict, GHashTable *paths, GError **error)
     g_auto(BoxResult) result = {0};
     if (!box_exec(strict->box, &command, &result, error))
         return FALSE;
-    if (!phase_ok(&result) || result.truncated)
-        return error_set(error, ASSAY_ERROR_SYSTEM, "git status in the fresh tree failed");
+    *ret_ok = phase_ok(&result) && !result.truncated;
     gsize len = 0;
-    const char *out = g_bytes_get_data(result.out, &len);
+    const char *out = *ret_ok ? g_bytes_get_data(result.out, &len) : "";
     for (const char *at = out; at < out + len; at += strlen(at) + 1)
         if (strlen(at) > 3)
             g_hash_table_add(paths, g_strdup(at + 3));
@@ -225,19 +226,23 @@ static gboolean shadow_lines(Strict *strict, GHashTable *before, GHashTable *aft
     return TRUE;
 }
 
-/* Puts every touched test file and test configuration back. */
-static gboolean restore_phase(Strict *strict, GHashTable *before, GError **error)
+/* Puts every touched test file and test configuration back. Not ok: the diff left a tree in which
+ * that cannot be done (no space, too many files). The base alone is always restorable, so that is
+ * the candidate's doing and must not become a failure of ours. */
+static gboolean restore_phase(Strict *strict, GHashTable *before, gboolean *ret_ok, GError **error)
 {
     g_autoptr(GHashTable) after = diff_path_set_new();
-    if (!changed_paths(strict, after, error))
+    if (!changed_paths(strict, after, ret_ok, error))
         return FALSE;
+    if (!*ret_ok)
+        return TRUE;
     g_autoptr(GString) script = restore_script(strict, before, after);
     g_auto(BoxResult) result = {0};
     if (!shadow_lines(strict, before, after, script, error) ||
         !phase_exec(strict, "restore", script->str, &result, error))
         return FALSE;
-    return phase_ok(&result) ||
-           error_set(error, ASSAY_ERROR_SYSTEM, "restoring the test files failed");
+    *ret_ok = phase_ok(&result);
+    return TRUE;
 }
 
 /* Applies the hidden test patch in `box`. */
@@ -310,9 +315,11 @@ static gboolean optional_phase(Strict *strict, const char *phase, const char *li
 
 static gboolean tmp_empty(Strict *strict, GError **error)
 {
-    static const char script[] =
-        "find /tmp/ /dev/shm/ -mindepth 1 -user \"$(id -u)\" -delete 2>/dev/null\n"
-        "mkdir -p \"$HOME\"\n";
+    /* without a mount namespace /dev/shm is the host's: hands off */
+    gboolean own_shm = (box_enforced(strict->box) & BOX_LAYER_MOUNT) != 0;
+    g_autofree char *script =
+        g_strdup_printf("find /tmp/ %s -mindepth 1 -delete 2>/dev/null; mkdir -p \"$HOME\"\n",
+                        own_shm ? "/dev/shm/" : "");
     g_auto(BoxResult) cleaned = {0};
     return grade_script_exec(strict->request, strict->box, strict->envp, STEP_PATH, script,
                              strict->run, &cleaned, error);
@@ -383,7 +390,13 @@ static gboolean canary_phase(Strict *strict, GError **error)
 static gboolean after_apply(Strict *strict, GHashTable *before, GError **error)
 {
     gboolean ok = FALSE;
-    if (!restore_phase(strict, before, error) || !test_patch_apply(strict, strict->box, &ok, error))
+    if (!restore_phase(strict, before, &ok, error))
+        return FALSE;
+    if (!ok) {
+        evidence_add(strict->run, "restore_blocked", NULL, "test files could not be put back");
+        return TRUE;
+    }
+    if (!test_patch_apply(strict, strict->box, &ok, error))
         return FALSE;
     if (!ok)
         return blame_candidate(strict, error);
@@ -401,8 +414,11 @@ static gboolean strict_run(Strict *strict, GradePhaseFn on_phase, gpointer user_
 {
     GradeRun *run = strict->run;
     g_autoptr(GHashTable) before = diff_path_set_new();
-    if (strict->layers->n_work > 1 && !changed_paths(strict, before, error))
+    gboolean ok = TRUE;
+    if (strict->layers->n_work > 1 && !changed_paths(strict, before, &ok, error))
         return FALSE;
+    if (!ok)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "git status failed in the prepared checkout");
 
     on_phase("apply", user_data);
     gint64 start_ns = clock_mono_ns();
@@ -414,7 +430,7 @@ static gboolean strict_run(Strict *strict, GradePhaseFn on_phase, gpointer user_
 
     on_phase("run", user_data);
     start_ns = clock_mono_ns();
-    gboolean ok = after_apply(strict, before, error);
+    ok = after_apply(strict, before, error);
     run->run_ns = clock_mono_ns() - start_ns;
     return ok;
 }
