@@ -27,6 +27,7 @@
 
 #define UNEXPECTED_MAX     200u
 #define EVIDENCE_MAX       100u
+#define MISSING_BYTES_MAX  (16u << 20)
 #define STATUSES_BYTES_MAX (1u << 20)
 
 /* Times of one grade, in ns. */
@@ -321,8 +322,27 @@ static json_t *failed_json(const GradeRequest *request, const GError *why)
                      kinds[kind].retryable);
 }
 
+/* A checkout may lack files whose blobs the cache does not have: said with every grade on it. */
+static void missing_note(const char *checkout, json_t *evidence)
+{
+    g_autofree char *path = g_build_filename(checkout, "missing.json", NULL);
+    g_autoptr(GBytes) bytes = file_read(path, MISSING_BYTES_MAX, NULL);
+    g_autoptr(json_t) list =
+        bytes != NULL ? json_parse(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes), NULL)
+                      : NULL;
+    gsize n = json_array_size(list);
+    if (n == 0)
+        return;
+    g_autofree char *detail = g_strdup_printf(
+        "%" G_GSIZE_FORMAT " files of the commit have no blob in the cache; all in %s", n, path);
+    json_array_append_new(evidence, json_pack("{s:s, s:b, s:O, s:s}", "code", "checkout_incomplete",
+                                              "suspect", FALSE, "path", json_array_get(list, 0),
+                                              "detail", detail));
+}
+
 /* Checkout and environment, built when absent. */
-static EnvLayers *grade_prepare(const GradeRequest *request, Environment **ret_env, GError **error)
+static EnvLayers *grade_prepare(const GradeRequest *request, json_t *evidence,
+                                Environment **ret_env, GError **error)
 {
     const RepoOwner owner = {box_store_uid(), box_store_gid()};
     const EnvHost host = {.state_dir = request->state_dir,
@@ -336,6 +356,8 @@ static EnvLayers *grade_prepare(const GradeRequest *request, Environment **ret_e
     EnvLayers *layers =
         checkout != NULL ? env_ensure(&host, request->task, env, checkout, error) : NULL;
     *ret_env = layers != NULL ? g_steal_pointer(&env) : NULL;
+    if (layers != NULL)
+        missing_note(checkout, evidence);
     return layers;
 }
 
@@ -354,7 +376,7 @@ static gboolean run_in_mode(const GradeRequest *request, GradeRun *run, GradeTim
 {
     g_autoptr(Environment) env = NULL;
     on_phase("prepare", user_data);
-    g_autoptr(EnvLayers) layers = grade_prepare(request, &env, error);
+    g_autoptr(EnvLayers) layers = grade_prepare(request, run->evidence, &env, error);
     if (layers == NULL)
         return FALSE;
     times->prepare = clock_mono_ns() - times->start;
