@@ -21,6 +21,9 @@
 #include <spawn.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
+
+#define POLL_GONE_US 5000
 
 extern char **environ;
 
@@ -99,18 +102,37 @@ static void slot_reset(Slot *slot)
     g_clear_pointer(&slot->why, g_free);
 }
 
+/* Waits until the process is gone, at most so long; TRUE: it is. */
+static gboolean process_gone(pid_t pid, gint64 until_us)
+{
+    while (waitpid(pid, NULL, WNOHANG) == 0) {
+        if (g_get_monotonic_time() > until_us)
+            return FALSE;
+        g_usleep(POLL_GONE_US);
+    }
+    return TRUE;
+}
+
+/* An idle worker leaves by itself when its socket closes, and takes its cgroups along; only what is
+ * still there after WORKER_KILL_AFTER_MS is killed. */
 void worker_pool_free(WorkerPool *pool)
 {
     if (pool == NULL)
         return;
+    gint64 until_us = g_get_monotonic_time() + WORKER_KILL_AFTER_MS * 1000;
+    g_autofree pid_t *pids = g_new0(pid_t, pool->n_slots);
     for (guint i = 0; i < pool->n_slots; i++) {
         Slot *slot = &pool->slots[i];
         source_clear(&slot->child_watch);
         source_clear(&slot->backoff_timer);
-        if (slot->pid != 0)
+        pids[i] = slot->pid;
+        if (slot->pid != 0 && slot->state == SLOT_BUSY)
             kill(slot->pid, SIGKILL);
         slot_reset(slot);
     }
+    for (guint i = 0; i < pool->n_slots; i++)
+        if (pids[i] != 0 && !process_gone(pids[i], until_us))
+            kill(pids[i], SIGKILL);
     g_free(pool->slots);
     g_free(pool->program);
     g_free(pool->problem);
