@@ -142,6 +142,8 @@ def main():
     os.environ["ASSAY_LIBEXEC"] = libexec
     rows = [json.loads(line) for line in
             subprocess.run([task_rows, examples], capture_output=True, check=True).stdout.splitlines()]
+    # pytest takes a second: at this pace it could meet ten kills in a row
+    rows = [row for row in rows if not row["instance_id"].startswith("pytest-") or KILLS >= 200]
     chance = random.Random(SEED)
     owners = set()
     print("1..5")
