@@ -111,33 +111,38 @@ static bool spare_fits(const SpecOpen *open)
            same_map(&spare.uids, &open->uids) && same_map(&spare.gids, &open->gids);
 }
 
-static int clone_keeper(const SpecOpen *open, int cgroup_fd, const int socks[2], const int ready[2])
+/* The child gives up the request's descriptors: its own come with the request itself. A spare that
+ * kept them would hold the socket of another box open, and nobody would see that keeper die. */
+static int clone_keeper(const SpecOpen *open, const Request *request, const int socks[2],
+                        const int ready[2])
 {
     struct kernel_clone_args args = {.flags = open_flags(open),
                                      .pidfd = (uint64_t)(uintptr_t)&spare.pidfd,
                                      .exit_signal = SIGCHLD};
     if (open->flags & SPEC_OPEN_CGROUP) {
         args.flags |= KERNEL_CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)cgroup_fd;
+        args.cgroup = (uint64_t)request->fds[1];
     }
     pid_t pid = kernel_clone3(&args);
     if (pid == 0) {
         close(KEEPER_SOCKET);
         close(socks[0]);
         close(ready[1]);
+        for (size_t i = 0; i < (size_t)request->n_fds; i++)
+            close(request->fds[i]);
         keeper_serve(socks[1], open->flags & SPARE_FLAGS, ready[0], &proc_masks);
     }
     return pid;
 }
 
 /* Makes the spare: a keeper for specs like this one. */
-static int spare_make(const SpecOpen *open, int cgroup_fd, Fail *failed)
+static int spare_make(const SpecOpen *open, const Request *request, Fail *failed)
 {
     int ready[2], socks[2];
     if (pipe2(ready, O_CLOEXEC) < 0 ||
         socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0)
         return fail(failed, "make the keeper's sockets", NULL);
-    pid_t pid = clone_keeper(open, cgroup_fd, socks, ready);
+    pid_t pid = clone_keeper(open, request, socks, ready);
     int r = pid < 0 ? fail(failed, "make namespaces (clone3)", NULL) : 0;
     close(ready[0]);
     close(socks[1]);
@@ -173,15 +178,14 @@ static int hand_over(const Request *request)
 static int start_keeper(int sock, const SpecOpen *open, const Request *request, Fail *failed)
 {
     static unsigned n_opened;
-    int cgroup_fd = open->flags & SPEC_OPEN_CGROUP ? request->fds[1] : -1;
     if (!spare_fits(open)) {
         spare_drop();
-        if (spare_make(open, cgroup_fd, failed) < 0)
+        if (spare_make(open, request, failed) < 0)
             return -1;
     }
     if (hand_over(request) < 0) { /* the spare had died: once more, with a new one */
         spare_drop();
-        if (spare_make(open, cgroup_fd, failed) < 0)
+        if (spare_make(open, request, failed) < 0)
             return -1;
         if (hand_over(request) < 0)
             return fail(failed, "hand the spec to the keeper", NULL);
@@ -195,7 +199,7 @@ static int start_keeper(int sock, const SpecOpen *open, const Request *request, 
 
     Fail ignored = {0}; /* the next open tries again, and says why it fails */
     if (++n_opened > 1 && (open->flags & SPEC_OPEN_MOUNT_FDS))
-        spare_make(open, cgroup_fd, &ignored);
+        spare_make(open, request, &ignored);
     return 0;
 }
 

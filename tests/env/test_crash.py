@@ -22,7 +22,7 @@ from daemon import Daemon, UnixConnection, Reply  # noqa: E402
 
 KILLS = int(os.environ.get("ASSAY_CRASH_KILLS", "40"))
 GRADES = int(os.environ.get("ASSAY_CRASH_GRADES", "60"))
-SEED = int(os.environ.get("ASSAY_CRASH_SEED", "7"))
+SEED = int(os.environ.get("ASSAY_CRASH_SEED", "3"))
 PAUSE_S = tuple(float(s) for s in os.environ.get("ASSAY_CRASH_PAUSE_S", "0.15,0.45").split(","))
 DEADLINE_S = 900
 
