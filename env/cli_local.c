@@ -153,7 +153,7 @@ static EnvLayers *env_prepare(Cli *cli, Environment **ret_env, GError **error)
         *ret_env != NULL
             ? repo_checkout(host.state_dir, task, path_of(cli, CONFIG_REPOS), &owner, error)
             : NULL;
-    return checkout != NULL ? env_ensure(&host, task, *ret_env, checkout, error) : NULL;
+    return checkout != NULL ? env_ensure(&host, *ret_env, checkout, error) : NULL;
 }
 
 int cli_env_build(Cli *cli)

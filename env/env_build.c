@@ -341,10 +341,9 @@ static EnvLayers *layers_begin(const Environment *env, const HostPython *python,
     return g_steal_pointer(&layers);
 }
 
-EnvLayers *env_ensure(const EnvHost *host, const Task *task, const Environment *env,
-                      const char *checkout, GError **error)
+EnvLayers *env_ensure(const EnvHost *host, const Environment *env, const char *checkout,
+                      GError **error)
 {
-    (void)task;
     g_autoptr(HostPython) python = NULL;
     if (env->python != NULL && (python = host_python_find(env->python, error)) == NULL)
         return NULL;

@@ -1,7 +1,7 @@
 /*
  * Environments made real: recipes run in a box, their writes kept as layers.
  *
- *     g_autoptr(EnvLayers) layers = env_ensure(&host, task, env, checkout_dir, error);
+ *     g_autoptr(EnvLayers) layers = env_ensure(&host, env, checkout_dir, error);
  *     env_layers_apply(layers, &spec);      lowers, mounts
  *
  * STATE/envs/LAYER_DIGEST/{root,meta.json,log}   shared by every task of the recipe
@@ -42,8 +42,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(EnvLayers, env_layers_free)
 
 /* Builds what is missing (network allowed) and opens all. `checkout` is repo_checkout()'s
  * directory. A failing setup command is ASSAY_ERROR_INPUT and names the log. */
-EnvLayers *env_ensure(const EnvHost *host, const Task *task, const Environment *env,
-                      const char *checkout, GError **error);
+EnvLayers *env_ensure(const EnvHost *host, const Environment *env, const char *checkout,
+                      GError **error);
 
 /* Fills root, layers, workspace lowers and mounts of a spec; the spec borrows from `layers`. */
 void env_layers_apply(const EnvLayers *layers, BoxSpec *spec);

@@ -6,6 +6,8 @@
  */
 #include "env/grade_json.h"
 
+#include "env/queue.h"
+
 #include <string.h>
 
 static const char *const result_fields[] = {"components", "tests",    "timing", "usage", "outcome",
@@ -79,7 +81,7 @@ json_t *grade_json(Service *service, const GradeRow *row, gboolean cached)
     json_object_set_new(grade, "priority", json_integer(row->prio));
     json_object_set_new(grade, "key", sha_json(row->key));
     json_object_set_new(grade, "mode", json_string(row->mode));
-    json_object_set_new(grade, "grader", text_or_null("assay-grader@1"));
+    json_object_set_new(grade, "grader", text_or_null(QUEUE_GRADER));
     json_object_set_new(grade, "patch", sha_json(row->patch_sha));
     add_request(grade, row);
     add_result(grade, row);

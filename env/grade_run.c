@@ -40,9 +40,8 @@ void grade_run_clear(GradeRun *run)
     *run = (GradeRun){0};
 }
 
-GStrv grade_envp(const GradeRequest *request, const EnvLayers *layers)
+GStrv grade_envp(const EnvLayers *layers)
 {
-    (void)request;
     GStrv envp = g_strdupv(layers->envp);
     for (gsize i = 0; i < G_N_ELEMENTS(offline_envp); i++)
         envp = g_environ_setenv(envp, offline_envp[i][0], offline_envp[i][1], FALSE);
@@ -146,7 +145,7 @@ gboolean grade_run_compat(const GradeRequest *request, const EnvLayers *layers, 
     if (box == NULL)
         return FALSE;
     run->box_report = box_report_json(box);
-    g_auto(GStrv) envp = grade_envp(request, layers);
+    g_auto(GStrv) envp = grade_envp(layers);
     const char *const *vars = (const char *const *)envp;
 
     on_phase("apply", user_data);

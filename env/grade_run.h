@@ -33,7 +33,7 @@ void grade_run_clear(GradeRun *run);
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(GradeRun, grade_run_clear)
 
 /* The environment of every command of a grade: the layers' and what keeps tools off the network. */
-GStrv grade_envp(const GradeRequest *request, const EnvLayers *layers);
+GStrv grade_envp(const EnvLayers *layers);
 
 /* A box for this grade; `root_read_only` as strict wants it. */
 Box *grade_box_open(const GradeRequest *request, const EnvLayers *layers, gboolean root_read_only,

@@ -491,7 +491,7 @@ gboolean grade_run_strict(const GradeRequest *request, const Environment *env,
     if (script == NULL)
         return error_set(error, ASSAY_ERROR_INPUT,
                          "the task's eval_script cannot be graded strictly: %s", why);
-    g_auto(GStrv) envp = grade_envp(request, layers);
+    g_auto(GStrv) envp = grade_envp(layers);
     envp = g_environ_setenv(envp, "HOME", env->prologue ? "/root" : "/tmp/home", TRUE);
     const Strict base = {.request = request,
                          .env = env,

@@ -353,8 +353,7 @@ static EnvLayers *grade_prepare(const GradeRequest *request, json_t *evidence,
         return NULL;
     g_autofree char *checkout =
         repo_checkout(request->state_dir, request->task, request->repos, &owner, error);
-    EnvLayers *layers =
-        checkout != NULL ? env_ensure(&host, request->task, env, checkout, error) : NULL;
+    EnvLayers *layers = checkout != NULL ? env_ensure(&host, env, checkout, error) : NULL;
     *ret_env = layers != NULL ? g_steal_pointer(&env) : NULL;
     if (layers != NULL)
         missing_note(checkout, evidence);

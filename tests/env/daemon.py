@@ -8,7 +8,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import traceback
 
 BUGS = re.compile("Sanitizer|runtime error|assertion|CRITICAL|invalid .*pointer")
 HERE = pathlib.Path(__file__).resolve().parent
@@ -141,3 +143,22 @@ def task_row(number, **more):
 
 def rows(items):
     return "".join(json.dumps(item) + "\n" for item in items)
+
+
+def run_cases(cases):
+    """Runs the functions (or those named on the command line) as TAP; true when one failed."""
+    wanted = sys.argv[2:]
+    cases = [c for c in cases if not wanted or c.__name__ in wanted]
+    print(f"1..{len(cases)}")
+    failed = 0
+    for number, function in enumerate(cases, 1):
+        name = function.__name__.replace("_", " ")
+        try:
+            function()
+            print(f"ok {number} - {name}", flush=True)
+        except Exception as why:  # a case that cannot finish has failed
+            failed += 1
+            print(f"not ok {number} - {name}", flush=True)
+            for line in traceback.format_exc().splitlines() + [str(why)]:
+                print("#", line[:600])
+    return failed > 0

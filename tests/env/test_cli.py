@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from daemon import HERE, rows, task_row
+from daemon import HERE, rows, run_cases, task_row
 
 ASSAY = os.path.abspath(sys.argv[1])
 CASES = []
@@ -163,23 +163,4 @@ def json_is_one_object_per_line():
         same([line["object"] for line in lines], ["grade"] * 3 + ["sweep"])
 
 
-def main():
-    wanted = sys.argv[2:]
-    cases = [c for c in CASES if not wanted or c.__name__ in wanted]
-    print(f"1..{len(cases)}")
-    failed = 0
-    for number, function in enumerate(cases, 1):
-        name = function.__name__.replace("_", " ")
-        try:
-            function()
-            print(f"ok {number} - {name}", flush=True)
-        except Exception as why:  # a case that cannot finish has failed
-            failed += 1
-            print(f"not ok {number} - {name}", flush=True)
-            import traceback
-            for line in traceback.format_exc().splitlines() + [str(why)]:
-                print("#", line[:600])
-    return failed > 0
-
-
-sys.exit(main())
+sys.exit(run_cases(CASES))

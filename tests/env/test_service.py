@@ -10,7 +10,7 @@ import sys
 import threading
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from daemon import Daemon, rows, task_row
+from daemon import Daemon, rows, run_cases, task_row
 
 ASSAYD = os.path.abspath(sys.argv[1])
 CASES = []
@@ -429,23 +429,4 @@ def many_readers_of_one_sweep_all_see_its_end():
         same(counts, [6] * 20)
 
 
-def main():
-    wanted = sys.argv[2:]
-    cases = [c for c in CASES if not wanted or c.__name__ in wanted]
-    print(f"1..{len(cases)}")
-    failed = 0
-    for number, function in enumerate(cases, 1):
-        name = function.__name__.replace("_", " ")
-        try:
-            function()
-            print(f"ok {number} - {name}", flush=True)
-        except Exception as why:  # a case that cannot finish has failed
-            failed += 1
-            print(f"not ok {number} - {name}", flush=True)
-            import traceback
-            for line in traceback.format_exc().splitlines() + [str(why)]:
-                print("#", line[:400])
-    return failed > 0
-
-
-sys.exit(main())
+sys.exit(run_cases(CASES))
