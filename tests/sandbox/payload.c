@@ -521,6 +521,14 @@ static int fill_inodes(const char *top)
     }
 }
 
+/* For ever: "real" and "away" change places. */
+static int swap_dirs(void)
+{
+    for (;;)
+        if (renameat2(AT_FDCWD, "real", AT_FDCWD, "away", RENAME_EXCHANGE) < 0)
+            return 1;
+}
+
 static int signal_by(const char *name)
 {
     if (strcmp(name, "stack") == 0) {
@@ -553,6 +561,8 @@ int main(int argc, char **argv)
         return stay(strcmp(arg, "hold") == 0);
     if (strcmp(word, "spin") == 0)
         return spin();
+    if (strcmp(word, "swap_dirs") == 0)
+        return swap_dirs();
     if (strcmp(word, "fds") == 0)
         return list_fds();
     if (strcmp(word, "open_many") == 0)
