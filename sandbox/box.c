@@ -25,6 +25,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#define CPU_MILLI_MIN  10u      /* the kernel's: 1 ms of each 100 ms */
+#define CPU_MILLI_MAX  1000000u /* a thousand CPUs */
+#define SIZE_LIMIT_MAX (1ull << 60)
+
 typedef struct FdList {
     int fds[SPEC_FDS_MAX];
     guint n;
@@ -91,9 +95,21 @@ static gboolean check_spec(const BoxSpec *spec, GError **error)
         if (!spec_path_ok(spec->mounts[i].path) || !spec->mounts[i].path[1])
             return error_set(error, ASSAY_ERROR_INPUT, "mount %s is not an absolute, normal path",
                              spec->mounts[i].path);
+    if (spec->limits.cpu_weight > 10000 || spec->limits.cpu_milli > CPU_MILLI_MAX ||
+        (spec->limits.cpu_milli > 0 && spec->limits.cpu_milli < CPU_MILLI_MIN))
+        return error_set(error, ASSAY_ERROR_LIMIT, "cpu_weight is 1..10000, cpu_milli %u..%u",
+                         CPU_MILLI_MIN, CPU_MILLI_MAX);
+    if (spec->limits.mem_bytes > SIZE_LIMIT_MAX || spec->limits.swap_bytes > SIZE_LIMIT_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "a memory limit is above 2^60");
     if (spec->hostname != NULL && strlen(spec->hostname) > 63)
         return error_set(error, ASSAY_ERROR_LIMIT, "the host name is longer than 63 bytes");
     return TRUE;
+}
+
+/* Where no group caps CPU time, commands get so many CPUs; 0: all. */
+static guint64 affinity_cpus(const Box *box, const BoxLimits *limits)
+{
+    return cgroup_share_by(box->cgroup) == BOX_BY_NOBODY ? (limits->cpu_milli + 999) / 1000 : 0;
 }
 
 static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *bytes, GError **error)
@@ -126,7 +142,9 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
         .gids = box->ids.gids,
         .limits = {spec->limits.cpu_ms, spec->limits.mem_bytes, spec->limits.disk_bytes,
                    spec->limits.inodes, spec->limits.tmp_bytes, spec->limits.file_bytes,
-                   spec->limits.pids, spec->limits.nofile, spec->limits.stack_bytes},
+                   spec->limits.pids, spec->limits.nofile, spec->limits.stack_bytes,
+                   affinity_cpus(box, &spec->limits),
+                   spec->slot * affinity_cpus(box, &spec->limits)},
         .filter = g_bytes_get_data(filter, &filter_len),
     };
     open.filter_len = (guint32)filter_len;
@@ -186,7 +204,7 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
         box->starter->attached = TRUE;
     }
     cgroup_wait_drained(box->cgroup);
-    return cgroup_limits(box->cgroup, spec->limits.mem_bytes, spec->limits.pids, error);
+    return cgroup_limits(box->cgroup, &spec->limits, error);
 }
 
 static gboolean open_namespaces(Box *box, const BoxSpec *spec, GError **error)

@@ -45,6 +45,7 @@ typedef enum BoxBy {
     BOX_BY_SAMPLER = 5,
     BOX_BY_TIMER = 6,
     BOX_BY_RUSAGE = 7,
+    BOX_BY_AFFINITY = 8, /* whole CPUs, until a command asks for others: it may */
 } BoxBy;
 const char *box_by_str(BoxBy by); /* "nobody", "cgroup2", ... */
 
@@ -58,7 +59,10 @@ typedef struct BoxLimits {
     guint64 wall_ms;
     guint64 cpu_ms;
     guint64 idle_ms;
+    guint64 cpu_milli;  /* at most so many thousandths of one CPU at a time */
+    guint64 cpu_weight; /* share among busy boxes, 1..10000; 0: 100, as everybody */
     guint64 mem_bytes;
+    guint64 swap_bytes; /* beyond mem_bytes; here 0 means none */
     guint64 disk_bytes; /* each tmpfs upper (root and workspace) */
     guint64 inodes;     /* each tmpfs upper */
     guint64 tmp_bytes;  /* /tmp, and /dev/shm */

@@ -27,8 +27,8 @@ const char *box_layer_str(BoxLayer layer)
 
 const char *box_by_str(BoxBy by)
 {
-    static const char *const words[] = {"nobody", "cgroup2", "cgroup1", "rlimit",
-                                        "tmpfs",  "sampler", "timer",   "rusage"};
+    static const char *const words[] = {"nobody",  "cgroup2", "cgroup1", "rlimit",  "tmpfs",
+                                        "sampler", "timer",   "rusage",  "affinity"};
     return (gsize)by < G_N_ELEMENTS(words) ? words[by] : "nobody";
 }
 

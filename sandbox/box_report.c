@@ -21,8 +21,6 @@ static const char *why_missing(const Box *box, guint bit)
         return "this kernel has no time namespaces";
     case BOX_LAYER_LANDLOCK:
         return "this kernel has no Landlock, or it is not enabled (lsm=landlock,...)";
-    case BOX_LAYER_CGROUP:
-        return "no cgroup with memory and pids is writable: run as root, or delegate one";
     case BOX_LAYER_CAPS:
         return "nothing was gained, so nothing is dropped";
     default:
@@ -37,9 +35,11 @@ static json_t *layers_json(const Box *box, gboolean missing)
         const char *name = box_layer_str((BoxLayer)bit);
         if (!missing && (box->layers & bit))
             json_array_append_new(list, json_string(name));
-        if (missing && !(box->layers & bit))
-            json_array_append_new(
-                list, json_pack("{s:s, s:s}", "layer", name, "why", why_missing(box, bit)));
+        if (!missing || (box->layers & bit))
+            continue;
+        g_autofree char *groups = bit == BOX_LAYER_CGROUP ? cgroup_why(box->cgroup) : NULL;
+        json_array_append_new(list, json_pack("{s:s, s:s}", "layer", name, "why",
+                                              groups != NULL ? groups : why_missing(box, bit)));
     }
     return list;
 }
@@ -54,14 +54,18 @@ static json_t *limits_json(const Box *box)
     const BoxLimits *given = &box->limits;
     gboolean has_tree = box->layers & BOX_LAYER_OVERLAY;
     BoxBy memory = cgroup_mem_by(box->cgroup), pids = cgroup_pids_by(box->cgroup);
-    BoxBy cpu = cgroup_cpu_by(box->cgroup);
+    BoxBy cpu = cgroup_cpu_by(box->cgroup), share = cgroup_share_by(box->cgroup);
     json_t *limits = json_object();
     add_limit(limits, "wall", given->wall_ms, BOX_BY_TIMER);
     add_limit(limits, "idle", given->idle_ms, BOX_BY_TIMER);
     add_limit(limits, "output", given->output_bytes_kill, BOX_BY_TIMER);
     add_limit(limits, "cpu", given->cpu_ms, cpu == BOX_BY_NOBODY ? BOX_BY_SAMPLER : cpu);
+    add_limit(limits, "cpu_milli", given->cpu_milli,
+              share == BOX_BY_NOBODY ? BOX_BY_AFFINITY : share);
+    add_limit(limits, "cpu_weight", given->cpu_weight, share);
     add_limit(limits, "memory", given->mem_bytes,
               memory == BOX_BY_NOBODY && box->is_sampled ? BOX_BY_SAMPLER : memory);
+    add_limit(limits, "swap", given->mem_bytes, cgroup_swap_by(box->cgroup));
     add_limit(limits, "pids", given->pids, pids == BOX_BY_NOBODY ? BOX_BY_RLIMIT : pids);
     add_limit(limits, "disk", given->disk_bytes, has_tree ? box->disk_by : BOX_BY_NOBODY);
     add_limit(limits, "inodes", given->inodes, has_tree ? box->disk_by : BOX_BY_NOBODY);

@@ -54,6 +54,7 @@ typedef struct SpecMap {
 typedef struct SpecLimits {
     uint64_t cpu_ms, mem_bytes, disk_bytes, inodes, tmp_bytes, file_bytes, pids, nofile,
         stack_bytes;
+    uint64_t cpus, cpu_first; /* commands may run on so many, from that one on; 0: on all */
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root

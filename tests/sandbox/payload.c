@@ -11,6 +11,7 @@
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -390,10 +391,33 @@ static const Attempt attempts[] = {
 #define ROW(name, expression) {#name, attempt_##name},
     ATTEMPTS(ROW)};
 
+/* Memory that no page table shows: what was written to pipes or sockets and never read. */
+static int hog_unread(bool pipes, size_t bytes)
+{
+    static char block[1 << 16];
+    size_t done = 0;
+    for (;;) {
+        int fds[2];
+        if ((pipes ? pipe(fds) : socketpair(AF_UNIX, SOCK_STREAM, 0, fds)) < 0)
+            break;
+        if (pipes)
+            fcntl(fds[1], F_SETPIPE_SZ, 1 << 20);
+        fcntl(fds[1], F_SETFL, O_NONBLOCK);
+        for (ssize_t n; (n = write(fds[1], block, sizeof block)) > 0;)
+            done += (size_t)n;
+        if (done >= bytes)
+            break;
+    }
+    printf("survived with %zu MiB\n", done >> 20);
+    return 0;
+}
+
 /* Memory in several disguises, touched. */
 static int hog(const char *kind, size_t bytes)
 {
     char *at = MAP_FAILED;
+    if (strcmp(kind, "pipes") == 0 || strcmp(kind, "sockets") == 0)
+        return hog_unread(kind[0] == 'p', bytes);
     if (strcmp(kind, "private") == 0)
         at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     else if (strcmp(kind, "shared") == 0)
