@@ -101,6 +101,8 @@ static gboolean check_spec(const BoxSpec *spec, GError **error)
                          CPU_MILLI_MIN, CPU_MILLI_MAX);
     if (spec->limits.mem_bytes > SIZE_LIMIT_MAX || spec->limits.swap_bytes > SIZE_LIMIT_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "a memory limit is above 2^60");
+    if (spec->net == BOX_NET_PROXY && !egress_check(&spec->egress, error))
+        return FALSE;
     if (spec->hostname != NULL && strlen(spec->hostname) > 63)
         return error_set(error, ASSAY_ERROR_LIMIT, "the host name is longer than 63 bytes");
     return TRUE;
@@ -126,6 +128,7 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
                  (box->ids.mode != BOX_IDS_SINGLE || (box->copy_dir != NULL && geteuid() == 0)
                       ? (guint)SPEC_OPEN_SETGROUPS
                       : 0u) |
+                 (spec->net == BOX_NET_PROXY ? (guint)SPEC_OPEN_NET_PROXY : 0u) |
                  (spec->root_upper_fd > 0 ? (guint)SPEC_OPEN_ROOT_UPPER : 0u) |
                  (spec->work_upper_fd > 0 ? (guint)SPEC_OPEN_WORK_UPPER : 0u) |
                  (cgroup_leaf_fd(box->cgroup) >= 0 ? (guint)SPEC_OPEN_CGROUP : 0u) |
@@ -176,10 +179,13 @@ static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown,
     close(sv[1]); /* so that the keeper's death is seen as the end of the stream */
     if (!ok)
         return FALSE;
-    if (!launch_receive(box->sock, &reply, NULL, 0, error))
+    AUTO_FD listener = -1;
+    if (!launch_receive(box->sock, &reply, &listener, 1, error))
         return FALSE;
-    if (reply.kind != SPEC_REPLY_OPENED)
+    if (reply.kind != SPEC_REPLY_OPENED || (listener >= 0) != (spec->net == BOX_NET_PROXY))
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    if (listener >= 0 && (box->egress = egress_start(&spec->egress, listener, error)) == NULL)
+        return FALSE;
     box->layers = reply.layers;
     box->landlock_abi = reply.landlock_abi;
     return TRUE;
@@ -247,7 +253,7 @@ static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
         return FALSE;
     if (open_namespaces(box, spec, &local))
         return TRUE;
-    if (!spec->allow_degraded) {
+    if (!spec->allow_degraded || spec->net == BOX_NET_PROXY) { /* there is no network to proxy to */
         g_propagate_error(error, g_steal_pointer(&local));
         return FALSE;
     }
@@ -328,6 +334,7 @@ void box_close(Box *box)
     }
     if (box->copy_dir != NULL && box->starter != NULL)
         launch_wait_keepers(box->starter);
+    egress_stop(box->egress);
     box_degraded_remove(box);
     g_free(box->work_path);
     g_free(box->degraded_why);

@@ -50,8 +50,9 @@ typedef enum BoxBy {
 const char *box_by_str(BoxBy by); /* "nobody", "cgroup2", ... */
 
 typedef enum BoxNet {
-    BOX_NET_NONE = 0, /* a network namespace with loopback, nothing else */
-    BOX_NET_HOST = 1, /* the host's network: environment builds only, never grading */
+    BOX_NET_NONE = 0,  /* a network namespace with loopback, nothing else */
+    BOX_NET_HOST = 1,  /* the host's network: environment builds only, never grading */
+    BOX_NET_PROXY = 2, /* as NONE, and an HTTP proxy on loopback that reaches what egress allows */
 } BoxNet;
 
 /* 0 = the default of box_limits_default() is NOT applied: 0 means "not limited". */
@@ -90,6 +91,21 @@ typedef struct BoxFile {
     guint mode;
 } BoxFile;
 
+#define BOX_PROXY_URL "http://127.0.0.1:3128"
+
+/* What BOX_NET_PROXY lets through: CONNECT, and plain GET, HEAD and POST, to names and ports of a
+ * list. Addresses instead of names, and names that resolve to addresses that are not public, are
+ * refused. It ends with the box. */
+typedef struct BoxEgress {
+    const char *const *allow; /* NULL-terminated: "pypi.org:443", "*.debian.org:80" */
+    guint64 bytes_max;        /* both directions, for the life of the box; 0: not limited */
+    guint head_ms, idle_ms;   /* to send a request; without a byte moved. 0: 10 s, 60 s */
+    int log_fd;               /* > 0: one JSON line per request */
+    /* For tests only: "name=address" lines that replace DNS, and loopback as a target. */
+    const char *const *unsafe_hosts;
+    gboolean unsafe_loopback;
+} BoxEgress;
+
 typedef struct BoxSpec {
     /* Root tree. root_fd < 0 or 0: the host's /usr, /bin, /lib* read-only and a small generated
      * /etc; else a directory that holds a whole root file system. */
@@ -108,6 +124,7 @@ typedef struct BoxSpec {
     gsize n_mounts;
 
     BoxNet net;
+    BoxEgress egress;     /* of BOX_NET_PROXY */
     guint uid, gid;       /* inside ids of commands; never a host id 0, whatever they are */
     const char *hostname; /* NULL: "sandbox" */
     guint slot; /* 0..2045: picks the host id range and the cgroups; unique per live box */
@@ -183,6 +200,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Box, box_close)
 /* A fixed, complete environment for commands of that inside uid: PATH, HOME, LANG=C.UTF-8, TZ=UTC
  * ... NULL-terminated, static. */
 const char *const *box_envp_default(guint uid);
+
+/* ENVP with the proxy of BOX_NET_PROXY in it (http_proxy ...); what a NULL envp is in such a box.
+ * g_strfreev. */
+char **box_envp_proxied(const char *const *envp);
 
 /* The owner (uid and gid) that trees on disk must have to be writable lowers of any box: an
  * unprivileged id of our range when we are root, else our own uid. */

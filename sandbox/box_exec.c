@@ -133,7 +133,9 @@ static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
         command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
     g_auto(GStrv) argv = words(run->box, command);
     g_auto(GStrv) envp = run->box->copy_dir != NULL ? box_degraded_envp(run->box, given)
-                                                    : g_strdupv((char **)(gsize)given);
+                         : run->box->egress != NULL && command->envp == NULL
+                             ? box_envp_proxied(given)
+                             : g_strdupv((char **)(gsize)given);
     g_autofree char *cwd =
         box_path_inside(run->box, command->cwd != NULL ? command->cwd : run->box->work_path);
     struct winsize size = {0};

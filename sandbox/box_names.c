@@ -62,6 +62,16 @@ const char *const *box_envp_default(guint uid)
     return uid == 0 ? root : other;
 }
 
+char **box_envp_proxied(const char *const *envp)
+{
+    static const char *const names[] = {"http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"};
+    char **copy = g_strdupv((char **)(gsize)envp);
+    for (gsize i = 0; i < G_N_ELEMENTS(names); i++)
+        copy = g_environ_setenv(copy, names[i], BOX_PROXY_URL, TRUE);
+    copy = g_environ_setenv(copy, "no_proxy", "localhost,127.0.0.1,::1", TRUE);
+    return g_environ_setenv(copy, "NO_PROXY", "localhost,127.0.0.1,::1", TRUE);
+}
+
 void box_result_clear(BoxResult *result)
 {
     g_clear_pointer(&result->out, g_bytes_unref);

@@ -79,9 +79,11 @@ static json_t *limits_json(const Box *box)
 static json_t *notes_json(const Box *box)
 {
     static const char *const id_words[] = {"single", "range", "shared"};
+    static const char *const net_words[] = {"none", "host", "proxy"};
     gboolean has_tree = box->layers & BOX_LAYER_OVERLAY;
     json_t *notes = json_object();
     json_object_set_new(notes, "ids", json_string(id_words[box->ids.mode]));
+    json_object_set_new(notes, "net", json_string(net_words[box->net]));
     json_object_set_new(notes, "rename_dir", json_string(has_tree ? "exdev" : "ok"));
     json_object_set_new(notes, "work", json_string(has_tree ? "overlay" : "copy"));
     if (box->landlock_abi > 0)

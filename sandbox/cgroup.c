@@ -382,7 +382,7 @@ static gboolean is_stale(const char *name)
     return pid > 0 && started > 0 && cgroup_start_time(pid) != started;
 }
 
-/* A slot's group is killed. A supervisor's may hold what outlived its daemon: it goes when empty. */
+/* A slot's group is killed. A supervisor's goes once it is empty: it may hold survivors. */
 static guint sweep_one(const char *parent, const char *name)
 {
     g_autofree char *path = g_build_filename(parent, name, NULL);

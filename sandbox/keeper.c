@@ -19,6 +19,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -84,6 +85,19 @@ static int enter(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *failed
     keeper_write_text("/proc/sys/user/max_user_namespaces", "0");
     keeper->layers |= BOX_LAYER_USER | BOX_LAYER_MOUNT | BOX_LAYER_UTS;
     return 0;
+}
+
+/* Where the box's programs find the proxy. The proxy is a process of the host's network that is
+ * given this socket; nothing else crosses. */
+static int listen_for_proxy(Fail *failed)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET,
+                             .sin_port = htons(SPEC_PROXY_PORT),
+                             .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (sock < 0 || bind(sock, (struct sockaddr *)&at, sizeof at) < 0 || listen(sock, 128) < 0)
+        return fail(failed, "listen for the proxy", NULL);
+    return sock;
 }
 
 static SpecReply reply_of(SpecReplyKind kind)
@@ -329,14 +343,19 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
     close(spec_sock);
     keeper.sock = request.fds[0];
     const int *dirs = request.fds + 1 + ((keeper.open.flags & SPEC_OPEN_CGROUP) != 0);
-    if (r < 0 || build(&keeper, dirs, &failed) < 0) {
+    bool proxied = keeper.open.flags & SPEC_OPEN_NET_PROXY;
+    int listener = -1;
+    if (r < 0 || build(&keeper, dirs, &failed) < 0 ||
+        (proxied && (listener = listen_for_proxy(&failed)) < 0)) {
         send_failure(&keeper, &failed);
         _exit(1);
     }
     SpecReply opened = reply_of(SPEC_REPLY_OPENED);
     opened.layers = keeper.layers | payload_layers(&keeper);
     opened.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
-    keeper_reply(keeper.sock, &opened, -1, -1);
+    keeper_reply(keeper.sock, &opened, listener, -1);
+    if (listener >= 0)
+        close(listener);
 
     while (serve_one(&keeper))
         ;

@@ -270,7 +270,8 @@ static int mount_etc_dirs(Tree *tree)
     char options[128], at[64];
     struct stat st;
     for (const char *const *dir = keeper_etc_dirs; *dir != NULL; dir++) {
-        if (dir > keeper_etc_dirs && !(tree->keeper->open.flags & SPEC_OPEN_NET_HOST))
+        if (dir > keeper_etc_dirs &&
+            !(tree->keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
             return 0; /* only builds need more than the alternatives */
         snprintf(at, sizeof at, "/etc/%s", *dir);
         if (stat(at, &st) < 0 || !S_ISDIR(st.st_mode))

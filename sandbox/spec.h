@@ -31,6 +31,7 @@
 #define SPEC_FILTER_MAX 4096u /* BPF instructions, the kernel's own limit */
 #define SPEC_MAPS_MAX   8u
 #define SPEC_FDS_MAX    200u /* descriptors in one message; the kernel's limit is 253 */
+#define SPEC_PROXY_PORT 3128u
 
 typedef enum SpecOpenFlag {
     SPEC_OPEN_HOST_ROOT = 1 << 0,  /* `root` is the host's /usr; /etc is generated */
@@ -43,6 +44,7 @@ typedef enum SpecOpenFlag {
     SPEC_OPEN_SETGROUPS = 1 << 7,      /* an id range is mapped: ids may be changed */
     SPEC_OPEN_CGROUP = 1 << 8,         /* the keeper is born in a cgroup v2 directory */
     SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
+    SPEC_OPEN_NET_PROXY = 1 << 16,     /* a listener inside is sent back with OPENED */
 } SpecOpenFlag;
 
 /* Lines of a uid_map or gid_map: inside, outside, count. */
@@ -94,7 +96,7 @@ typedef enum SpecReplyKind {
     SPEC_REPLY_FAILED = 1,  /* err, what */
     SPEC_REPLY_KEEPER = 2,  /* starter: the keeper's pidfd follows */
     SPEC_REPLY_IDMAP = 3,   /* starter: a user namespace descriptor follows */
-    SPEC_REPLY_OPENED = 4,  /* keeper: layers that are on */
+    SPEC_REPLY_OPENED = 4,  /* keeper: layers that are on; the proxy's listener may follow */
     SPEC_REPLY_STARTED = 5, /* keeper: init's pidfd follows, then the terminal's master */
     SPEC_REPLY_DONE = 6,    /* keeper: everything of the command is dead */
 } SpecReplyKind;

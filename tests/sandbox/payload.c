@@ -545,6 +545,50 @@ static int fill_inodes(const char *top)
     }
 }
 
+/* Sends what standard input says to a port of loopback; prints the answer, to its end. */
+static int talk(int port)
+{
+    static char text[1 << 20];
+    struct sockaddr_in to = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)port),
+                             .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct timeval patience = {5, 0};
+    int sock = socket(AF_INET, SOCK_STREAM, 0);
+    ssize_t n, len = 0;
+    while ((n = read(0, text + len, sizeof text - (size_t)len)) > 0)
+        len += n;
+    setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (connect(sock, (struct sockaddr *)&to, sizeof to) < 0) {
+        puts(strerrorname_np(errno));
+        return 1;
+    }
+    (void)send(sock, text, (size_t)len, MSG_NOSIGNAL);
+    while ((n = read(sock, text, sizeof text)) > 0)
+        fwrite(text, 1, (size_t)n, stdout);
+    if (n < 0)
+        puts(strerrorname_np(errno));
+    return 0;
+}
+
+/* N connections that say nothing, 200 of them at a time. */
+static int talk_many(int port, int n)
+{
+    static int open_ones[200];
+    int made = 0;
+    for (int i = 0; i < n; i++) {
+        struct sockaddr_in to = {.sin_family = AF_INET,
+                                 .sin_port = htons((uint16_t)port),
+                                 .sin_addr = {htonl(INADDR_LOOPBACK)}};
+        int *slot = &open_ones[i % 200];
+        if (*slot > 0)
+            close(*slot);
+        *slot = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        made += connect(*slot, (struct sockaddr *)&to, sizeof to) == 0 || errno == EINPROGRESS;
+    }
+    printf("%d\n", made);
+    return 0;
+}
+
 static int signal_by(const char *name)
 {
     if (strcmp(name, "stack") == 0) {
@@ -569,6 +613,10 @@ int main(int argc, char **argv)
         }
     if (strcmp(word, "hog") == 0)
         return hog(arg, strtoul(argv[3], NULL, 10) << 20);
+    if (strcmp(word, "talk") == 0)
+        return talk((int)strtoul(arg, NULL, 10));
+    if (strcmp(word, "talk_many") == 0)
+        return talk_many((int)strtoul(arg, NULL, 10), (int)strtoul(argv[3], NULL, 10));
     if (strcmp(word, "fork_bomb") == 0)
         return fork_bomb();
     if (strcmp(word, "zombies") == 0)
