@@ -141,9 +141,11 @@ typedef struct BoxCommand {
     gsize n_files;
     const void *stdin_data; /* NULL: /dev/null */
     gsize stdin_len;
+    int stdin_fd;         /* > 0: what is read there is passed on, until its end; not stdin_data */
     gboolean merge;       /* stdout and stderr through one pipe, in order, into result.out */
     guint64 wall_ms;      /* 0: the box's limit; else the smaller of both */
     int tee_fd;           /* > 0: output is also written there as it arrives (live logs) */
+    int tee_err_fd;       /* > 0: there goes standard error instead */
     int cancel_fd;        /* > 0: readable means cancel */
     gboolean interactive; /* stdio is ours (a terminal): `env shell`, `box shell` */
 } BoxCommand;

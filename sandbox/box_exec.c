@@ -40,6 +40,8 @@ typedef struct Run {
     int init_pidfd;
     gsize stdin_done;
     gboolean stdin_ended;
+    char passed[CHUNK_BYTES]; /* read from stdin_fd, not yet written */
+    gsize passed_at, passed_len;
     gboolean is_raw;      /* our own terminal was switched */
     gboolean is_terminal; /* out[0] is the master of the box's terminal */
     struct termios saved; /* of our own terminal, while it is raw */
@@ -209,7 +211,7 @@ static gboolean start(Run *run, GError **error)
         return FALSE;
     AUTO_FD null = -1;
     AUTO_FD stdin_end = -1;
-    if (run->command->stdin_data != NULL) {
+    if (run->command->stdin_data != NULL || run->command->stdin_fd > 0) {
         if (!make_pipe(in, error))
             return FALSE;
         stdin_end = in[0];
@@ -254,9 +256,12 @@ static void end_hard(const Run *run)
         cgroup_kill(run->box->cgroup);
 }
 
-static void copy_to_tee(const Run *run, const char *data, gsize len)
+static void copy_to_tee(const Run *run, const Output *kept, const char *data, gsize len)
 {
-    int fd = run->is_terminal ? STDOUT_FILENO : run->command->tee_fd;
+    gboolean is_err = kept == &run->kept[1] && run->command->tee_err_fd > 0;
+    int fd = run->is_terminal ? STDOUT_FILENO
+             : is_err         ? run->command->tee_err_fd
+                              : run->command->tee_fd;
     if (fd > 0)
         fd_write_all(fd, data, len, NULL); /* a lost log line is not our end */
 }
@@ -277,7 +282,7 @@ static void drain(Run *run, int *fd, Output *kept)
         }
         run->output_ns = clock_mono_ns();
         output_add(kept, chunk, (gsize)n);
-        copy_to_tee(run, chunk, (gsize)n);
+        copy_to_tee(run, kept, chunk, (gsize)n);
         guint64 most = run->box->limits.output_bytes_kill;
         if (most > 0 && run->kept[0].total + run->kept[1].total > most)
             end(run, BOX_OUTPUT_LIMIT);
@@ -286,8 +291,41 @@ static void drain(Run *run, int *fd, Output *kept)
     }
 }
 
+/* Is the descriptor to be read that standard input comes from? */
+static gboolean wants_input(const Run *run)
+{
+    return run->command->stdin_fd > 0 && run->in >= 0 && !run->stdin_ended && run->passed_len == 0;
+}
+
+static void take_input(Run *run)
+{
+    ssize_t n = read(run->command->stdin_fd, run->passed, sizeof run->passed);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    run->passed_at = 0;
+    run->passed_len = n > 0 ? (gsize)n : 0;
+    run->stdin_ended = n <= 0;
+    if (run->stdin_ended)
+        close_fd(&run->in);
+}
+
+static void pass_on(Run *run)
+{
+    ssize_t n = write(run->in, run->passed + run->passed_at, run->passed_len);
+    if (n > 0) {
+        run->passed_at += (gsize)n;
+        run->passed_len -= (gsize)n;
+    } else if (errno != EAGAIN && errno != EINTR) {
+        close_fd(&run->in); /* nobody reads any more */
+    }
+}
+
 static void feed(Run *run)
 {
+    if (run->command->stdin_fd > 0) {
+        pass_on(run);
+        return;
+    }
     const char *data = run->command->stdin_data;
     gsize left = run->command->stdin_len - run->stdin_done;
     ssize_t n = left > 0 ? write(run->in, data + run->stdin_done, left) : 0;
@@ -364,9 +402,11 @@ static gboolean pump(Run *run, GError **error)
             {.fd = run->box->sock, .events = POLLIN},
             {.fd = run->out[0], .events = POLLIN},
             {.fd = run->err[0], .events = POLLIN},
-            {.fd = run->in, .events = POLLOUT},
+            {.fd = run->command->stdin_fd > 0 && run->passed_len == 0 ? -1 : run->in,
+             .events = POLLOUT},
             {.fd = run->command->cancel_fd > 0 ? run->command->cancel_fd : -1, .events = POLLIN},
-            {.fd = run->is_terminal && !run->stdin_ended ? STDIN_FILENO : -1, .events = POLLIN}};
+            {.fd = run->is_terminal && !run->stdin_ended ? STDIN_FILENO : -1, .events = POLLIN},
+            {.fd = wants_input(run) ? run->command->stdin_fd : -1, .events = POLLIN}};
         if (poll(polled, G_N_ELEMENTS(polled), next_wait_ms(run)) < 0 && errno != EINTR)
             return error_set_errno(error, errno, "poll");
         if (polled[1].revents != 0)
@@ -379,6 +419,8 @@ static gboolean pump(Run *run, GError **error)
             end(run, BOX_CANCELLED);
         if (polled[5].revents != 0)
             feed_terminal(run);
+        if (polled[6].revents != 0)
+            take_input(run);
         if (polled[0].revents != 0 && !take_done(run, error))
             return FALSE;
         if (!run->done)
