@@ -99,7 +99,9 @@ static char *own_dir(Hierarchy hierarchy)
     g_autofree char *own = own_path(controllers[hierarchy]);
     if (mounted == NULL || own == NULL || strstr(own, "/..") != NULL)
         return NULL; /* outside what this namespace shows */
-    return own[1] == '\0' ? g_strdup(mounted) : g_build_filename(mounted, own, NULL);
+    g_autofree char *dir =
+        own[1] == '\0' ? g_strdup(mounted) : g_build_filename(mounted, own, NULL);
+    return access(dir, F_OK) == 0 ? g_steal_pointer(&dir) : NULL; /* else it is covered */
 }
 
 /* The fields after the name in /proc/PID/stat: [0] is the state. */
