@@ -321,14 +321,53 @@ static int cancel_fd(void)
     return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
+/* Output as it comes; a lost reader is not the command's end. */
+static void show(gpointer data, gboolean is_err, const void *bytes, gsize len)
+{
+    (void)data;
+    fd_write_all(is_err ? STDERR_FILENO : STDOUT_FILENO, bytes, len, NULL);
+}
+
+/* What there is of our input; its end, or the command's disinterest, ends ours. */
+static gboolean pass_input(BoxRun *run)
+{
+    char bytes[65536];
+    ssize_t n = read(STDIN_FILENO, bytes, sizeof bytes);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return TRUE;
+    if (n > 0)
+        return box_run_write(run, bytes, (gsize)n, NULL);
+    box_run_end_input(run);
+    return FALSE;
+}
+
+static gboolean exec_piped(Box *box, const BoxCommand *command, BoxResult *ret_result,
+                           GError **error)
+{
+    BoxRun *run = box_start(box, command, error);
+    gboolean has_input = command->stdin_open, ok = run != NULL;
+    while (ok && !box_run_is_done(run)) {
+        GPollFD polled[BOX_RUN_FDS + 1];
+        int wait_ms;
+        box_run_poll(run, polled, &wait_ms);
+        polled[BOX_RUN_FDS] = (GPollFD){
+            .fd = has_input && box_run_waiting(run) == 0 ? STDIN_FILENO : -1, .events = G_IO_IN};
+        ok = g_poll(polled, BOX_RUN_FDS + 1, wait_ms) >= 0 || errno == EINTR ||
+             error_set_errno(error, errno, "poll");
+        if (ok && polled[BOX_RUN_FDS].revents != 0)
+            has_input = pass_input(run);
+        ok = ok && box_run_step(run, error);
+    }
+    return run != NULL && box_run_finish(run, ret_result, ok ? error : NULL) && ok;
+}
+
 static gboolean run(Tool *tool, gboolean shell, int *ret_status, GError **error)
 {
     static const char *const shell_argv[] = {"/bin/sh", "-i", NULL};
     const BoxOptions *options = tool->options;
     AUTO_FD cancel = cancel_fd();
-    AUTO_FD input = options->pass_stdin ? fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3) : -1;
-    if (cancel < 0 || (options->pass_stdin && input < 0))
-        return error_set_errno(error, errno, "%s", cancel < 0 ? "signalfd" : "standard input");
+    if (cancel < 0)
+        return error_set_errno(error, errno, "signalfd");
     g_autoptr(Box) box = prepare(tool, shell, error) ? box_open(&tool->spec, error) : NULL;
     if (box == NULL)
         return FALSE;
@@ -340,14 +379,12 @@ static gboolean run(Tool *tool, gboolean shell, int *ret_status, GError **error)
                           .cwd = options->cwd,
                           .files = tool->files,
                           .n_files = options->files->len,
-                          .stdin_fd = input,
+                          .stdin_open = options->pass_stdin && !shell,
                           .merge = options->merge,
-                          .tee_fd = options->json ? 0 : STDOUT_FILENO,
-                          .tee_err_fd = options->json ? 0 : STDERR_FILENO,
-                          .cancel_fd = cancel,
-                          .interactive = shell};
+                          .on_output = options->json || shell ? NULL : show,
+                          .cancel_fd = cancel};
     g_auto(BoxResult) result = {0};
-    if (!box_exec(box, &command, &result, error))
+    if (!(shell ? box_exec_terminal : exec_piped)(box, &command, &result, error))
         return FALSE;
     if (options->json)
         print_json(box, &result);

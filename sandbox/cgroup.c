@@ -38,6 +38,7 @@
 struct Cgroup {
     char *dirs[HIER_COUNT]; /* NULL: absent */
     int fds[HIER_COUNT];
+    int peak_fd;          /* of memory.peak: version 2 resets it for one descriptor only */
     gboolean v2_controls; /* memory and pids are limited by the leaf */
     gboolean v2_cpu;      /* CPU shares and caps too */
     gboolean has_swap;    /* swap can be limited */
@@ -114,6 +115,9 @@ Cgroup *cgroup_slot(guint slot)
     int v2 = cgroup->fds[HIER_V2];
     cgroup->v2_controls = place->v2_controls && is_writable(v2, "memory.max");
     cgroup->v2_cpu = place->v2_cpu && is_writable(v2, "cpu.max");
+    cgroup->peak_fd = openat(v2, "memory.peak", O_RDWR | O_CLOEXEC);
+    if (cgroup->peak_fd < 0)
+        cgroup->peak_fd = openat(v2, "memory.peak", O_RDONLY | O_CLOEXEC);
     cgroup->has_swap = is_writable(v2, "memory.swap.max") ||
                        is_writable(cgroup->fds[HIER_MEMORY], "memory.memsw.limit_in_bytes");
     g_hash_table_insert(slots, GUINT_TO_POINTER(slot), cgroup);
@@ -222,21 +226,25 @@ static guint64 read_number(int dir_fd, const char *name)
 
 void cgroup_wait_drained(const Cgroup *cgroup)
 {
-    int fd = cgroup->fds[cgroup->v2_controls ? HIER_V2 : HIER_MEMORY];
-    const char *name = cgroup->v2_controls ? "memory.current" : "memory.usage_in_bytes";
-    for (int i = 0; i < DRAIN_TRIES && read_number(fd, name) > DRAINED_BYTES; i++) {
+    for (int i = 0; i < DRAIN_TRIES && cgroup_memory(cgroup) > DRAINED_BYTES; i++) {
         if (!cgroup->v2_controls)
-            cgroup_write(fd, "memory.force_empty", "0"); /* page cache does not count */
+            cgroup_write(cgroup->fds[HIER_MEMORY], "memory.force_empty", "0"); /* not page cache */
         g_usleep(RMDIR_WAIT_US);
     }
 }
 
-void cgroup_peak_reset(const Cgroup *cgroup)
+gboolean cgroup_peak_reset(const Cgroup *cgroup)
 {
     if (cgroup->v2_controls)
-        cgroup_write(cgroup->fds[HIER_V2], "memory.peak", "reset");
-    else if (cgroup->fds[HIER_MEMORY] >= 0)
-        cgroup_write(cgroup->fds[HIER_MEMORY], "memory.max_usage_in_bytes", "0");
+        return write(cgroup->peak_fd, "0", 1) == 1;
+    return cgroup->fds[HIER_MEMORY] < 0 ||
+           cgroup_write(cgroup->fds[HIER_MEMORY], "memory.max_usage_in_bytes", "0");
+}
+
+guint64 cgroup_memory(const Cgroup *cgroup)
+{
+    return cgroup->v2_controls ? read_number(cgroup->fds[HIER_V2], "memory.current")
+                               : read_number(cgroup->fds[HIER_MEMORY], "memory.usage_in_bytes");
 }
 
 /* The number after KEY in "key value" lines. */
@@ -258,6 +266,13 @@ static guint64 read_key(int dir_fd, const char *name, const char *key)
     return find_key(text, key);
 }
 
+static guint64 read_peak(const Cgroup *cgroup)
+{
+    char text[32] = "";
+    ssize_t n = pread(cgroup->peak_fd, text, sizeof text - 1, 0);
+    return n > 0 ? g_ascii_strtoull(text, NULL, 10) : 0;
+}
+
 CgroupUsage cgroup_usage(const Cgroup *cgroup)
 {
     int v2 = cgroup->fds[HIER_V2], memory = cgroup->fds[HIER_MEMORY];
@@ -272,7 +287,7 @@ CgroupUsage cgroup_usage(const Cgroup *cgroup)
         usage.cpu_sys_us = read_number(acct, "cpuacct.usage_sys") / 1000;
     }
     if (cgroup->v2_controls) {
-        usage.mem_peak_bytes = read_number(v2, "memory.peak");
+        usage.mem_peak_bytes = read_peak(cgroup);
         usage.oom_kills = read_key(v2, "memory.events", "oom_kill");
         usage.pids_peak = read_number(v2, "pids.peak");
     } else {
@@ -363,6 +378,7 @@ void cgroup_remove_all(void)
             remove_group(cgroup->dirs[i]);
             g_free(cgroup->dirs[i]);
         }
+        fd_close_p(&cgroup->peak_fd);
         g_free(cgroup->why);
         g_free(cgroup);
     }

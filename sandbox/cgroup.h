@@ -32,8 +32,12 @@ gboolean cgroup_limits(Cgroup *cgroup, const BoxLimits *limits, GError **error);
  * little of it is left. */
 void cgroup_wait_drained(const Cgroup *cgroup);
 
-/* Forgets the memory peak where the host can (version 1; version 2 since Linux 6.12). */
-void cgroup_peak_reset(const Cgroup *cgroup);
+/* Forgets the memory peak. FALSE where the host cannot (version 2 before Linux 6.12): it may be
+ * older than a command. */
+gboolean cgroup_peak_reset(const Cgroup *cgroup);
+
+/* Memory in use now. */
+guint64 cgroup_memory(const Cgroup *cgroup);
 
 CgroupUsage cgroup_usage(const Cgroup *cgroup);
 /* SIGKILLs everything in the leaf, atomically. FALSE where the host cannot. */
