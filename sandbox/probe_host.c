@@ -191,6 +191,16 @@ static int try_xattr(void)
     return setxattr("d", "user.assay", "x", 1, 0);
 }
 
+gboolean probe_has_tmpfs_xattr(void)
+{
+    static gsize known; /* 1: no, 2: yes */
+    if (g_once_init_enter(&known)) {
+        int err = probe_try(KERNEL_CLONE_NEWUSER | KERNEL_CLONE_NEWNS, -1, try_xattr);
+        g_once_init_leave(&known, err == 0 ? 2 : 1);
+    }
+    return known == 2;
+}
+
 static int try_loopback(void)
 {
     struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};

@@ -8,7 +8,6 @@ mount -t devtmpfs none /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts none /dev/pts
 mount -t tmpfs -o mode=1777 none /dev/shm
-mount -t tmpfs -o mode=1777 none /tmp
 mount -t cgroup2 none /sys/fs/cgroup
 hostname guest
 /bin/busybox ip link set lo up
