@@ -129,6 +129,8 @@ static gboolean put_files(const Run *run, GByteArray *bytes, SpecWriter *writer,
 static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
 {
     const BoxCommand *command = run->command;
+    if (command->n_files > SPEC_FILES_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "more than %u files", SPEC_FILES_MAX);
     const char *const *given =
         command->envp != NULL ? command->envp : box_envp_default(run->box->uid);
     g_auto(GStrv) argv = words(run->box, command);
@@ -148,9 +150,8 @@ static gboolean encode(const Run *run, GByteArray *bytes, GError **error)
         .n_files = (guint32)command->n_files,
         .cwd = cwd,
     };
-    if (exec.n_argv == 0 || exec.n_argv > SPEC_ARGV_MAX || exec.n_envp > SPEC_ENVP_MAX ||
-        command->n_files > SPEC_FILES_MAX)
-        return error_set(error, ASSAY_ERROR_LIMIT, "too many or no arguments, or too many files");
+    if (exec.n_argv == 0 || exec.n_argv > SPEC_ARGV_MAX || exec.n_envp > SPEC_ENVP_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "too many or no arguments");
     if (!spec_path_ok(exec.cwd))
         return error_set(error, ASSAY_ERROR_INPUT, "cwd %s is not an absolute, normal path",
                          exec.cwd);
