@@ -121,8 +121,10 @@ static int scan_file(const char *path, const struct stat *st, int kind, struct F
     if (kind == FTW_D && strcmp(path, "/usr") == 0)
         return FTW_SKIP_SUBTREE; /* the host's programs: the daemon writes nothing there */
     const char *name = strrchr(path, '/') + 1;
+    if (kind == FTW_D && strcmp(name, "task") == 0)
+        return FTW_SKIP_SUBTREE; /* a thread has what its process has */
     if (kind != FTW_F || !S_ISREG(st->st_mode) || strcmp(name, "mem") == 0 ||
-        strcmp(name, "pagemap") == 0)
+        strcmp(name, "pagemap") == 0 || strncmp(name, "smaps", 5) == 0)
         return FTW_CONTINUE;
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
     if (fd < 0)
