@@ -66,10 +66,29 @@ int keeper_send(int sock, const void *bytes, size_t len, const int *fds, int n_f
     return sent == (ssize_t)len ? 0 : -1;
 }
 
-int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b)
+SpecReply keeper_reply_of(SpecReplyKind kind)
 {
-    const int fds[] = {fd_a >= 0 ? fd_a : fd_b, fd_b};
-    return keeper_send(sock, reply, sizeof *reply, fds, (fd_a >= 0) + (fd_b >= 0));
+    return (SpecReply){.magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = kind};
+}
+
+void keeper_reply_failed(int sock, const Fail *failed)
+{
+    SpecReply reply = keeper_reply_of(SPEC_REPLY_FAILED);
+    reply.err = failed->err;
+    memcpy(reply.what, failed->what, sizeof reply.what);
+    keeper_reply(sock, &reply, NULL, 0);
+}
+
+int keeper_reply(int sock, const SpecReply *reply, const int *fds, int n_fds)
+{
+    SpecReply sent = *reply;
+    int present[SPEC_FDS_OF_REPLY] = {0}, n = 0;
+    for (int i = 0; i < n_fds; i++)
+        if (fds[i] >= 0) {
+            sent.fd_mask |= 1u << i;
+            present[n++] = fds[i];
+        }
+    return keeper_send(sock, &sent, sizeof sent, present, n);
 }
 
 /* The descriptors of one message, close-on-exec. */
@@ -95,7 +114,7 @@ static int map_request(Request *request)
     void *bytes = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, request->fds[0], 0);
     if (bytes == MAP_FAILED)
         return -1;
-    close(request->fds[0]);
+    request->memfd = request->fds[0];
     request->n_fds--;
     memmove(request->fds, request->fds + 1, (size_t)request->n_fds * sizeof(int));
     request->bytes = bytes;
@@ -133,8 +152,10 @@ int keeper_receive(int sock, uint8_t *buffer, Request *ret_request)
 
 void keeper_request_free(Request *request)
 {
-    if (request->is_mapped)
+    if (request->is_mapped) {
         munmap((void *)(uintptr_t)request->bytes, request->len);
+        close(request->memfd);
+    }
     for (int i = 0; i < request->n_fds; i++)
         close(request->fds[i]);
 }
