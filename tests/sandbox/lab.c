@@ -275,9 +275,8 @@ static gboolean belongs(const char *pid, guint slot)
         return FALSE;
     const char *uid_line = strstr(status, "\nUid:");
     guint64 uid = uid_line == NULL ? 0 : g_ascii_strtoull(uid_line + 5, NULL, 10);
-    if (is_user) /* the dead do not count, and neither do we */
-        return uid == geteuid() && !g_str_equal(pid, "self") &&
-               g_ascii_strtoll(pid, NULL, 10) != getpid();
+    if (is_user) /* nobody else's, and neither ourselves */
+        return uid == geteuid() && g_ascii_strtoll(pid, NULL, 10) != getpid() && descends(status);
     if (is_shared || is_bare) /* the store's ids, which boxes of other programs have too */
         return uid >= BOX_ID_BASE && uid < BOX_ID_BASE + BOX_ID_COUNT && descends(status);
     guint64 base = BOX_ID_BASE + (slot + 1) * (guint64)BOX_ID_COUNT;

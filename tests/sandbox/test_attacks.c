@@ -114,7 +114,7 @@ static const Attack attacks[] = {
     {22, "threads are bounded", NULL, "/payload/payload thread_bomb", "bounded"},
     {24, "init's command line is one fixed word", NULL, "tr '\\0' '.' < /proc/1/cmdline",
      "assay-box.", LOST},
-    {17, "only the box's processes are seen", NULL, "ls /proc | grep -c '^[0-9]'", "4|5", LOST},
+    {17, "only the box's processes are seen", NULL, "ls /proc | grep -c '^[0-9]'", "3|4|5", LOST},
     {28, "READ_IMPLIES_EXEC is refused", "read_implies_exec", NULL, "EPERM"},
     {28, "address randomisation cannot be switched off", "no_aslr", NULL, "EPERM"},
     {28, "asking for the personality is allowed", "personality_ask", NULL, "ok"},
