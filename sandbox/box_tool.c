@@ -209,7 +209,8 @@ static gboolean run(const ToolOptions *options, gboolean shell, int *ret_status,
         return FALSE;
     if (shell)
         spec.limits.wall_ms = spec.limits.output_bytes_kill = 0;
-    spec.root_fd = root;
+    spec.root_fds = &root;
+    spec.n_root = root >= 0 ? 1 : 0;
     spec.work_fds = &work;
     spec.n_work = work >= 0 ? 1 : 0;
 
