@@ -54,8 +54,11 @@ static gboolean show(FdList *list, const Box *box, int dir_fd, BoxDirKind kind, 
 
 static gboolean show_root(FdList *list, const Box *box, const BoxSpec *spec, GError **error)
 {
-    if (spec->root_fd > 0)
-        return show(list, box, spec->root_fd, BOX_DIR_SYSTEM, error);
+    for (gsize i = 0; i < spec->n_root; i++)
+        if (!show(list, box, spec->root_fds[i], BOX_DIR_SYSTEM, error))
+            return FALSE;
+    if (spec->n_root > 0)
+        return TRUE;
     AUTO_FD usr = open("/usr", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (usr < 0)
         return error_set_errno(error, errno, "open /usr");
@@ -85,7 +88,8 @@ static gboolean show_all(FdList *list, const Box *box, const BoxSpec *spec, GErr
 
 static gboolean check_spec(const BoxSpec *spec, GError **error)
 {
-    if (spec->n_layers > SPEC_LAYERS_MAX || spec->n_work > SPEC_LAYERS_MAX)
+    if (spec->n_root > SPEC_LAYERS_MAX || spec->n_layers > SPEC_LAYERS_MAX ||
+        spec->n_work > SPEC_LAYERS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "more than %u layers", SPEC_LAYERS_MAX);
     if (spec->n_mounts > SPEC_MOUNTS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "more than %u mounts", SPEC_MOUNTS_MAX);
@@ -124,7 +128,7 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
         return FALSE;
     gsize filter_len;
     SpecOpen open = {
-        .flags = (spec->root_fd > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
+        .flags = (spec->n_root > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
                  (spec->root_read_only ? (guint)SPEC_OPEN_ROOT_READ_ONLY : 0u) |
                  (spec->net == BOX_NET_HOST ? (guint)SPEC_OPEN_NET_HOST : 0u) |
                  (box->ids.mode == BOX_IDS_RANGE ? (guint)SPEC_OPEN_MOUNT_FDS : 0u) |
@@ -139,6 +143,7 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
                  (box->is_sampled ? (guint)SPEC_OPEN_SAMPLE : 0u),
         .uid = spec->uid,
         .gid = spec->gid,
+        .n_root = spec->n_root > 0 ? (guint32)spec->n_root : 1,
         .n_layers = (guint32)spec->n_layers,
         .n_work = (guint32)spec->n_work,
         .n_mounts = (guint32)spec->n_mounts,

@@ -375,10 +375,10 @@ static bool serve_one(Keeper *keeper)
     return r <= 0;
 }
 
-/* Directories of the tree: root, layers, work, uppers, mounts. */
+/* Directories of the tree: roots, layers, work, uppers, mounts. */
 uint32_t keeper_dir_fds(const SpecOpen *open)
 {
-    return 1 + open->n_layers + open->n_work + open->n_mounts +
+    return open->n_root + open->n_layers + open->n_work + open->n_mounts +
            ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0) +
            ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
 }
