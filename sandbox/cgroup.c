@@ -170,8 +170,9 @@ static gboolean set_memory_v1(const Cgroup *cgroup, const BoxLimits *limits, GEr
     return TRUE;
 }
 
-/* The starter, the keeper and init are inside the limited group. */
-#define PIDS_OURS 3
+/* Inside the limited group: the starter, its spare keeper with an init, the keeper, the init of the
+ * running command, the staged one with its payload-to-be, and the one for the next reset. */
+#define PIDS_OURS 8
 
 static gboolean set_pids(const Cgroup *cgroup, const BoxLimits *limits, GError **error)
 {
