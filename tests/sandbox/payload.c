@@ -2,6 +2,8 @@
  * The attacker: a static program with one sub-command per attempt. Prints the errno's name, or
  * what it got. It knows nothing of boxes; the tests know what it must see.
  */
+#include "tests/sandbox/payload_layers.h"
+
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
@@ -567,6 +569,8 @@ int main(int argc, char **argv)
         puts(try_abstract_connect(arg) >= 0 ? "ok" : strerrorname_np(errno));
         return 0;
     }
+    if (strcmp(word, "layers") == 0)
+        return payload_layers(argc - 2, argv + 2);
     if (strcmp(word, "stack") == 0)
         return signal_by(word);
     fprintf(stderr, "unknown attempt %s\n", word);
