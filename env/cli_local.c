@@ -187,9 +187,9 @@ int cli_env_shell(Cli *cli)
     g_autoptr(Box) box = box_open(&spec, &error);
     const char *argv[] = {"/bin/bash", NULL};
     const BoxCommand command = {
-        .argv = argv, .envp = (const char *const *)layers->envp, .interactive = TRUE};
+        .argv = argv, .envp = (const char *const *)layers->envp};
     g_auto(BoxResult) result = {0};
-    if (box == NULL || !box_exec(box, &command, &result, &error))
+    if (box == NULL || !box_exec_terminal(box, &command, &result, &error))
         return cli_error(cli, error, "assay doctor");
     return result.outcome == BOX_EXITED ? result.exit_code : CLI_FAILED;
 }

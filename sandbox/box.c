@@ -7,9 +7,10 @@
  *   3. No command outlives box_exec. Closing only tells the idle keeper to end; its death is waited
  *      for at shutdown, or at once when directories of the caller are its uppers.
  *
- * Not here: running commands (box_exec.c), ids (box_ids.c), the report (box_report.c).
+ * Not here: running commands (box_run.c), ids (box_ids.c), what is written (box_snapshot.c).
  */
 #include "sandbox/box_degraded.h"
+#include "sandbox/box_stage.h"
 
 #include "base/error.h"
 #include "base/fd.h"
@@ -98,6 +99,8 @@ static gboolean check_spec(const BoxSpec *spec, GError **error)
 
 static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *bytes, GError **error)
 {
+    guint64 disk_bytes, inodes;
+    box_gens_left(box, box->below, &disk_bytes, &inodes);
     GBytes *filter = filter_build(box->copy_dir != NULL ? FILTER_UNIX_ONLY : FILTER_BOX, error);
     if (filter == NULL)
         return FALSE;
@@ -120,13 +123,14 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
         .n_layers = (guint32)spec->n_layers,
         .n_work = (guint32)spec->n_work,
         .n_mounts = (guint32)spec->n_mounts,
+        .n_gens = box->copy_dir != NULL ? 0 : box->below->len,
         .work_path = box->work_path,
         .hostname = spec->hostname != NULL ? spec->hostname : "sandbox",
         .uids = box->ids.uids,
         .gids = box->ids.gids,
-        .limits = {spec->limits.cpu_ms, spec->limits.mem_bytes, spec->limits.disk_bytes,
-                   spec->limits.inodes, spec->limits.tmp_bytes, spec->limits.file_bytes,
-                   spec->limits.pids, spec->limits.nofile, spec->limits.stack_bytes},
+        .limits = {spec->limits.cpu_ms, spec->limits.mem_bytes, disk_bytes, inodes,
+                   spec->limits.tmp_bytes, spec->limits.file_bytes, spec->limits.pids,
+                   spec->limits.nofile, spec->limits.stack_bytes},
         .filter = g_bytes_get_data(filter, &filter_len),
     };
     open.filter_len = (guint32)filter_len;
@@ -142,7 +146,7 @@ static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown,
 {
     g_autoptr(GByteArray) bytes = g_byte_array_new();
     SpecReply reply;
-    int sv[2], fds[SPEC_FDS_MAX], leaf = cgroup_leaf_fd(box->cgroup);
+    int sv[2], fds[SPEC_FDS_MAX], tree[2], leaf = cgroup_leaf_fd(box->cgroup);
     guint n = 0;
     if (!encode_open(box, spec, bytes, error))
         return FALSE;
@@ -158,13 +162,15 @@ static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown,
     close(sv[1]); /* so that the keeper's death is seen as the end of the stream */
     if (!ok)
         return FALSE;
-    if (!launch_receive(box->sock, &reply, NULL, 0, error))
+    if (!launch_receive(box->sock, &reply, tree, 2, error))
+        return FALSE;
+    box->layers = reply.layers;
+    box->landlock_abi = reply.landlock_abi;
+    if (!box_take_tree(box, &reply, tree[0], tree[1], error))
         return FALSE;
     if (reply.kind != SPEC_REPLY_OPENED)
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
-    box->layers = reply.layers;
-    box->landlock_abi = reply.landlock_abi;
-    return TRUE;
+    return box_stage_ask(box, error);
 }
 
 static gboolean open_with_ids(Box *box, const BoxSpec *spec, gboolean shared, GError **error)
@@ -172,7 +178,9 @@ static gboolean open_with_ids(Box *box, const BoxSpec *spec, gboolean shared, GE
     g_auto(FdList) shown = {0};
     if (!box_ids_choose(spec->slot, spec->uid, spec->gid, shared, &box->ids, error))
         return FALSE;
-    return show_all(&shown, box, spec, error) && start_keeper(box, spec, &shown, error);
+    return show_all(&shown, box, spec, error) &&
+           box_gens_show(box, box->below, shown.fds, &shown.n, error) &&
+           start_keeper(box, spec, &shown, error);
 }
 
 static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
@@ -186,6 +194,7 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
         box->starter->attached = TRUE;
     }
     cgroup_wait_drained(box->cgroup);
+    box->oom_kills = cgroup_usage(box->cgroup).oom_kills;
     return cgroup_limits(box->cgroup, spec->limits.mem_bytes, spec->limits.pids, error);
 }
 
@@ -218,6 +227,7 @@ static gboolean open_degraded(Box *box, const BoxSpec *spec, GError **error)
         return error_set_errno(error, errno, "open the copy");
     shown.n = 1;
     g_clear_pointer(&box->degraded_why, g_free);
+    box->root_fd = fcntl(shown.fds[0], F_DUPFD_CLOEXEC, 3);
     return start_keeper(box, &plain, &shown, error);
 }
 
@@ -238,6 +248,7 @@ static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
     if (box->pidfd >= 0)
         close(box->pidfd);
     box->sock = box->pidfd = -1;
+    box->is_staging = FALSE;
     if (!open_degraded(box, spec, error)) {
         g_prefix_error(error, "%s; without namespaces: ", local->message);
         return FALSE;
@@ -265,6 +276,22 @@ void box_shutdown(void)
     cgroup_remove_all();
 }
 
+/* The workspace's directories, for reading changes and files later. */
+static gboolean keep_work_fds(Box *box, const BoxSpec *spec, GError **error)
+{
+    box->work_fds = g_array_new(FALSE, FALSE, sizeof(int));
+    for (gsize i = 0; i < spec->n_work; i++) {
+        int fd = fcntl(spec->work_fds[i], F_DUPFD_CLOEXEC, 3);
+        if (fd < 0)
+            return error_set_errno(error, errno, "a layer of the workspace");
+        g_array_append_val(box->work_fds, fd);
+    }
+    if (spec->work_upper_fd <= 0)
+        return TRUE;
+    box->work_upper_fd = fcntl(spec->work_upper_fd, F_DUPFD_CLOEXEC, 3);
+    return box->work_upper_fd >= 0 || error_set_errno(error, errno, "the workspace's upper");
+}
+
 Box *box_open(const BoxSpec *spec, GError **error)
 {
     static gsize at_exit;
@@ -278,15 +305,21 @@ Box *box_open(const BoxSpec *spec, GError **error)
         g_once_init_leave(&at_exit, 1);
     }
     g_autoptr(Box) box = g_new0(Box, 1);
-    box->sock = box->pidfd = -1;
+    box->sock = box->pidfd = box->root_fd = box->work_upper_fd = -1;
+    box->session = (BoxInit){-1, -1};
     box->limits = spec->limits;
     box->uid = spec->uid;
+    box->gid = spec->gid;
+    box->below = box_gens_new(NULL);
+    box->at_open = box_gens_new(NULL);
     box->net = spec->net;
     box->disk_by =
         spec->root_upper_fd > 0 || spec->work_upper_fd > 0 ? BOX_BY_NOBODY : BOX_BY_TMPFS;
     box->work_path = g_strdup(spec->work_path != NULL ? spec->work_path : "/work");
 
-    if (!open_box(box, spec, error)) {
+    if (!keep_work_fds(box, spec, error) ||
+        (spec->snapshot != NULL && !box_snapshot_start(box, spec->snapshot, error)) ||
+        !open_box(box, spec, error)) {
         g_prefix_error(error, "open a box: ");
         return NULL;
     }
@@ -301,6 +334,7 @@ void box_close(Box *box)
 {
     if (box == NULL)
         return;
+    box_init_clear(&box->session);
     if (box->sock >= 0)
         close(box->sock); /* the keeper sees the end of the stream and ends */
     if (box->pidfd >= 0) {
@@ -311,6 +345,16 @@ void box_close(Box *box)
     if (box->copy_dir != NULL && box->starter != NULL)
         launch_wait_keepers(box->starter);
     box_degraded_remove(box);
+    if (box->root_fd >= 0)
+        close(box->root_fd);
+    if (box->work_upper_fd >= 0)
+        close(box->work_upper_fd);
+    for (guint i = 0; i < box->work_fds->len; i++)
+        close(g_array_index(box->work_fds, int, i));
+    g_array_unref(box->work_fds);
+    g_clear_pointer(&box->written, box_gen_unref);
+    g_ptr_array_unref(box->below);
+    g_ptr_array_unref(box->at_open);
     g_free(box->work_path);
     g_free(box->degraded_why);
     g_free(box);

@@ -9,7 +9,9 @@
  *     result.outcome == BOX_EXITED && result.exit_code == 0      a value: what the command did
  *
  * The writable layers live as long as the Box: what one command writes, the next one sees; no
- * process of one command survives into the next. box_open + box_exec + box_close is "one-shot".
+ * process of one command survives into the next, unless it says so. box_open + box_exec + box_close
+ * is "one-shot"; box_reset makes an open box as good as new. box_snapshot freezes what was written:
+ * any number of boxes can start from it (spec.snapshot), and box_rollback returns to it.
  */
 #pragma once
 
@@ -59,8 +61,8 @@ typedef struct BoxLimits {
     guint64 cpu_ms;
     guint64 idle_ms;
     guint64 mem_bytes;
-    guint64 disk_bytes; /* each tmpfs upper (root and workspace) */
-    guint64 inodes;     /* each tmpfs upper */
+    guint64 disk_bytes; /* what is written to root and workspace, snapshots included */
+    guint64 inodes;     /* likewise */
     guint64 tmp_bytes;  /* /tmp, and /dev/shm */
     guint64 file_bytes; /* RLIMIT_FSIZE */
     guint64 pids;
@@ -86,6 +88,8 @@ typedef struct BoxFile {
     guint mode;
 } BoxFile;
 
+typedef struct BoxSnapshot BoxSnapshot;
+
 typedef struct BoxSpec {
     /* Root tree. root_fd < 0 or 0: the host's /usr, /bin, /lib* read-only and a small generated
      * /etc; else a directory that holds a whole root file system. */
@@ -102,6 +106,8 @@ typedef struct BoxSpec {
     gboolean root_read_only; /* nothing outside work_path, /tmp and the like can be written */
     const BoxMount *mounts;
     gsize n_mounts;
+    const BoxSnapshot
+        *snapshot; /* start from what it holds; of a box with the same layers and ids */
 
     BoxNet net;
     guint uid, gid;       /* inside ids of commands; never a host id 0, whatever they are */
@@ -120,11 +126,18 @@ typedef struct BoxCommand {
     gsize n_files;
     const void *stdin_data; /* NULL: /dev/null */
     gsize stdin_len;
-    gboolean merge;       /* stdout and stderr through one pipe, in order, into result.out */
-    guint64 wall_ms;      /* 0: the box's limit; else the smaller of both */
-    int tee_fd;           /* > 0: output is also written there as it arrives (live logs) */
-    int cancel_fd;        /* > 0: readable means cancel */
-    gboolean interactive; /* stdio is ours (a terminal): `env shell`, `box shell` */
+    gboolean merge;  /* stdout and stderr through one pipe, in order, into result.out */
+    guint64 wall_ms; /* 0: the box's limit; else the smaller of both */
+    int tee_fd;      /* > 0: output is also written there as it arrives (live logs) */
+    int cancel_fd;   /* > 0: readable means cancel */
+
+    gboolean stdin_open;      /* more input comes by box_run_write */
+    gboolean keep_background; /* processes it leaves live until the box is closed, reset or rolled
+                               * back; a limit then ends this command's session only */
+    gboolean terminal;        /* stdio is a terminal of the box's own; implies merge */
+    guint rows, cols;         /* of it; 0: 24 x 80 is for the program to assume */
+    void (*on_output)(gpointer data, gboolean is_err, const void *bytes, gsize len);
+    gpointer on_output_data; /* called as output arrives */
 } BoxCommand;
 
 typedef struct BoxResult {
@@ -155,6 +168,86 @@ Box *box_open(const BoxSpec *spec, GError **error);
  * failed: nothing the command does can cause that. Files left on tmpfs may use up the memory limit
  * so that not even the keeper can run: that command and all later ones are OUT_OF_MEMORY. */
 gboolean box_exec(Box *box, const BoxCommand *command, BoxResult *ret_result, GError **error);
+
+/* The same for a main loop: start, wait for the descriptors, step until it is done, finish. What
+ * `command` points to must live until it is finished. Several may run at once; limits and counters
+ * are the box's, not each command's. */
+typedef struct BoxRun BoxRun;
+#define BOX_RUN_FDS 6
+BoxRun *box_start(Box *box, const BoxCommand *command, GError **error);
+/* What to wait for (fd -1: nothing), and for how long at most. */
+void box_run_poll(const BoxRun *run, GPollFD ret_fds[BOX_RUN_FDS], int *ret_wait_ms);
+/* Does what can be done without waiting. FALSE: our machine failed; finish it. */
+gboolean box_run_step(BoxRun *run, GError **error);
+gboolean box_run_is_done(const BoxRun *run);
+/* Input for stdin_open or a terminal; at most 16 MiB wait. */
+gboolean box_run_write(BoxRun *run, const void *data, gsize len, GError **error);
+void box_run_end_input(BoxRun *run);
+void box_run_resize(BoxRun *run, guint rows, guint cols);
+void box_run_cancel(BoxRun *run);
+/* Waits for its end and frees it, whatever it returns. */
+gboolean box_run_finish(BoxRun *run, BoxResult *ret_result, GError **error);
+
+/* box_exec on our own terminal: keys go in, output comes out as it is written. */
+gboolean box_exec_terminal(Box *box, const BoxCommand *command, BoxResult *ret_result,
+                           GError **error);
+
+/* Back to what the box was when it was opened: kept processes end, what was written is gone, /tmp
+ * and terminals are fresh, later commands have a new network namespace. */
+gboolean box_reset(Box *box, GError **error);
+
+/* Freezes what the box has written outside /tmp, /run and /dev; the box goes on over it. Processes
+ * that were kept go on too: they are stopped for the time of a copy. Unsupported where the caller
+ * gave uppers, without namespaces, and before Linux 6.15. */
+BoxSnapshot *box_snapshot(Box *box, GError **error);
+BoxSnapshot *box_snapshot_ref(BoxSnapshot *snapshot);
+void box_snapshot_unref(BoxSnapshot *snapshot);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BoxSnapshot, box_snapshot_unref)
+/* Bytes it holds in memory. */
+guint64 box_snapshot_bytes(const BoxSnapshot *snapshot);
+
+/* As box_reset, to that state. */
+gboolean box_rollback(Box *box, const BoxSnapshot *snapshot, GError **error);
+
+/* Files from outside, by descriptor only: no link is followed, nothing but regular files is opened.
+ * Paths are absolute inside, or relative to work_path. Errors: NOT_FOUND, NOT_ALLOWED (a link on the
+ * way, not a regular file, not permitted), LIMIT, INPUT (not a normal path). */
+typedef enum BoxFileKind {
+    BOX_FILE_OTHER = 0, /* FIFO, socket, device */
+    BOX_FILE_REGULAR = 1,
+    BOX_FILE_DIR = 2,
+    BOX_FILE_SYMLINK = 3,
+} BoxFileKind;
+typedef struct BoxFileInfo {
+    char *name; /* last component, any bytes */
+    BoxFileKind kind;
+    guint mode; /* permission bits */
+    guint64 size;
+    gint64 mtime_ns;
+} BoxFileInfo;
+void box_file_info_free(BoxFileInfo *info);
+GBytes *box_file_read(const Box *box, const char *path, gsize len_max, GError **error);
+/* Replaces the file, whole or not at all, as the box's user would; its directory must exist. */
+gboolean box_file_write(const Box *box, const char *path, const void *data, gsize len, guint mode,
+                        GError **error);
+BoxFileInfo *box_file_stat(const Box *box, const char *path, GError **error);
+/* The entries of a directory, sorted by name: BoxFileInfo. More than `n_max` is LIMIT. */
+GPtrArray *box_file_list(const Box *box, const char *path, guint n_max, GError **error);
+
+/* What differs in the workspace from its layers, directory by directory, names in order; read from the writable layer, so
+ * it costs what was changed. Directories are not listed, nor files changed back. */
+typedef struct BoxSide {
+    guint mode;   /* as in stat; 0: absent */
+    GBytes *data; /* of a file, or a link's target */
+} BoxSide;
+typedef struct BoxChange {
+    const char *path; /* relative to work_path, any bytes */
+    BoxSide before, after;
+} BoxChange;
+typedef gboolean (*BoxChangeFunc)(const BoxChange *change, gpointer data, GError **error);
+/* LIMIT when there are more than `n_max` changes or they hold more than `bytes_max`. */
+gboolean box_changes(const Box *box, guint n_max, guint64 bytes_max, BoxChangeFunc fn,
+                     gpointer data, GError **error);
 
 /* BoxLayer bits that are on. */
 guint box_enforced(const Box *box);

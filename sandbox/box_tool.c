@@ -219,10 +219,9 @@ static gboolean run(const ToolOptions *options, gboolean shell, int *ret_status,
     warn_if_degraded(box);
     BoxCommand command = {.argv = shell && options->command == NULL
                                       ? shell_argv
-                                      : (const char *const *)options->command,
-                          .interactive = shell};
+                                      : (const char *const *)options->command};
     g_auto(BoxResult) result = {0};
-    if (!box_exec(box, &command, &result, error))
+    if (!(shell ? box_exec_terminal : box_exec)(box, &command, &result, error))
         return FALSE;
     if (options->json)
         print_json(box, &result);

@@ -1,12 +1,16 @@
 /*
- * The keeper of one box: builds it, then runs one init per command.
+ * The keeper of one box: builds its tree, then stages one init per command.
  *
  * Invariants:
- *   1. It is born inside the box's user, mount, UTS and network namespaces and never leaves them.
- *   2. When the library's end of the socket closes, the running init is killed and the keeper ends;
- *      the kernel then kills the pid namespace, and the tree goes with the mount namespace.
- *   3. It never runs foreign code and reads no file that a command could have written.
- *   4. DONE is sent only after init has been reaped: by then every process of the command is dead.
+ *   1. It is born inside the box's user, mount, UTS and network namespaces and never leaves the
+ *      user namespace.
+ *   2. When the library's end of the socket closes the keeper ends; it is PID 1 of the outer pid
+ *      namespace, so the kernel then kills every init and command, and the tree goes with the mount
+ *      namespace. Without namespaces it tells each init to end and waits.
+ *   3. It never runs foreign code. Of what commands wrote it reads only what it copies from one
+ *      generation to another, inside the box's own namespaces.
+ *   4. An init is staged in fresh pid, mount, IPC and cgroup namespaces; from then on the library
+ *      talks to it directly.
  *
  * Not here: the tree (keeper_tree.c), what happens inside a pid namespace (keeper_init.c).
  */
@@ -16,22 +20,16 @@
 #include "sandbox/layer.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <grp.h>
 #include <net/if.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <time.h>
 
 static int loopback_up(void)
@@ -86,19 +84,6 @@ static int enter(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *failed
     return 0;
 }
 
-static SpecReply reply_of(SpecReplyKind kind)
-{
-    return (SpecReply){.magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = kind};
-}
-
-static void send_failure(const Keeper *keeper, const Fail *failed)
-{
-    SpecReply reply = reply_of(SPEC_REPLY_FAILED);
-    reply.err = failed->err;
-    memcpy(reply.what, failed->what, sizeof reply.what);
-    keeper_reply(keeper->sock, &reply, -1, -1);
-}
-
 /* Layers that every payload gets or does not start. */
 static uint32_t payload_layers(const Keeper *keeper)
 {
@@ -114,201 +99,193 @@ static uint32_t payload_layers(const Keeper *keeper)
     return layers;
 }
 
-static pid_t clone_init(const Keeper *keeper, int *ret_pidfd)
+/* Inits that may be alive; only without namespaces does anybody need to know. */
+#define INITS_MAX 64
+static int inits[INITS_MAX];
+static int n_inits;
+
+static bool has_ended(int pidfd, int wait_ms)
 {
-    struct kernel_clone_args args = {.flags = KERNEL_CLONE_PIDFD,
-                                     .pidfd = (uint64_t)(uintptr_t)ret_pidfd,
-                                     .exit_signal = SIGCHLD};
-    if (!(keeper->open.flags & SPEC_OPEN_DEGRADED))
-        args.flags |= KERNEL_CLONE_NEWPID | KERNEL_CLONE_NEWIPC;
-    return kernel_clone3(&args);
+    struct pollfd polled = {.fd = pidfd, .events = POLLIN};
+    return poll(&polled, 1, wait_ms) > 0;
 }
 
-/* Waits for init; kills it when the library goes away. */
-static void wait_init(const Keeper *keeper, pid_t pid, int pidfd, int *ret_status,
-                      struct rusage *ret_usage)
+static void remember_init(int pidfd)
 {
-    struct pollfd polled[2] = {{.fd = pidfd, .events = POLLIN},
-                               {.fd = keeper->sock, .events = POLLRDHUP}};
-    bool killed = false;
-    while (polled[0].revents == 0) {
-        int n = poll(polled, killed ? 1 : 2, -1);
-        if (n < 0 && errno != EINTR)
-            break;
-        if (!killed && n > 0 && polled[1].revents != 0) {
-            kernel_pidfd_kill(pidfd, keeper->open.flags & SPEC_OPEN_DEGRADED ? SIGTERM : SIGKILL);
-            killed = true;
+    for (int i = n_inits; i-- > 0;)
+        if (has_ended(inits[i], 0)) {
+            close(inits[i]);
+            inits[i] = inits[--n_inits];
         }
-    }
-    while (wait4(pid, ret_status, 0, ret_usage) < 0 && errno == EINTR)
-        ;
-    if (killed)
-        _exit(0);
+    if (n_inits < INITS_MAX)
+        inits[n_inits++] = pidfd;
+    else
+        close(pidfd);
 }
 
-static uint64_t micros(struct timeval time)
+/* Without a pid namespace nobody dies with us: each init ends its command, then itself. */
+static void end_inits(void)
 {
-    return (uint64_t)time.tv_sec * 1000000 + (uint64_t)time.tv_usec;
+    for (int i = 0; i < n_inits; i++)
+        kernel_pidfd_kill(inits[i], SIGTERM);
+    for (int i = 0; i < n_inits; i++)
+        has_ended(inits[i], -1);
 }
 
-static void send_done(const Keeper *keeper, int report_fd, const struct rusage *usage)
+static int stage(Keeper *keeper, Fail *failed)
 {
-    InitReport report = {0};
-    SpecReply reply = reply_of(SPEC_REPLY_DONE);
-    if (read(report_fd, &report, sizeof report) == (ssize_t)sizeof report &&
-        report.magic == INIT_REPORT_MAGIC) {
-        reply.has_status = 1;
-        reply.wait_status = report.wait_status;
-        reply.start_failed = report.start_failed;
-        reply.err = report.start_err;
-        reply.leftover = report.leftover;
-        reply.sampled_oom = report.sampled_oom;
-        reply.sampled_cpu = report.sampled_cpu;
-        reply.peak_bytes = report.peak_bytes;
-        memcpy(reply.what, report.what, sizeof reply.what);
-    }
-    reply.user_us = micros(usage->ru_utime);
-    reply.sys_us = micros(usage->ru_stime);
-    if (reply.peak_bytes == 0)
-        reply.peak_bytes = (uint64_t)usage->ru_maxrss * 1024;
-    keeper_reply(keeper->sock, &reply, -1, -1);
-}
-
-/* fds of the request: stdin, stdout, stderr; none with a terminal. */
-static bool exec_fds(const SpecExec *exec, const int *fds, int n, ExecFds *ret_fds)
-{
-    *ret_fds = (ExecFds){-1, -1, -1, -1, -1};
-    if (exec->flags & SPEC_EXEC_PTY)
-        return n == 0;
-    if (n != 3)
-        return false;
-    ret_fds->in = fds[0];
-    ret_fds->out = fds[1];
-    ret_fds->err = fds[2];
-    return true;
-}
-
-/* A terminal of the box's own devpts; never the caller's (TIOCSTI). */
-static int open_terminal(const SpecExec *exec, int *ret_slave)
-{
-    char name[64];
-    int master = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (master < 0)
-        return -1;
-    struct winsize size = {.ws_row = (unsigned short)exec->rows,
-                           .ws_col = (unsigned short)exec->cols};
-    if (unlockpt(master) < 0 || ptsname_r(master, name, sizeof name) != 0 ||
-        (exec->rows > 0 && ioctl(master, TIOCSWINSZ, &size) < 0) ||
-        (*ret_slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) {
-        close(master);
-        return -1;
-    }
-    return master;
-}
-
-/* An earlier command's /proc and its masks come off in one piece; what it showed is dead. */
-static void uncover_proc(const Keeper *keeper)
-{
-    struct stat st;
-    while (!(keeper->open.flags & SPEC_OPEN_DEGRADED) && stat("/proc", &st) == 0 &&
-           st.st_dev != keeper->proc_dev && umount2("/proc", MNT_DETACH) == 0)
-        ;
-}
-
-static int run_command(const Keeper *keeper, SpecExec *exec, ExecFds *fds, Fail *failed)
-{
-    int report[2], pidfd = -1, master = -1, status = 0;
-    struct rusage usage = {0};
-    if (pipe2(report, O_CLOEXEC) < 0)
-        return fail(failed, "pipe", NULL);
-    if ((exec->flags & SPEC_EXEC_PTY) && (master = open_terminal(exec, &fds->pty)) < 0)
-        return fail(failed, "make a terminal", NULL);
-
-    fds->report = report[1];
-    uncover_proc(keeper);
-    pid_t pid = clone_init(keeper, &pidfd);
+    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
+    int socks[2], pidfd = -1;
+    struct kernel_clone_args args = {
+        .flags = KERNEL_CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd, .exit_signal = SIGCHLD};
+    if (!degraded)
+        args.flags |=
+            KERNEL_CLONE_NEWPID | KERNEL_CLONE_NEWIPC | KERNEL_CLONE_NEWNS | KERNEL_CLONE_NEWCGROUP;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0)
+        return fail(failed, "socketpair", NULL);
+    pid_t pid = kernel_clone3(&args);
     if (pid == 0) {
         close(keeper->sock);
-        close(report[0]);
-        if (master >= 0)
-            close(master);
-        keeper_init(keeper, exec, fds);
+        close(socks[0]);
+        keeper_init(keeper, socks[1]);
     }
-    close(report[1]);
-    if (pid < 0) {
-        close(report[0]);
-        return fail(failed, "start init (clone3)", NULL);
+    int r = pid < 0 ? fail(failed, "start init (clone3)", NULL) : 0;
+    close(socks[1]);
+    if (r == 0) {
+        SpecReply ready = keeper_reply_of(SPEC_REPLY_READY);
+        keeper_reply(keeper->sock, &ready, pidfd, socks[0]);
+        if (degraded)
+            remember_init(pidfd);
+        else
+            close(pidfd);
     }
-    SpecReply started = reply_of(SPEC_REPLY_STARTED);
-    keeper_reply(keeper->sock, &started, pidfd, master);
-    if (master >= 0)
-        close(master);
-    if (fds->pty >= 0)
-        close(fds->pty);
+    close(socks[0]);
+    return r;
+}
 
-    wait_init(keeper, pid, pidfd, &status, &usage);
-    send_done(keeper, report[0], &usage);
-    close(pidfd);
-    close(report[0]);
+/* What commands get from now on; those that run keep theirs. */
+static int renew_network(Keeper *keeper, Fail *failed)
+{
+    if (keeper->open.flags & SPEC_OPEN_NET_HOST)
+        return 0;
+    if (unshare((int)KERNEL_CLONE_NEWNET) < 0 || loopback_up() < 0)
+        return fail(failed, "make a network namespace", NULL);
+    return 0;
+}
+
+static void send_tree(const Keeper *keeper, SpecReplyKind kind, const KeeperTree *tree)
+{
+    SpecReply reply = keeper_reply_of(kind);
+    reply.layers = keeper->layers | payload_layers(keeper);
+    reply.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
+    reply.shareable = tree->shareable;
+    keeper_reply(keeper->sock, &reply, tree->root_fd, tree->gen_fd);
+    if (tree->gen_fd >= 0)
+        close(tree->gen_fd);
+}
+
+static int serve_order(Keeper *keeper, const Request *request, Fail *failed)
+{
+    SpecOrder order;
+    if (!spec_get_order(request->bytes, request->len, &order) || order != SPEC_ORDER_STAGE)
+        return 1;
+    return stage(keeper, failed);
+}
+
+static int serve_tree(Keeper *keeper, const Request *request, Fail *failed)
+{
+    SpecTree spec;
+    KeeperTree tree;
+    if (!spec_get_tree(request->bytes, request->len, &spec) ||
+        (uint32_t)request->n_fds != spec.n_gens || (keeper->open.flags & SPEC_OPEN_DEGRADED))
+        return 1;
+    if (keeper_tree_rebuild(keeper, request->fds, &spec, &tree, failed) < 0)
+        return -1;
+    send_tree(keeper, SPEC_REPLY_TREE, &tree);
+    keeper_tree_tidy();
+    return spec.flags & SPEC_TREE_NEW_NET ? renew_network(keeper, failed) : 0;
+}
+
+static int serve_copy(Keeper *keeper, const Request *request, Fail *failed)
+{
+    uint32_t n_gens;
+    int fd;
+    if (!spec_get_copy(request->bytes, request->len, &n_gens) ||
+        (uint32_t)request->n_fds != n_gens || (keeper->open.flags & SPEC_OPEN_DEGRADED))
+        return 1;
+    if (keeper_tree_copy(keeper, request->fds, n_gens, &fd, failed) < 0)
+        return -1;
+    SpecReply reply = keeper_reply_of(SPEC_REPLY_COPIED);
+    keeper_reply(keeper->sock, &reply, fd, -1);
+    close(fd);
     return 0;
 }
 
 /* One request; false ends the keeper. */
-static bool serve_one(const Keeper *keeper)
+static bool serve_one(Keeper *keeper)
 {
+    static const struct {
+        uint32_t magic;
+        int (*fn)(Keeper *keeper, const Request *request, Fail *failed); /* 1: malformed */
+    } table[] = {{SPEC_MAGIC_ORDER, serve_order},
+                 {SPEC_MAGIC_TREE, serve_tree},
+                 {SPEC_MAGIC_COPY, serve_copy}};
     static uint8_t buffer[SPEC_INLINE_MAX];
     Request request;
-    SpecExec exec;
-    ExecFds named;
+    uint32_t magic;
     Fail failed = {0};
-
-    if (keeper_receive(keeper->sock, buffer, &request) < 0 ||
-        !spec_get_exec(request.bytes, request.len, &exec) ||
-        !exec_fds(&exec, request.fds, request.n_fds, &named))
+    int r = 1;
+    if (keeper_receive(keeper->sock, buffer, &request) < 0)
         return false;
-    int r = run_command(keeper, &exec, &named, &failed);
+    memcpy(&magic, request.bytes, sizeof magic);
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        if (table[i].magic == magic)
+            r = table[i].fn(keeper, &request, &failed);
     if (r < 0)
-        send_failure(keeper, &failed);
+        keeper_reply_failed(keeper->sock, &failed);
     keeper_request_free(&request);
-    return true;
+    return r <= 0;
 }
 
-/* Descriptors of an open request: socket, cgroup, root, layers, work, uppers, mounts. */
+/* Directories of the tree: root, layers, work, uppers, mounts. */
+uint32_t keeper_dir_fds(const SpecOpen *open)
+{
+    return 1 + open->n_layers + open->n_work + open->n_mounts +
+           ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0) +
+           ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
+}
+
+/* With them the socket, the cgroup and the generations. */
 uint32_t keeper_open_fds(const SpecOpen *open)
 {
-    return 2 + open->n_layers + open->n_work + open->n_mounts +
-           ((open->flags & SPEC_OPEN_CGROUP) != 0) + ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0) +
-           ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
+    return 1 + ((open->flags & SPEC_OPEN_CGROUP) != 0) + keeper_dir_fds(open) + open->n_gens;
 }
 
 /* What can be done before the spec is known. */
 static int prepare(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *failed)
 {
-    signal(SIGCHLD, SIG_DFL);
+    signal(SIGCHLD, SIG_IGN); /* inits are reaped by the kernel; the library watches pidfds */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setsid();
     if (flags & SPEC_OPEN_DEGRADED)
         return 0;
     if (enter(keeper, flags, maps_ready_fd, failed) < 0 || keeper_lock_capabilities(failed) < 0)
         return -1;
-    return flags & SPEC_OPEN_MOUNT_FDS ? keeper_tree_base(flags, failed) : 0;
+    return flags & SPEC_OPEN_MOUNT_FDS ? keeper_tree_base(keeper, flags, failed) : 0;
 }
 
-static int build(Keeper *keeper, const int *dirs, Fail *failed)
+static int build(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed)
 {
     const SpecOpen *open = &keeper->open;
-    struct stat st;
+    *ret = (KeeperTree){-1, -1, false};
     if (open->flags & SPEC_OPEN_DEGRADED) {
-        keeper->copy_fd = dirs[0];
+        keeper->copy_fd = fds[0];
     } else {
         if (sethostname(open->hostname, strlen(open->hostname)) < 0 ||
             setdomainname("(none)", 6) < 0)
             return fail(failed, "set the host name", NULL);
-        if (keeper_tree_build(keeper, dirs, failed) < 0)
+        if (keeper_tree_open(keeper, fds, ret, failed) < 0)
             return -1;
-        if (stat("/proc", &st) < 0)
-            return fail(failed, "look at /proc", NULL);
-        keeper->proc_dev = st.st_dev;
     }
     return prctl(PR_SET_DUMPABLE, 0) < 0 ? fail(failed, "prctl", NULL) : 0;
 }
@@ -318,6 +295,7 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
     static uint8_t buffer[SPEC_INLINE_MAX]; /* the spec's strings lie here for good */
     static Request request;
     static Keeper keeper;
+    KeeperTree tree;
     Fail failed = {0};
     keeper.masks = masks;
     keeper.copy_fd = -1;
@@ -328,17 +306,17 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
         _exit(1); /* the starter is gone, or dropped us */
     close(spec_sock);
     keeper.sock = request.fds[0];
-    const int *dirs = request.fds + 1 + ((keeper.open.flags & SPEC_OPEN_CGROUP) != 0);
-    if (r < 0 || build(&keeper, dirs, &failed) < 0) {
-        send_failure(&keeper, &failed);
+    const int *fds = request.fds + 1 + ((keeper.open.flags & SPEC_OPEN_CGROUP) != 0);
+    if (r < 0 || build(&keeper, fds, &tree, &failed) < 0) {
+        keeper_reply_failed(keeper.sock, &failed);
         _exit(1);
     }
-    SpecReply opened = reply_of(SPEC_REPLY_OPENED);
-    opened.layers = keeper.layers | payload_layers(&keeper);
-    opened.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
-    keeper_reply(keeper.sock, &opened, -1, -1);
-
+    send_tree(&keeper, SPEC_REPLY_OPENED, &tree);
+    for (int i = 1; i < request.n_fds; i++)
+        if (request.fds[i] != keeper.copy_fd)
+            close(request.fds[i]);
     while (serve_one(&keeper))
         ;
+    end_inits();
     _exit(0);
 }

@@ -3,8 +3,8 @@
  *
  *   starter  one per slot and worker: waits for "open", forks keepers (keeper_main.c)
  *   keeper   one per box: the tree, then one init per command (keeper.c, keeper_tree.c)
- *   init     PID 1 of one command: files, reaping, the verdict how it ended (keeper_init.c)
- *   payload  gives up every privilege, then becomes the command (keeper_payload.c)
+ *   init     PID 1 of one command, staged before it is asked for (keeper_init.c)
+ *   payload  gives up every privilege, then waits to become the command (keeper_payload.c)
  */
 #pragma once
 
@@ -43,7 +43,7 @@ typedef struct Keeper {
     int sock;
     SpecOpen open;
     uint32_t layers; /* BoxLayer bits that are on */
-    dev_t proc_dev;  /* of the tree's own /proc, below those of commands */
+    char tree[16];   /* the current tree, below the workshop */
     int copy_fd;     /* the directory with "work", "tmp", "home"; only in degraded mode, else -1 */
     const ProcMasks *masks;
 } Keeper;
@@ -52,32 +52,36 @@ typedef struct Keeper {
  * end the command and report. */
 #define KEEPER_INIT_WATCHES (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)
 
-/* What init tells the keeper when the command has ended; zero when init was killed. */
-typedef struct InitReport {
-    uint32_t magic;
-    int32_t wait_status, start_err;
-    uint32_t start_failed, leftover, sampled_oom, sampled_cpu;
-    uint64_t peak_bytes;
-    char what[SPEC_WHAT_MAX];
-} InitReport;
-#define INIT_REPORT_MAGIC 0x54494e49u
-
-/* The descriptors of one command; -1 where absent. */
-typedef struct ExecFds {
-    int in, out, err, report, pty;
-} ExecFds;
-
-/* How many descriptors an open request carries. */
+/* How many descriptors an open request carries; how many of them are directories of the tree. */
 uint32_t keeper_open_fds(const SpecOpen *open);
+uint32_t keeper_dir_fds(const SpecOpen *open);
 
 /* Enters its namespaces, waits for one spec on `spec_sock` (flags: those that matter before it is
  * known), then serves that box until its peer closes. Never returns. */
 void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMasks *masks)
     __attribute__((noreturn));
 
-/* The tmpfs that everything is built on; then the tree itself, and into it. */
-int keeper_tree_base(uint32_t flags, Fail *failed);
-int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed);
+/* What the library gets of a tree; borrowed from it. gen_fd is -1 when uppers were given. */
+typedef struct KeeperTree {
+    int root_fd, gen_fd;
+    bool shareable;
+} KeeperTree;
+
+/* The workshop; in it the first tree; another tree over other generations, after which `tidy` takes
+ * the one before down; the merge of generations. 0, or -1 with the reason. */
+int keeper_tree_base(Keeper *keeper, uint32_t flags, Fail *failed);
+int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed);
+int keeper_tree_rebuild(Keeper *keeper, const int *gen_fds, const SpecTree *spec, KeeperTree *ret,
+                        Fail *failed);
+void keeper_tree_tidy(void);
+int keeper_tree_copy(Keeper *keeper, const int *gen_fds, uint32_t n_gens, int *ret_fd,
+                     Fail *failed);
+
+/* Removes whatever stands at NAME, down to that depth, following nothing. */
+int keeper_remove_any(int dir_fd, const char *name, int depth);
+
+/* Puts one layer in overlay form over another, whiteouts included (keeper_copy.c). */
+int keeper_copy_layer(int from_fd, int to_fd);
 
 /* The skeleton: what every box of these flags has, then what this one needs. */
 int keeper_skeleton_base(uint32_t flags, Fail *failed);
@@ -87,17 +91,20 @@ int keeper_skeleton_box(const SpecOpen *open, Fail *failed);
  * the first always, the others where the host's network is used, that is, for builds. */
 extern const char *const keeper_etc_dirs[];
 
-/* PID 1: never returns. */
-void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
-    __attribute__((noreturn));
+/* PID 1: moves into the tree, gets a payload ready, then serves `sock`. Never returns. */
+void keeper_init(const Keeper *keeper, int sock) __attribute__((noreturn));
+
+/* Writes the request's files; a failure here is the tree's state, which a command may have caused.
+ * In the degraded mode below the copy (keeper_files.c). */
+int keeper_put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed);
 
 /* Empties the bounding and ambient sets and locks the securebits, for this process and all that it
  * forks: what is held stays, nothing can be gained by execve, ids may be changed at no price. */
 int keeper_lock_capabilities(Fail *failed);
 
-/* Becomes the command; on failure writes an InitReport-style error to `error_fd` and exits. */
-void keeper_payload(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds, int error_fd)
-    __attribute__((noreturn));
+/* Gives everything up, waits on `sock` for one exec request with stdin, stdout and stderr (or a
+ * terminal), becomes the command. A failure goes to `error_fd` as a Fail. */
+void keeper_payload(const Keeper *keeper, int sock, int error_fd) __attribute__((noreturn));
 
 /* The ids of payloads as this process has to name them: inside ids, or in degraded mode, where
  * there is no map, the host's (root never stays root; an ordinary user stays itself). */
@@ -117,20 +124,29 @@ uint64_t keeper_procs_memory(const Keeper *keeper);
 /* User and system time of those alive. */
 uint64_t keeper_procs_cpu_ms(const Keeper *keeper);
 void keeper_procs_kill(const Keeper *keeper);
+/* Those of one session only. */
+void keeper_procs_kill_session(const Keeper *keeper, pid_t session);
+/* Stops all and waits until they stand; lets them run again. */
+void keeper_procs_freeze(const Keeper *keeper);
+void keeper_procs_thaw(const Keeper *keeper);
 
 /* A file written by a small helper: whole text to PATH. -1 with errno. */
 int keeper_write_text(const char *path, const char *text);
 
-/* Sends bytes and descriptors; a reply with up to two descriptors (-1: none). */
+/* Sends bytes and descriptors; a reply of that kind with up to two descriptors (-1: none); the
+ * reply that says why something failed. */
 int keeper_send(int sock, const void *bytes, size_t len, const int *fds, int n_fds);
+SpecReply keeper_reply_of(SpecReplyKind kind);
 int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b);
+void keeper_reply_failed(int sock, const Fail *failed);
 
 /* One received request: its bytes and the descriptors that came with it. */
 typedef struct Request {
     const void *bytes;
     size_t len;
     int fds[SPEC_FDS_MAX], n_fds;
-    bool is_mapped; /* bytes are a mapping of a memfd, else the message itself */
+    bool is_mapped; /* bytes are a mapping of `memfd`, else the message itself */
+    int memfd;
 } Request;
 
 /* Waits for a request. -1 at the end of the stream or at malformed traffic. A small one lies in

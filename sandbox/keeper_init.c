@@ -1,40 +1,50 @@
 /*
- * PID 1 of one command: covers /proc, writes the supervisor's files, starts the payload, reaps.
+ * PID 1 of one command: moves into the tree, covers /proc, gets a payload ready, then waits for the
+ * request, writes the supervisor's files, lets the payload go, reaps, reports.
+ *
+ * It is staged before the command is known, so that a command costs one message and one execve.
  *
  * Invariants:
  *   1. When init ends, the kernel kills everything in its pid namespace; so it ends as soon as the
- *      command's main process has.
- *   2. While files are written nothing else runs in the box; no symlink is followed.
+ *      command's main process has, unless what runs in the background was to be kept.
+ *   2. It ends when the library's end of its socket closes.
  *   3. It is not dumpable, and with an id range it has an id that no payload ever gets.
- *   4. Its report is written once, after the main process was reaped. No report means that it was
- *      killed, which is something a command can deserve, not an error of ours.
+ *   4. Its report is sent once per command, after the main process was reaped. No report means that
+ *      it was killed, which is something a command can deserve, not an error of ours.
  *
- * Not here: limits and verdicts (box.c), giving up privileges (keeper_payload.c).
+ * Not here: limits and verdicts (box_run.c), giving up privileges (keeper_payload.c).
  */
 #include "sandbox/keeper.h"
 
 #include "sandbox/kernel.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #define SAMPLE_MS 50
-#define RESOLVE   (KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS)
+
+typedef struct Init {
+    const Keeper *keeper;
+    int sock, signals; /* the library; SIGCHLD and SIGTERM as a descriptor */
+    pid_t payload;
+    int payload_sock, error_fd; /* hands it the request; tells why it did not start */
+    bool keeps;                 /* serves more than one command */
+    SpecReply report;
+} Init;
 
 /* Files and directories of /proc that tell about the host, where others may read them: what only
  * the host's uid 0 may open is out of reach already, since it is never in a box. */
@@ -65,140 +75,61 @@ void keeper_choose_masks(ProcMasks *masks)
 
 /* The fresh /proc of this pid namespace, read-only where it configures the host, blind where it
  * tells about it. The masks' sources are our own: a device node of a read-only /dev, an empty
- * read-only tmpfs at /sys. */
-static int mount_proc(const Keeper *keeper, Fail *failed)
+ * read-only tmpfs at the tree's /sys. We stand in the tree. */
+static int mount_proc(const ProcMasks *masks, Fail *failed)
 {
-    char path[64];
-    if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+    char to[64];
+    int at = kernel_openat2(AT_FDCWD, "proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+                            KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS);
+    snprintf(to, sizeof to, "/proc/self/fd/%d", at);
+    if (at < 0 || mount("proc", to, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return fail(failed, "mount /proc", NULL);
-    const ProcMasks *masks = keeper->masks;
+    close(at);
+    if (chdir("proc") < 0)
+        return fail(failed, "enter /proc", NULL);
     for (int i = 0; i < masks->n_covered; i++) {
-        snprintf(path, sizeof path, "/proc/%s", masks->covered[i]);
-        if (mount(path, path, NULL, MS_BIND, NULL) < 0 ||
-            mount(NULL, path, NULL,
+        const char *name = masks->covered[i];
+        if (mount(name, name, NULL, MS_BIND, NULL) < 0 ||
+            mount(NULL, name, NULL,
                   MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
-            return fail(failed, "cover", path);
+            return fail(failed, "cover", name);
     }
-    for (int i = 0; i < masks->n_hidden; i++) {
-        snprintf(path, sizeof path, "/proc/%s", masks->hidden[i]);
-        if (mount(masks->is_dir[i] ? "/sys" : "/dev/null", path, NULL, MS_BIND, NULL) < 0)
-            return fail(failed, "mask", path);
-    }
+    for (int i = 0; i < masks->n_hidden; i++)
+        if (mount(masks->is_dir[i] ? "../sys" : "/dev/null", masks->hidden[i], NULL, MS_BIND,
+                  NULL) < 0)
+            return fail(failed, "mask", masks->hidden[i]);
     return 0;
 }
 
-/* Removes whatever stands at NAME, however deep; only called while nothing else runs. */
-static int remove_any(int dir_fd, const char *name, int depth)
+/* From the workshop into the tree: what is outside has no path any more. */
+static int move_in(const Keeper *keeper, Fail *failed)
 {
-    if (unlinkat(dir_fd, name, 0) == 0 || errno == ENOENT)
-        return 0;
-    if (errno != EISDIR && errno != EPERM)
+    if (chdir(keeper->tree) < 0)
+        return fail(failed, "enter the tree", NULL);
+    if (mount_proc(keeper->masks, failed) < 0)
         return -1;
-    if (unlinkat(dir_fd, name, AT_REMOVEDIR) == 0)
-        return 0;
-    int fd = depth > 0 ? openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (dir == NULL) {
-        if (fd >= 0)
-            close(fd);
-        return -1;
-    }
-    int r = 0;
-    for (struct dirent *entry; r == 0 && (entry = readdir(dir)) != NULL;)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            r = remove_any(fd, entry->d_name, depth - 1);
-    closedir(dir);
-    return r < 0 ? -1 : unlinkat(dir_fd, name, AT_REMOVEDIR);
-}
-
-/* The directory that holds PATH, its missing parents made and given to the box's user. */
-static int open_parent(const Keeper *keeper, int top_fd, const char *path)
-{
-    int at = dup(top_fd);
-    char part[256];
-    for (const char *from = path + 1; at >= 0;) {
-        size_t n = strcspn(from, "/");
-        if (from[n] == '\0')
-            return at;
-        memcpy(part, from, n);
-        part[n] = '\0';
-        if (mkdirat(at, part, 0755) == 0)
-            (void)!fchownat(at, part, keeper_uid(&keeper->open), keeper_gid(&keeper->open),
-                            AT_SYMLINK_NOFOLLOW);
-        int next = kernel_openat2(at, part, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE);
-        int err = errno;
-        close(at);
-        errno = err;
-        at = next;
-        from += n + 1;
-    }
-    return -1;
-}
-
-static int write_all(int fd, const uint8_t *data, size_t len)
-{
-    while (len > 0) {
-        ssize_t n = write(fd, data, len);
-        if (n < 0 && errno != EINTR)
-            return -1;
-        if (n > 0) {
-            data += n;
-            len -= (size_t)n;
-        }
-    }
+    if (chdir("..") < 0 || syscall(SYS_pivot_root, ".", ".") < 0)
+        return fail(failed, "pivot_root", NULL);
+    if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+        return fail(failed, "leave the workshop", NULL);
     return 0;
 }
 
-static int put_file(const Keeper *keeper, int top_fd, const SpecFile *file)
+static int watch_signals(Fail *failed)
 {
-    const char *name = strrchr(file->path, '/') + 1;
-    int dir = open_parent(keeper, top_fd, file->path);
-    if (dir < 0)
-        return -1;
-    int fd = -1;
-    if (remove_any(dir, name, 64) == 0)
-        fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    int r = fd;
-    if (fd >= 0) {
-        r = write_all(fd, file->data, file->len);
-        if (r == 0 && (fchown(fd, keeper_uid(&keeper->open), keeper_gid(&keeper->open)) < 0 ||
-                       fchmod(fd, (mode_t)file->mode) < 0))
-            r = -1;
-        close(fd);
-    }
-    int err = errno;
-    close(dir);
-    errno = err;
-    return r < 0 ? -1 : 0;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigaddset(&set, SIGTERM);
+    signal(SIGCHLD, SIG_DFL);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return fd < 0 ? fail(failed, "signalfd", NULL) : fd;
 }
 
-static void wanted_signals(sigset_t *set)
+static uint64_t micros(struct timeval time)
 {
-    sigemptyset(set);
-    sigaddset(set, SIGCHLD);
-    sigaddset(set, SIGTERM);
-}
-
-/* A failure here is the tree's state, which a command may have caused: a start error. */
-static int put_files(const Keeper *keeper, const SpecExec *exec, Fail *failed)
-{
-    SpecExec walk = *exec;
-    const char *text;
-    SpecFile file;
-    for (uint32_t i = 0; i < walk.n_argv + walk.n_envp; i++)
-        spec_next_str(&walk, &text);
-    int top =
-        keeper->copy_fd >= 0 ? dup(keeper->copy_fd) : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int r = top < 0 ? fail(failed, "open the root", NULL) : 0;
-    for (uint32_t i = 0; r == 0 && i < exec->n_files; i++) {
-        spec_next_file(&walk, &file);
-        r = put_file(keeper, top, &file);
-        if (r < 0)
-            fail(failed, "write file", file.path);
-    }
-    if (top >= 0)
-        close(top);
-    return r;
+    return (uint64_t)time.tv_sec * 1000000 + (uint64_t)time.tv_usec;
 }
 
 static uint64_t reaped_cpu_ms(void)
@@ -206,61 +137,68 @@ static uint64_t reaped_cpu_ms(void)
     struct rusage usage;
     if (getrusage(RUSAGE_CHILDREN, &usage) < 0)
         return 0;
-    return (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
-           (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
+    return (micros(usage.ru_utime) + micros(usage.ru_stime)) / 1000;
 }
 
-static void sample(const Keeper *keeper, InitReport *report)
+static void sample(Init *init)
 {
-    const SpecLimits *limits = &keeper->open.limits;
-    uint64_t bytes = keeper_procs_memory(keeper);
+    const SpecLimits *limits = &init->keeper->open.limits;
+    SpecReply *report = &init->report;
+    uint64_t bytes = keeper_procs_memory(init->keeper);
     if (bytes > report->peak_bytes)
         report->peak_bytes = bytes;
     if (limits->mem_bytes > 0 && bytes > limits->mem_bytes)
         report->sampled_oom = 1;
-    if (limits->cpu_ms > 0 && keeper_procs_cpu_ms(keeper) + reaped_cpu_ms() > limits->cpu_ms)
+    if (limits->cpu_ms > 0 && keeper_procs_cpu_ms(init->keeper) + reaped_cpu_ms() > limits->cpu_ms)
         report->sampled_cpu = 1;
     if (report->sampled_oom || report->sampled_cpu)
-        keeper_procs_kill(keeper);
+        keeper_procs_kill(init->keeper);
 }
 
-/* Waits for the next child; watches meanwhile when that is our task. */
-static pid_t wait_child(const Keeper *keeper, InitReport *report, int *ret_status)
+/* The library is gone, or wants nothing more. */
+static void leave(const Init *init) __attribute__((noreturn));
+static void leave(const Init *init)
 {
-    uint32_t flags = keeper->open.flags;
-    if (!(flags & KEEPER_INIT_WATCHES))
-        return waitpid(-1, ret_status, 0);
-
-    sigset_t set;
-    wanted_signals(&set);
-    const struct timespec pause = {0, SAMPLE_MS * 1000000l};
-    for (;;) {
-        pid_t pid = waitpid(-1, ret_status, WNOHANG);
-        if (pid != 0)
-            return pid;
-        if (sigtimedwait(&set, NULL, &pause) == SIGTERM)
-            keeper_procs_kill(keeper);
-        if (flags & SPEC_OPEN_SAMPLE)
-            sample(keeper, report);
+    if (init->keeper->open.flags & KEEPER_INIT_WATCHES) {
+        keeper_procs_kill(init->keeper);
+        while (waitpid(-1, NULL, 0) > 0)
+            ; /* all are dead: reaped here, so the host's init has no work */
     }
-}
-
-static void send_report(const ExecFds *fds, InitReport *report)
-{
-    report->magic = INIT_REPORT_MAGIC;
-    (void)!write(fds->report, report, sizeof *report);
     _exit(0);
 }
 
-static void report_failure(const ExecFds *fds, const Fail *failed)
+/* Forks what will be the command; it stops before it needs to know more. */
+static int fork_payload(Init *init, Fail *failed)
 {
-    InitReport report = {.start_failed = 1, .start_err = failed->err};
-    memcpy(report.what, failed->what, sizeof report.what);
-    send_report(fds, &report);
+    int socks[2], error[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0)
+        return fail(failed, "socketpair", NULL);
+    if (pipe2(error, O_CLOEXEC) < 0) {
+        close(socks[0]);
+        close(socks[1]);
+        return fail(failed, "pipe", NULL);
+    }
+    init->payload = fork();
+    if (init->payload == 0) {
+        close(init->sock);
+        close(init->signals);
+        close(socks[0]);
+        close(error[0]);
+        keeper_payload(init->keeper, socks[1], error[1]);
+    }
+    close(socks[1]);
+    close(error[1]);
+    init->payload_sock = socks[0];
+    init->error_fd = error[0];
+    if (init->payload > 0)
+        return 0;
+    close(socks[0]);
+    close(error[0]);
+    return fail(failed, "fork", NULL);
 }
 
 /* Takes an id of its own, so that no payload can name init by owner. Capabilities stay, for the
- * payload-to-be that is forked next; init gives its own up after that. */
+ * payload-to-be that is forked next and for the files. */
 static int take_own_id(const Keeper *keeper, Fail *failed)
 {
     bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
@@ -274,86 +212,256 @@ static int take_own_id(const Keeper *keeper, Fail *failed)
 }
 
 /* A sampler needs them, to read the memory maps of what it samples; without a pid namespace init
- * needs those it has, if it has any, to kill what took another id. */
-static void drop_own_capabilities(const Keeper *keeper)
+ * needs those it has, if it has any, to kill what took another id; and with more commands to come
+ * there will be more files and payloads. */
+static void drop_own_capabilities(const Init *init)
 {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct none[2] = {{0}};
-    if (!(keeper->open.flags & (SPEC_OPEN_SAMPLE | SPEC_OPEN_DEGRADED)))
+    if (!(init->keeper->open.flags & KEEPER_INIT_WATCHES) && !init->keeps)
         syscall(SYS_capset, &head, none);
 }
 
-static void reap(const Keeper *keeper, const ExecFds *fds, pid_t payload, int error_fd)
+/* A terminal of the box's own devpts; never the caller's (TIOCSTI). */
+static int open_terminal(const SpecExec *exec, int *ret_slave)
 {
-    InitReport report = {0};
-    Fail failed = {0};
-    for (;;) {
-        int status = 0;
-        pid_t pid = wait_child(keeper, &report, &status);
-        if (pid < 0 && errno != EINTR)
-            break;
-        if (pid != payload)
-            continue;
-        report.wait_status = status;
-        break;
-    }
-    if (read(error_fd, &failed, sizeof failed) == (ssize_t)sizeof failed) {
-        report.start_failed = 1;
-        report.start_err = failed.err;
-        memcpy(report.what, failed.what, sizeof report.what);
-    }
-    report.leftover = keeper_procs_count(keeper);
-    if (keeper->open.flags & KEEPER_INIT_WATCHES) {
-        keeper_procs_kill(keeper);
-        while (waitpid(-1, NULL, 0) > 0)
-            ; /* all are dead: reaped here, their time counts and the host's init has no work */
-    }
-    send_report(fds, &report);
+    struct winsize size = {.ws_row = (unsigned short)exec->rows,
+                           .ws_col = (unsigned short)exec->cols};
+    int master = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (master < 0)
+        return -1;
+    if (unlockpt(master) == 0 && (exec->rows == 0 || ioctl(master, TIOCSWINSZ, &size) == 0))
+        *ret_slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (*ret_slave >= 0)
+        return master;
+    close(master);
+    return -1;
 }
 
-void keeper_init(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds)
+/* With a terminal: makes it, sends its master out and puts the slave into the request. */
+static int give_terminal(const Init *init, const SpecExec *exec, Request *request, Fail *failed)
+{
+    int slave = -1;
+    if (!(exec->flags & SPEC_EXEC_PTY))
+        return 0;
+    int master = open_terminal(exec, &slave);
+    if (master < 0)
+        return fail(failed, "make a terminal", NULL);
+    SpecReply reply = keeper_reply_of(SPEC_REPLY_TERMINAL);
+    int r = keeper_reply(init->sock, &reply, master, -1);
+    close(master);
+    request->fds[request->n_fds++] = slave;
+    return r < 0 ? fail(failed, "send the terminal", NULL) : 0;
+}
+
+/* Passes the request on: as it came, or, where it came mapped, as the same memfd. */
+static int let_go(Init *init, const Request *request, Fail *failed)
+{
+    int fds[SPEC_FDS_MAX];
+    uint32_t magic = SPEC_MAGIC_MEMFD;
+    int n = 0;
+    if (request->is_mapped)
+        fds[n++] = request->memfd;
+    memcpy(fds + n, request->fds, (size_t)request->n_fds * sizeof(int));
+    n += request->n_fds;
+    int r = request->is_mapped
+                ? keeper_send(init->payload_sock, &magic, sizeof magic, fds, n)
+                : keeper_send(init->payload_sock, request->bytes, request->len, fds, n);
+    close(init->payload_sock);
+    return r < 0 ? fail(failed, "hand over the request", NULL) : 0;
+}
+
+static void report_failure(Init *init, const Fail *failed)
+{
+    init->report.start_failed = 1;
+    init->report.err = failed->err;
+    memcpy(init->report.what, failed->what, sizeof failed->what);
+}
+
+static int start(Init *init, const SpecExec *exec, Request *request, Fail *failed)
+{
+    if (init->payload == 0 && fork_payload(init, failed) < 0)
+        return -1;
+    if (keeper_put_files(init->keeper, exec, failed) < 0 ||
+        give_terminal(init, exec, request, failed) < 0)
+        return -1;
+    drop_own_capabilities(init);
+    return let_go(init, request, failed);
+}
+
+/* Reaps what has ended; true once the main process is among it. */
+static bool reap(Init *init)
+{
+    int status;
+    bool ended = false;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+        if (pid == init->payload) {
+            init->report.wait_status = status;
+            ended = true;
+        }
+    return ended;
+}
+
+static void obey(Init *init, SpecOrder order)
+{
+    SpecReply frozen = keeper_reply_of(SPEC_REPLY_FROZEN);
+    if (order == SPEC_ORDER_END && init->payload > 0)
+        keeper_procs_kill_session(init->keeper, init->payload);
+    if (order == SPEC_ORDER_FREEZE) {
+        keeper_procs_freeze(init->keeper);
+        keeper_reply(init->sock, &frozen, -1, -1);
+    }
+    if (order == SPEC_ORDER_THAW)
+        keeper_procs_thaw(init->keeper);
+}
+
+/* An order while a command runs; anything else is the end. */
+static void take_order(Init *init)
+{
+    static uint8_t buffer[SPEC_INLINE_MAX];
+    Request request;
+    SpecOrder order;
+    if (keeper_receive(init->sock, buffer, &request) < 0 ||
+        !spec_get_order(request.bytes, request.len, &order))
+        leave(init);
+    keeper_request_free(&request);
+    obey(init, order);
+}
+
+/* One wait: children, orders, samples. True when the main process has ended. */
+static bool watch(Init *init)
+{
+    bool samples = init->keeper->open.flags & SPEC_OPEN_SAMPLE;
+    struct pollfd polled[2] = {{.fd = init->signals, .events = POLLIN},
+                               {.fd = init->sock, .events = POLLIN}};
+    struct signalfd_siginfo got;
+    bool ended = false;
+    if (poll(polled, 2, samples ? SAMPLE_MS : -1) < 0)
+        return false;
+    if (polled[1].revents != 0)
+        take_order(init);
+    if (polled[0].revents != 0) {
+        while (read(init->signals, &got, sizeof got) == (ssize_t)sizeof got)
+            if (got.ssi_signo == SIGTERM)
+                keeper_procs_kill(init->keeper);
+        ended = reap(init);
+    }
+    if (samples)
+        sample(init);
+    return ended;
+}
+
+static void send_report(Init *init)
+{
+    struct rusage usage;
+    SpecReply *report = &init->report;
+    if (getrusage(RUSAGE_CHILDREN, &usage) == 0) {
+        report->user_us = micros(usage.ru_utime);
+        report->sys_us = micros(usage.ru_stime);
+        if (report->peak_bytes == 0)
+            report->peak_bytes = (uint64_t)usage.ru_maxrss * 1024;
+    }
+    report->has_status = 1;
+    keeper_reply(init->sock, report, -1, -1);
+}
+
+/* After the main process: why it did not start, what it left. */
+static void conclude(Init *init)
 {
     Fail failed = {0};
-    struct pollfd keeper_alive = {.fd = fds->report};
-    int error[2];
-    sigset_t set;
-    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
+    if (read(init->error_fd, &failed, sizeof failed) == (ssize_t)sizeof failed)
+        report_failure(init, &failed);
+    close(init->error_fd);
+    init->payload = 0;
+    init->report.leftover = keeper_procs_count(init->keeper);
+    if (!init->keeps && (init->keeper->open.flags & KEEPER_INIT_WATCHES)) {
+        keeper_procs_kill(init->keeper);
+        while (waitpid(-1, NULL, 0) > 0)
+            ; /* all are dead: reaped here, their time counts */
+    }
+}
 
-    wanted_signals(&set);
-    sigprocmask(SIG_BLOCK, &set, NULL);
+/* Between commands: those that ended in the background, perhaps the payload-to-be itself. */
+static void rest(Init *init)
+{
+    struct signalfd_siginfo got;
+    while (read(init->signals, &got, sizeof got) == (ssize_t)sizeof got)
+        if (got.ssi_signo == SIGTERM)
+            leave(init);
+    if (reap(init)) {
+        close(init->payload_sock);
+        close(init->error_fd);
+        init->payload = 0;
+    }
+}
+
+/* An order, or one command from its request to its report. */
+static void serve(Init *init)
+{
+    static uint8_t buffer[SPEC_INLINE_MAX];
+    Request request;
+    SpecExec exec;
+    Fail failed = {0};
+    if (keeper_receive(init->sock, buffer, &request) < 0)
+        leave(init);
+    SpecOrder order;
+    if (spec_get_order(request.bytes, request.len, &order)) {
+        keeper_request_free(&request);
+        obey(init, order);
+        return;
+    }
+    if (!spec_get_exec(request.bytes, request.len, &exec) ||
+        request.n_fds != (exec.flags & SPEC_EXEC_PTY ? 0 : 3))
+        leave(init);
+    init->report = keeper_reply_of(SPEC_REPLY_DONE);
+    init->keeps = exec.flags & SPEC_EXEC_KEEP;
+    int r = start(init, &exec, &request, &failed);
+    keeper_request_free(&request);
+    if (r < 0) {
+        report_failure(init, &failed);
+    } else {
+        while (!watch(init))
+            ;
+        conclude(init);
+    }
+    send_report(init);
+    if (!init->keeps)
+        leave(init);
+}
+
+/* Everything up to the request; a failure is the answer to it. */
+static int get_ready(Init *init, Fail *failed)
+{
+    bool degraded = init->keeper->open.flags & SPEC_OPEN_DEGRADED;
     if (degraded)
         prctl(PR_SET_CHILD_SUBREAPER, 1);
-    prctl(PR_SET_PDEATHSIG, degraded ? SIGTERM : SIGKILL);
-    if (poll(&keeper_alive, 1, 0) > 0)
-        _exit(1); /* the keeper died before the line above */
     prctl(PR_SET_DUMPABLE, 1);
-    if (!degraded &&
-        (unshare((int)KERNEL_CLONE_NEWCGROUP) < 0 || mount_proc(keeper, &failed) < 0)) {
-        fail(&failed, "make the cgroup namespace", NULL);
-        report_failure(fds, &failed);
+    if (!degraded && move_in(init->keeper, failed) < 0)
+        return -1;
+    if (take_own_id(init->keeper, failed) < 0)
+        return -1;
+    return fork_payload(init, failed);
+}
+
+void keeper_init(const Keeper *keeper, int sock)
+{
+    static Init init;
+    Fail failed = {0};
+    init = (Init){.keeper = keeper, .sock = sock};
+    prctl(PR_SET_PDEATHSIG, keeper->open.flags & SPEC_OPEN_DEGRADED ? SIGTERM : SIGKILL);
+    init.signals = watch_signals(&failed);
+    if (init.signals < 0 || get_ready(&init, &failed) < 0) {
+        keeper_reply_failed(sock, &failed);
+        _exit(1);
     }
-    if (put_files(keeper, exec, &failed) < 0)
-        report_failure(fds, &failed);
-    if (pipe2(error, O_CLOEXEC) < 0) {
-        fail(&failed, "pipe", NULL);
-        report_failure(fds, &failed);
+    for (;;) {
+        struct pollfd polled[2] = {{.fd = sock, .events = POLLIN},
+                                   {.fd = init.signals, .events = POLLIN}};
+        if (poll(polled, 2, -1) < 0)
+            continue;
+        if (polled[1].revents != 0)
+            rest(&init);
+        if (polled[0].revents != 0)
+            serve(&init);
     }
-    if (take_own_id(keeper, &failed) < 0)
-        report_failure(fds, &failed);
-    pid_t payload = fork();
-    if (payload == 0)
-        keeper_payload(keeper, exec, fds, error[1]);
-    close(error[1]);
-    if (payload < 0) {
-        fail(&failed, "fork", NULL);
-        report_failure(fds, &failed);
-    }
-    for (const int *fd = &fds->in; fd <= &fds->err; fd++)
-        if (*fd >= 0)
-            close(*fd);
-    if (fds->pty >= 0)
-        close(fds->pty);
-    drop_own_capabilities(keeper);
-    reap(keeper, fds, payload, error[0]);
-    _exit(1);
 }

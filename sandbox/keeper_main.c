@@ -57,16 +57,6 @@ static int write_maps(pid_t pid, const SpecMap *uids, const SpecMap *gids, bool 
     return 0;
 }
 
-static void reply_fail(int sock, const Fail *failed)
-{
-    SpecReply reply = {.magic = SPEC_MAGIC_REPLY,
-                       .version = SPEC_VERSION,
-                       .kind = SPEC_REPLY_FAILED,
-                       .err = failed->err};
-    memcpy(reply.what, failed->what, sizeof reply.what);
-    keeper_reply(sock, &reply, -1, -1);
-}
-
 static uint64_t open_flags(const SpecOpen *open)
 {
     if (open->flags & SPEC_OPEN_DEGRADED)
@@ -190,8 +180,7 @@ static int start_keeper(int sock, const SpecOpen *open, const Request *request, 
         if (hand_over(request) < 0)
             return fail(failed, "hand the spec to the keeper", NULL);
     }
-    SpecReply reply = {
-        .magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = SPEC_REPLY_KEEPER};
+    SpecReply reply = keeper_reply_of(SPEC_REPLY_KEEPER);
     keeper_reply(sock, &reply, spare.pidfd, -1);
     close(spare.pidfd);
     close(spare.sock);
@@ -225,8 +214,7 @@ static int make_idmap(int sock, const SpecMap *uids, const SpecMap *gids, Fail *
     kill(pid, SIGKILL);
 
     if (r == 0) {
-        SpecReply reply = {
-            .magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = SPEC_REPLY_IDMAP};
+        SpecReply reply = keeper_reply_of(SPEC_REPLY_IDMAP);
         keeper_reply(sock, &reply, fd, -1);
     }
     if (fd >= 0)
@@ -242,15 +230,15 @@ static void serve_one(int sock, const Request *request)
 
     if (spec_get_idmap(request->bytes, request->len, &uids, &gids)) {
         if (make_idmap(sock, &uids, &gids, &failed) < 0)
-            reply_fail(sock, &failed);
+            keeper_reply_failed(sock, &failed);
     } else if (!request->is_mapped && spec_get_open(request->bytes, request->len, &open) &&
                (uint32_t)request->n_fds == keeper_open_fds(&open)) {
         if (start_keeper(sock, &open, request, &failed) < 0)
-            reply_fail(sock, &failed);
+            keeper_reply_failed(sock, &failed);
     } else {
         errno = EPROTO;
         fail(&failed, "malformed request", NULL);
-        reply_fail(sock, &failed);
+        keeper_reply_failed(sock, &failed);
     }
 }
 

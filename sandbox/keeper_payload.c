@@ -1,13 +1,13 @@
 /*
- * The last steps of a payload: it gives up everything, then becomes the command.
+ * The last steps of a payload: it gives up everything, waits for the command, becomes it.
  *
  * Order matters (reference: man pages of capabilities, seccomp, landlock):
- *   session, terminal, limits, ids and capabilities, no_new_privs, Landlock, descriptors,
- *   filter, execve.
+ *   session, limits, ids and capabilities, no_new_privs, Landlock, filter; then the request: terminal,
+ *   descriptors, directory, execve.
  *
  * Invariants:
  *   1. Every step is checked; a step that fails ends the payload before execve.
- *   2. After the filter only execve and the report of its failure are called.
+ *   2. What it does for a request it does as powerless as the command will be.
  *   3. Exactly descriptors 0, 1 and 2 survive execve.
  *
  * Not here: the tree and /proc (keeper_tree.c, keeper_init.c), building the filter (filter.c).
@@ -39,20 +39,15 @@
 static char *arg_list[SPEC_ARGV_MAX + 1];
 static char *env_list[SPEC_ENVP_MAX + 1];
 
-static int stdio(const ExecFds *fds, Fail *failed)
+/* Three descriptors, or one terminal. */
+static int stdio(const Request *request, Fail *failed)
 {
-    if (setsid() < 0)
-        return fail(failed, "setsid", NULL);
-    if (fds->pty >= 0) {
-        if (ioctl(fds->pty, TIOCSCTTY, 0) < 0)
-            return fail(failed, "take the terminal", NULL);
-        for (int i = 0; i < 3; i++)
-            if (dup2(fds->pty, i) < 0)
-                return fail(failed, "dup2", NULL);
-        return 0;
-    }
-    if (dup2(fds->in, 0) < 0 || dup2(fds->out, 1) < 0 || dup2(fds->err, 2) < 0)
-        return fail(failed, "dup2", NULL);
+    bool is_terminal = request->n_fds == 1;
+    if (is_terminal && ioctl(request->fds[0], TIOCSCTTY, 0) < 0)
+        return fail(failed, "take the terminal", NULL);
+    for (int i = 0; i < 3; i++)
+        if (dup2(request->fds[is_terminal ? 0 : i], i) < 0)
+            return fail(failed, "dup2", NULL);
     return 0;
 }
 
@@ -247,11 +242,12 @@ static int filter(const SpecOpen *open, Fail *failed)
     return 0;
 }
 
-/* The two that the starter and init changed. */
+/* What the starter, the keeper and init changed. */
 static void signals_reset(void)
 {
     sigset_t none;
     signal(SIGPIPE, SIG_DFL);
+    signal(SIGCHLD, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
@@ -307,26 +303,38 @@ static void die(int error_fd, const Fail *failed)
     _exit(127);
 }
 
-void keeper_payload(const Keeper *keeper, const SpecExec *exec, const ExecFds *fds, int error_fd)
+/* Everything that does not depend on the command. */
+static int give_up(const Keeper *keeper, Fail *failed)
 {
+    if (setsid() < 0)
+        return fail(failed, "setsid", NULL);
+    if (limits(&keeper->open.limits, failed) < 0 || no_capabilities_left(&keeper->open, failed) < 0)
+        return -1;
+    if (landlock(keeper, failed) < 0)
+        return -1;
+    if (kernel_close_range(3, ~0u, KERNEL_CLOSE_RANGE_CLOEXEC) < 0)
+        return fail(failed, "close descriptors", NULL);
+    return filter(&keeper->open, failed);
+}
+
+void keeper_payload(const Keeper *keeper, int sock, int error_fd)
+{
+    static uint8_t buffer[SPEC_INLINE_MAX];
+    Request request;
+    SpecExec exec;
     Fail failed = {0};
     signals_reset();
-    load_lists(exec);
     prctl(PR_SET_DUMPABLE, 1); /* for our own /proc files; execve sets it again */
     keeper_write_text("/proc/self/oom_score_adj", "1000");
+    int r = give_up(keeper, &failed);
 
-    if (stdio(fds, &failed) < 0 || limits(&keeper->open.limits, &failed) < 0 ||
-        no_capabilities_left(&keeper->open, &failed) < 0)
+    if (keeper_receive(sock, buffer, &request) < 0)
+        _exit(0); /* nothing to become */
+    if (r < 0 || !spec_get_exec(request.bytes, request.len, &exec) || stdio(&request, &failed) < 0)
         die(error_fd, &failed);
-    if (chdir(exec->cwd) < 0) {
-        fail(&failed, "enter", exec->cwd);
-        die(error_fd, &failed);
-    }
-    if (landlock(keeper, &failed) < 0)
-        die(error_fd, &failed);
-    if (kernel_close_range(3, ~0u, KERNEL_CLOSE_RANGE_CLOEXEC) < 0 ||
-        filter(&keeper->open, &failed) < 0) {
-        fail(&failed, "close descriptors", NULL);
+    load_lists(&exec);
+    if (chdir(exec.cwd) < 0) {
+        fail(&failed, "enter", exec.cwd);
         die(error_fd, &failed);
     }
     exec_search();

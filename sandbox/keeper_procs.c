@@ -40,16 +40,32 @@ static int read_proc(const char *pid, const char *name, char *text, size_t size)
     return 0;
 }
 
-/* The parent in /proc/PID/stat, after the name, which may hold anything; 0 for a zombie. */
+typedef struct Stat {
+    char state;
+    pid_t parent, session;
+} Stat;
+
+/* /proc/PID/stat after the name, which may hold anything. */
+static bool read_stat(const char *pid, Stat *ret)
+{
+    char text[1024], *end;
+    if (read_proc(pid, "stat", text, sizeof text) < 0)
+        return false;
+    const char *after = strrchr(text, ')');
+    if (after == NULL || strlen(after) < 5)
+        return false;
+    ret->state = after[2];
+    ret->parent = (pid_t)strtol(after + 4, &end, 10);
+    strtol(end, &end, 10); /* the process group */
+    ret->session = (pid_t)strtol(end, NULL, 10);
+    return true;
+}
+
+/* 0 for a zombie. */
 static pid_t parent_of(const char *pid)
 {
-    char text[1024];
-    if (read_proc(pid, "stat", text, sizeof text) < 0)
-        return 0;
-    const char *after = strrchr(text, ')');
-    if (after == NULL || strlen(after) < 5 || after[2] == 'Z')
-        return 0;
-    return (pid_t)strtoull(after + 4, NULL, 10);
+    Stat stat;
+    return read_stat(pid, &stat) && stat.state != 'Z' ? stat.parent : 0;
 }
 
 /* Fills pids[] with the command's processes. */
@@ -139,4 +155,53 @@ void keeper_procs_kill(const Keeper *keeper)
             for (int i = 0; i < n; i++)
                 kill(pids[i], SIGKILL);
     }
+}
+
+void keeper_procs_kill_session(const Keeper *keeper, pid_t session)
+{
+    Stat stat;
+    char pid[16];
+    bool found = true;
+    for (int round = 0; round < KILL_ROUNDS && found; round++) {
+        int n = collect(keeper);
+        found = false;
+        for (int i = 0; i < n; i++) {
+            snprintf(pid, sizeof pid, "%d", (int)pids[i]);
+            if (!read_stat(pid, &stat) || stat.session != session || stat.state == 'Z')
+                continue;
+            found = true;
+            kill(pids[i], SIGKILL);
+        }
+    }
+}
+
+static bool all_stand(const Keeper *keeper)
+{
+    Stat stat;
+    char pid[16];
+    int n = collect(keeper);
+    for (int i = 0; i < n; i++) {
+        snprintf(pid, sizeof pid, "%d", (int)pids[i]);
+        if (read_stat(pid, &stat) && strchr("TtZX", stat.state) == NULL)
+            return false;
+    }
+    return true;
+}
+
+void keeper_procs_freeze(const Keeper *keeper)
+{
+    for (int round = 0; round < KILL_ROUNDS && !all_stand(keeper); round++) {
+        int n = collect(keeper);
+        for (int i = 0; i < n; i++)
+            kill(pids[i], SIGSTOP);
+        if (round > 0)
+            usleep(500); /* one that is in the kernel stops when it comes out */
+    }
+}
+
+void keeper_procs_thaw(const Keeper *keeper)
+{
+    int n = collect(keeper);
+    for (int i = 0; i < n; i++)
+        kill(pids[i], SIGCONT);
 }

@@ -1,19 +1,25 @@
 /*
- * The tree of a box: overlays for the root, /usr and the workspace, a small /dev, then pivot_root.
+ * The tree of a box: overlays for the root, /usr and the workspace, a small /dev.
  *
- * Everything is built on one small tmpfs (mounted over /tmp of our private mount namespace), from
- * descriptors that the library opened:
+ * The keeper lives in a workshop of its own, a small tmpfs (mounted over /tmp of our private mount
+ * namespace, then made the root of it), and builds everything there from descriptors that the
+ * library opened:
  *
- *   l/N    lowers, attached one by one        e     an empty directory
- *   skel   generated files and mount points   r, w  tmpfs uppers of root and workspace
- *   root   the merged root, the future "/"
+ *   l/N    lowers, attached one by one        e        an empty directory
+ *   skel   generated files and mount points   proc     the keeper's own
+ *   dev    device nodes, shared by all trees  etc/     the host's /etc directories for host mode
+ *   g/N    generations: a tmpfs that keeps what is written: root/{upper,work}, work/{upper,work}
+ *   t/N    merged trees; the newest is the box's root: every init moves into it (keeper_init.c)
+ *
+ * A rebuilt tree is made beside the old one, which is taken down after the caller has its answer.
  *
  * Invariants:
- *   1. No path is resolved below `root` through a symlink: a layer may be hostile, so every mount
+ *   1. No path is resolved below a tree through a symlink: a layer may be hostile, so every mount
  *      point is opened with RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS and mounted on by descriptor.
  *   2. No inode of the host is shown directly, except six device nodes: host directories are
  *      always seen through an overlay, so that two boxes share no lock and no inotify event.
- *   3. After pivot_root the old root is detached; nothing of the host has a path any more.
+ *   3. Once the keeper stands in its workshop, nothing of the host has a path any more.
+ *   4. A generation below the written one is never written again.
  *
  * Not here: /proc and its masks, which belong to each command's pid namespace (keeper_init.c).
  */
@@ -33,11 +39,26 @@
 
 #define BASE_FLAGS (MS_NOSUID | MS_NODEV)
 #define BASE       "/tmp"
+#define NAME_MAX_  16 /* "l/N" */
 
+typedef char Name[NAME_MAX_];
+
+/* What stays the same over all trees of a box. */
+static struct {
+    unsigned next_lower, next_gen, next_tree;
+    bool in_workshop;
+    Name base, layers[SPEC_LAYERS_MAX], work[SPEC_LAYERS_MAX], mounts[SPEC_MOUNTS_MAX];
+    Name root_upper, work_upper; /* empty: the generation's */
+} fixed;
+
+/* One tree while it is built. */
 typedef struct Tree {
     Keeper *keeper;
-    const int *fds;
-    int next_lower;
+    SpecTree spec;
+    Name name; /* "t/N" */
+    Name gen;  /* the written generation, or empty */
+    Name gens[SPEC_GENS_MAX];
+    uint32_t n_gens;
     int root_fd; /* the merged root, once it is mounted */
     Fail *failed;
 } Tree;
@@ -69,50 +90,62 @@ static int reopen_here(int fd)
     return -1;
 }
 
-/* Where each kind of descriptor starts in the spec's list (spec.h). */
-static uint32_t work_index(const SpecOpen *open)
+static int mount_detached(int fd, const char *name)
 {
-    return 1 + open->n_layers;
+    int at = open(name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int r = at < 0 ? -1 : kernel_move_mount(fd, at);
+    int err = errno;
+    if (at >= 0)
+        close(at);
+    errno = err;
+    return r;
 }
 
-static uint32_t root_upper_index(const SpecOpen *open)
+static int new_dir(char *ret_name, const char *top, unsigned *next, Fail *failed)
 {
-    return work_index(open) + open->n_work;
+    snprintf(ret_name, NAME_MAX_, "%s/%u", top, (*next)++);
+    return mkdir(ret_name, 0700) < 0 ? fail(failed, "make a directory in", top) : 0;
 }
 
-static uint32_t work_upper_index(const SpecOpen *open)
+/* Attaches a directory of the spec at l/N, writable only when it is an upper. */
+static int attach(const SpecOpen *spec, int fd, bool writable, char *ret_name, Fail *failed)
 {
-    return root_upper_index(open) + ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0);
-}
-
-static uint32_t mounts_index(const SpecOpen *open)
-{
-    return work_upper_index(open) + ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
-}
-
-/* Attaches descriptor INDEX of the spec at l/N, writable only when it is an upper. */
-static int attach(Tree *tree, uint32_t index, bool writable, char *ret_name, size_t size)
-{
-    int fd = tree->fds[index];
-    snprintf(ret_name, size, "l/%d", tree->next_lower++);
-    if (mkdir(ret_name, 0700) < 0)
-        return fail(tree->failed, "make a lower's directory", NULL);
-
-    if (tree->keeper->open.flags & SPEC_OPEN_MOUNT_FDS) {
-        int at = open(ret_name, O_PATH | O_DIRECTORY | O_CLOEXEC);
-        int r = at < 0 ? -1 : kernel_move_mount(fd, at);
-        if (r < 0)
-            fail(tree->failed, "attach a lower (move_mount)", NULL);
-        if (at >= 0)
-            close(at);
-        return r;
-    }
+    if (new_dir(ret_name, "l", &fixed.next_lower, failed) < 0)
+        return -1;
+    if (spec->flags & SPEC_OPEN_MOUNT_FDS)
+        return mount_detached(fd, ret_name) < 0 ? fail(failed, "attach a lower (move_mount)", NULL)
+                                                : 0;
     char from[64];
     int r = mount(fd_path(fd, from, sizeof from), ret_name, NULL, MS_BIND, NULL);
     if (r < 0)
-        fail(tree->failed, "bind a lower", NULL);
+        fail(failed, "bind a lower", NULL);
     if (r == 0 && !writable)
         mount(NULL, ret_name, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | BASE_FLAGS, NULL);
+    return r;
+}
+
+/* Attaches a generation that the library holds, read-only. What comes as a plain descriptor is
+ * cloned: the library keeps its own, for other boxes. */
+static int attach_gen(const SpecOpen *spec, int fd, char *ret_name, Fail *failed)
+{
+    struct kernel_mount_attr read_only = {.attr_set = KERNEL_MOUNT_ATTR_RDONLY};
+    int clone = -1;
+    if (new_dir(ret_name, "l", &fixed.next_lower, failed) < 0)
+        return -1;
+    if (!(spec->flags & SPEC_OPEN_MOUNT_FDS)) {
+        clone = kernel_open_tree(
+            fd, "", KERNEL_OPEN_TREE_CLONE | KERNEL_OPEN_TREE_CLOEXEC | KERNEL_AT_EMPTY_PATH);
+        if (clone < 0)
+            return fail(failed, "clone a generation", NULL);
+    }
+    int use = clone >= 0 ? clone : fd;
+    int r = kernel_mount_setattr(use, 0, &read_only);
+    if (r == 0)
+        r = mount_detached(use, ret_name);
+    if (r < 0)
+        fail(failed, "attach a generation", NULL);
+    if (clone >= 0)
+        close(clone);
     return r;
 }
 
@@ -132,22 +165,23 @@ static int mount_inside(Tree *tree, const char *path, const char *type, unsigned
     return r;
 }
 
-/* Binds the host path FROM, as our own namespace has it, on PATH of the merged root or of /dev. */
-static int bind_device(Tree *tree, int dev_fd, const char *name)
+/* Binds the host's device node NAME into our /dev. */
+static int bind_device(int dev_fd, const char *name, Fail *failed)
 {
     char from[32], to[64];
     snprintf(from, sizeof from, "/dev/%s", name);
     int at = openat(dev_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (at < 0)
-        return fail(tree->failed, "make", from);
+        return fail(failed, "make", from);
     int r = mount(from, fd_path(at, to, sizeof to), NULL, MS_BIND, NULL);
     if (r < 0)
-        fail(tree->failed, "bind", from);
+        fail(failed, "bind", from);
     close(at);
     return r;
 }
 
-static int make_dev(Tree *tree)
+/* The device directory that every tree shows; made before the host is out of reach. */
+static int make_dev(Fail *failed)
 {
     static const char *const nodes[] = {"null", "zero", "full", "random", "urandom", "tty"};
     static const char *const links[][2] = {{"/proc/self/fd", "fd"},
@@ -155,48 +189,86 @@ static int make_dev(Tree *tree)
                                            {"/proc/self/fd/1", "stdout"},
                                            {"/proc/self/fd/2", "stderr"},
                                            {"pts/ptmx", "ptmx"}};
-    char options[96];
-    if (mount_inside(tree, "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC,
-                     "size=64k,nr_inodes=64,mode=755") < 0)
-        return -1;
-    int dev = openat(tree->root_fd, "dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (mount("tmpfs", "dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,nr_inodes=64,mode=755") < 0)
+        return fail(failed, "mount /dev", NULL);
+    int dev = open("dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (dev < 0)
-        return fail(tree->failed, "open /dev", NULL);
+        return fail(failed, "open /dev", NULL);
     for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++)
-        if (bind_device(tree, dev, nodes[i]) < 0)
+        if (bind_device(dev, nodes[i], failed) < 0)
             return -1;
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
         if (symlinkat(links[i][0], dev, links[i][1]) < 0)
-            return fail(tree->failed, "link in /dev", links[i][1]);
+            return fail(failed, "link in /dev", links[i][1]);
     if (mkdirat(dev, "pts", 0755) < 0 || mkdirat(dev, "shm", 01777) < 0)
-        return fail(tree->failed, "make directories in /dev", NULL);
+        return fail(failed, "make directories in /dev", NULL);
     close(dev);
+    if (mount(NULL, "dev", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) <
+        0)
+        return fail(failed, "make /dev read-only", NULL);
+    return 0;
+}
 
-    snprintf(options, sizeof options, "size=%llu,mode=1777",
-             (unsigned long long)tree->keeper->open.limits.tmp_bytes);
+static int mount_dev(Tree *tree)
+{
+    const SpecOpen *spec = &tree->keeper->open;
     /* devpts needs an id 0: a single-id box of another uid has no terminals. */
-    bool has_root = tree->keeper->open.flags & SPEC_OPEN_SETGROUPS || tree->keeper->open.uid == 0;
+    bool has_root = spec->flags & SPEC_OPEN_SETGROUPS || spec->uid == 0;
+    if (mount_inside(tree, "/dev", "dev", MS_BIND | MS_REC, NULL) < 0)
+        return -1;
     if (has_root && mount_inside(tree, "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
                                  "newinstance,ptmxmode=0666,mode=620") < 0)
         return -1;
-    if (mount_inside(tree, "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, options) < 0)
-        return -1;
-    return mount_inside(tree, "/dev", NULL,
-                        MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL);
+    return 0;
 }
 
-static int tmpfs_upper(Tree *tree, const char *name)
+/* A detached tmpfs, not seen anywhere; -1 with errno. */
+static int new_tmpfs(uint64_t bytes_max, uint64_t inodes_max)
 {
-    const SpecLimits *limits = &tree->keeper->open.limits;
-    char options[128];
-    int n = snprintf(options, sizeof options, "mode=700,size=%llu",
-                     (unsigned long long)limits->disk_bytes);
-    if (limits->inodes > 0)
-        snprintf(options + n, sizeof options - (size_t)n, ",nr_inodes=%llu",
-                 (unsigned long long)limits->inodes);
-    if (mkdir(name, 0700) < 0 || mount("tmpfs", name, "tmpfs", BASE_FLAGS, options) < 0)
-        return fail(tree->failed, "mount the upper's tmpfs", name);
-    return 0;
+    char size[32], inodes[32];
+    snprintf(size, sizeof size, "%llu", (unsigned long long)bytes_max);
+    snprintf(inodes, sizeof inodes, "%llu", (unsigned long long)inodes_max);
+    int fs = kernel_fsopen("tmpfs"), fd = -1;
+    if (fs < 0)
+        return -1;
+    if (kernel_fs_option(fs, "size", size) == 0 && kernel_fs_option(fs, "nr_inodes", inodes) == 0 &&
+        kernel_fs_option(fs, "mode", "755") == 0)
+        fd = kernel_fsmount(fs, KERNEL_MOUNT_ATTR_NOSUID | KERNEL_MOUNT_ATTR_NODEV);
+    int err = errno;
+    close(fs);
+    errno = err;
+    return fd;
+}
+
+/* A fresh generation, attached at g/N. The library gets the original, so that it can look inside
+ * and hand it to other boxes; where detached mounts cannot be cloned (before Linux 6.15) we attach
+ * the original, and only looking inside is left. */
+static int make_generation(Tree *tree, KeeperTree *ret)
+{
+    static const struct {
+        const char *name;
+        mode_t mode;
+    } dirs[] = {{"root", 0755}, {"root/upper", 0755}, {"root/work", 0700},
+                {"work", 0755}, {"work/upper", 0755}, {"work/work", 0700}};
+    const SpecOpen *spec = &tree->keeper->open;
+    if (new_dir(tree->gen, "g", &fixed.next_gen, tree->failed) < 0)
+        return -1;
+    ret->gen_fd = new_tmpfs(tree->spec.disk_bytes, tree->spec.inodes);
+    if (ret->gen_fd < 0)
+        return fail(tree->failed, "make the tmpfs of a generation", NULL);
+    for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
+        if (mkdirat(ret->gen_fd, dirs[i].name, dirs[i].mode) < 0)
+            return fail(tree->failed, "make", dirs[i].name);
+    if (fchownat(ret->gen_fd, "work/upper", spec->uid, spec->gid, 0) < 0)
+        return fail(tree->failed, "give the workspace to the box's user", NULL);
+
+    int clone = kernel_open_tree(
+        ret->gen_fd, "", KERNEL_OPEN_TREE_CLONE | KERNEL_OPEN_TREE_CLOEXEC | KERNEL_AT_EMPTY_PATH);
+    ret->shareable = clone >= 0;
+    int r = mount_detached(clone >= 0 ? clone : ret->gen_fd, tree->gen);
+    if (clone >= 0)
+        close(clone);
+    return r < 0 ? fail(tree->failed, "attach a generation", NULL) : 0;
 }
 
 static int overlay(Tree *tree, const char *options, const char *at, unsigned long flags,
@@ -216,21 +288,22 @@ static void add_lower(char *options, const char *lower)
     snprintf(options + len, OPTIONS_MAX - len, "%s%s", options[len - 1] == '=' ? "" : ":", lower);
 }
 
-/* The upper's directory: "r" or "w" (a fresh tmpfs), or an attached directory of the library. */
-static int make_upper(Tree *tree, bool given, uint32_t index, const char *fresh, char *ret_dir,
-                      size_t size)
+static void add_upper(char *options, const char *upper, const char *work)
+{
+    size_t len = strlen(options);
+    snprintf(options + len, OPTIONS_MAX - len, ",upperdir=%s,workdir=%s", upper, work);
+}
+
+/* Adds PART of each generation of this tree, topmost first, where it is a directory. */
+static void add_gens(const Tree *tree, char *options, const char *part)
 {
     char name[64];
-    if (given)
-        return attach(tree, index, true, ret_dir, size);
-    snprintf(ret_dir, size, "%s", fresh);
-    if (tmpfs_upper(tree, fresh) < 0)
-        return -1;
-    snprintf(name, sizeof name, "%s/upper", fresh);
-    if (mkdir(name, 0755) < 0)
-        return fail(tree->failed, "make", name);
-    snprintf(name, sizeof name, "%s/work", fresh);
-    return mkdir(name, 0700) < 0 ? fail(tree->failed, "make", name) : 0;
+    struct stat st;
+    for (uint32_t i = 0; i < tree->n_gens; i++) {
+        snprintf(name, sizeof name, "%s/%s", tree->gens[i], part);
+        if (lstat(name, &st) == 0 && S_ISDIR(st.st_mode))
+            add_lower(options, name);
+    }
 }
 
 /* Mount flags of the overlays that make up the root. */
@@ -240,28 +313,40 @@ static unsigned long root_flags(const Tree *tree)
     return BASE_FLAGS | (read_only ? MS_RDONLY : 0);
 }
 
-/* In host mode /usr is a second overlay, with its part of each layer and of the upper. */
-static int mount_usr(Tree *tree, const char *host_usr, char (*layers)[16], uint32_t n_layers,
-                     const char *upper)
+/* Where writes to the root go: a directory with "upper" and "work". */
+static void root_upper(const Tree *tree, char *ret_name, size_t size)
 {
-    char options[OPTIONS_MAX] = "userxattr,lowerdir=", name[128];
+    if (fixed.root_upper[0] != '\0')
+        snprintf(ret_name, size, "%s", fixed.root_upper);
+    else
+        snprintf(ret_name, size, "%s/root", tree->gen);
+}
+
+static int ensure_dir(const char *top, const char *name, mode_t mode, char *ret_path, size_t size,
+                      Fail *failed)
+{
+    snprintf(ret_path, size, "%s/%s", top, name);
+    return mkdir(ret_path, mode) < 0 && errno != EEXIST ? fail(failed, "make", ret_path) : 0;
+}
+
+/* In host mode /usr is a second overlay, with its part of each layer and of the upper. */
+static int mount_usr(Tree *tree)
+{
+    char options[OPTIONS_MAX] = "userxattr,lowerdir=", name[128], top[64], upper[96], work[96];
     struct stat st;
-    for (uint32_t i = 0; i < n_layers; i++) {
-        snprintf(name, sizeof name, "%.15s/usr", layers[i]);
+    add_gens(tree, options, "root/upper/usr");
+    for (uint32_t i = 0; i < tree->keeper->open.n_layers; i++) {
+        snprintf(name, sizeof name, "%s/usr", fixed.layers[i]);
         if (lstat(name, &st) == 0 && S_ISDIR(st.st_mode))
             add_lower(options, name);
     }
-    add_lower(options, host_usr);
+    add_lower(options, fixed.base);
 
-    snprintf(name, sizeof name, "%s/upper/usr", upper);
-    if (mkdir(name, 0755) < 0 && errno != EEXIST)
-        return fail(tree->failed, "make", name);
-    snprintf(name, sizeof name, "%s/work_usr", upper);
-    if (mkdir(name, 0700) < 0 && errno != EEXIST)
-        return fail(tree->failed, "make", name);
-    size_t len = strlen(options);
-    snprintf(options + len, sizeof options - len, ",upperdir=%s/upper/usr,workdir=%s/work_usr",
-             upper, upper);
+    root_upper(tree, top, sizeof top);
+    if (ensure_dir(top, "upper/usr", 0755, upper, sizeof upper, tree->failed) < 0 ||
+        ensure_dir(top, "work_usr", 0700, work, sizeof work, tree->failed) < 0)
+        return -1;
+    add_upper(options, upper, work);
     return overlay(tree, options, "/usr", root_flags(tree), "/usr");
 }
 
@@ -270,12 +355,10 @@ static int mount_etc_dirs(Tree *tree)
     char options[128], at[64];
     struct stat st;
     for (const char *const *dir = keeper_etc_dirs; *dir != NULL; dir++) {
-        if (dir > keeper_etc_dirs && !(tree->keeper->open.flags & SPEC_OPEN_NET_HOST))
-            return 0; /* only builds need more than the alternatives */
         snprintf(at, sizeof at, "/etc/%s", *dir);
-        if (stat(at, &st) < 0 || !S_ISDIR(st.st_mode))
+        if (lstat(at + 1, &st) < 0)
             continue;
-        snprintf(options, sizeof options, "userxattr,lowerdir=%s:e", at);
+        snprintf(options, sizeof options, "userxattr,lowerdir=%s:e", at + 1);
         if (overlay(tree, options, at, BASE_FLAGS | MS_RDONLY, at) < 0)
             return -1;
     }
@@ -284,135 +367,281 @@ static int mount_etc_dirs(Tree *tree)
 
 static int mount_root(Tree *tree)
 {
-    const SpecOpen *open = &tree->keeper->open;
-    bool host = open->flags & SPEC_OPEN_HOST_ROOT;
-    char base[16], upper[16], layers[SPEC_LAYERS_MAX][16];
-    char options[OPTIONS_MAX] = "userxattr,lowerdir=";
-
-    if (attach(tree, 0, false, base, sizeof base) < 0)
-        return -1;
-    for (uint32_t i = 0; i < open->n_layers; i++) {
-        if (attach(tree, 1 + i, false, layers[i], sizeof layers[i]) < 0)
-            return -1;
-        add_lower(options, layers[i]);
-    }
+    const SpecOpen *spec = &tree->keeper->open;
+    bool host = spec->flags & SPEC_OPEN_HOST_ROOT;
+    char options[OPTIONS_MAX] = "userxattr,lowerdir=", top[64], upper[96], work[96];
+    add_gens(tree, options, "root/upper");
+    for (uint32_t i = 0; i < spec->n_layers; i++)
+        add_lower(options, fixed.layers[i]);
     add_lower(options, "skel");
     if (!host)
-        add_lower(options, base);
+        add_lower(options, fixed.base);
 
-    if (make_upper(tree, open->flags & SPEC_OPEN_ROOT_UPPER, root_upper_index(open), "r", upper,
-                   sizeof upper) < 0)
+    root_upper(tree, top, sizeof top);
+    snprintf(upper, sizeof upper, "%s/upper", top);
+    snprintf(work, sizeof work, "%s/work", top);
+    add_upper(options, upper, work);
+    if (overlay(tree, options, tree->name, root_flags(tree), "the root") < 0)
         return -1;
-    size_t len = strlen(options);
-    snprintf(options + len, sizeof options - len, ",upperdir=%s/upper,workdir=%s/work", upper,
-             upper);
-    if (overlay(tree, options, "root", root_flags(tree), "the root") < 0)
-        return -1;
-    tree->root_fd = openat(AT_FDCWD, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    tree->root_fd = openat(AT_FDCWD, tree->name, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (tree->root_fd < 0)
         return fail(tree->failed, "open the root", NULL);
     if (!host)
         return 0;
-    return mount_usr(tree, base, layers, open->n_layers, upper) < 0 ? -1 : mount_etc_dirs(tree);
+    return mount_usr(tree) < 0 ? -1 : mount_etc_dirs(tree);
 }
 
 static int mount_work(Tree *tree)
 {
-    const SpecOpen *open = &tree->keeper->open;
-    char options[OPTIONS_MAX] = "userxattr,lowerdir=", lower[16], upper[16], name[64];
-    for (uint32_t i = 0; i < open->n_work; i++) {
-        if (attach(tree, work_index(open) + i, false, lower, sizeof lower) < 0)
-            return -1;
-        add_lower(options, lower);
-    }
-    if (open->n_work == 0)
+    const SpecOpen *spec = &tree->keeper->open;
+    char options[OPTIONS_MAX] = "userxattr,lowerdir=", top[64], upper[96], work[96];
+    add_gens(tree, options, "work/upper");
+    for (uint32_t i = 0; i < spec->n_work; i++)
+        add_lower(options, fixed.work[i]);
+    if (spec->n_work == 0)
         add_lower(options, "e");
 
-    bool given = open->flags & SPEC_OPEN_WORK_UPPER;
-    if (make_upper(tree, given, work_upper_index(open), "w", upper, sizeof upper) < 0)
-        return -1;
-    snprintf(name, sizeof name, "%s/upper", upper);
-    if (!given && chown(name, open->uid, open->gid) < 0)
-        return fail(tree->failed, "give the workspace to the box's user", NULL);
-    size_t len = strlen(options);
-    snprintf(options + len, sizeof options - len, ",upperdir=%s/upper,workdir=%s/work", upper,
-             upper);
-    return overlay(tree, options, open->work_path, BASE_FLAGS, "the workspace");
+    if (fixed.work_upper[0] != '\0')
+        snprintf(top, sizeof top, "%s", fixed.work_upper);
+    else
+        snprintf(top, sizeof top, "%s/work", tree->gen);
+    snprintf(upper, sizeof upper, "%s/upper", top);
+    snprintf(work, sizeof work, "%s/work", top);
+    add_upper(options, upper, work);
+    return overlay(tree, options, spec->work_path, BASE_FLAGS, "the workspace");
 }
 
 static int mount_given(Tree *tree)
 {
-    const SpecOpen *open = &tree->keeper->open;
-    char options[64], lower[16];
-    for (uint32_t i = 0; i < open->n_mounts; i++) {
-        if (attach(tree, mounts_index(open) + i, false, lower, sizeof lower) < 0)
-            return -1;
-        snprintf(options, sizeof options, "userxattr,lowerdir=%s:e", lower);
-        if (overlay(tree, options, open->mount_paths[i], BASE_FLAGS | MS_RDONLY,
-                    open->mount_paths[i]) < 0)
+    const SpecOpen *spec = &tree->keeper->open;
+    char options[64];
+    for (uint32_t i = 0; i < spec->n_mounts; i++) {
+        snprintf(options, sizeof options, "userxattr,lowerdir=%s:e", fixed.mounts[i]);
+        if (overlay(tree, options, spec->mount_paths[i], BASE_FLAGS | MS_RDONLY,
+                    spec->mount_paths[i]) < 0)
             return -1;
     }
     return 0;
 }
 
-static int pivot(Tree *tree)
+/* In the order of spec.h. */
+static int attach_fixed(const SpecOpen *spec, const int *fds, Fail *failed)
 {
-    if (fchdir(tree->root_fd) < 0)
-        return fail(tree->failed, "enter the root", NULL);
-    close(tree->root_fd);
-    if (syscall(SYS_pivot_root, ".", ".") < 0)
-        return fail(tree->failed, "pivot_root", NULL);
-    if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
-        return fail(tree->failed, "leave the old root", NULL);
-    tree->keeper->layers |= BOX_LAYER_PIVOT_ROOT | BOX_LAYER_OVERLAY;
+    const int *at = fds;
+    if (attach(spec, *at++, false, fixed.base, failed) < 0)
+        return -1;
+    for (uint32_t i = 0; i < spec->n_layers; i++)
+        if (attach(spec, *at++, false, fixed.layers[i], failed) < 0)
+            return -1;
+    for (uint32_t i = 0; i < spec->n_work; i++)
+        if (attach(spec, *at++, false, fixed.work[i], failed) < 0)
+            return -1;
+    if ((spec->flags & SPEC_OPEN_ROOT_UPPER) &&
+        attach(spec, *at++, true, fixed.root_upper, failed) < 0)
+        return -1;
+    if ((spec->flags & SPEC_OPEN_WORK_UPPER) &&
+        attach(spec, *at++, true, fixed.work_upper, failed) < 0)
+        return -1;
+    for (uint32_t i = 0; i < spec->n_mounts; i++)
+        if (attach(spec, *at++, false, fixed.mounts[i], failed) < 0)
+            return -1;
     return 0;
 }
 
-/* Directories sent as plain descriptors belong to the caller's mount namespace; ours has the same
- * inodes. Done before the base tmpfs covers /tmp, where some of them may lie. */
-static int reopen_all(const SpecOpen *open, const int *fds, int *ret_fds, Fail *failed)
+/* The workshop becomes the root of our mount namespace; the host's goes. */
+static int enter_workshop(Keeper *keeper, Fail *failed)
 {
-    uint32_t n = mounts_index(open) + open->n_mounts;
+    if (fixed.in_workshop)
+        return 0;
+    if (syscall(SYS_pivot_root, ".", ".") < 0)
+        return fail(failed, "pivot_root", NULL);
+    if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+        return fail(failed, "leave the old root", NULL);
+    fixed.in_workshop = true;
+    keeper->layers |= BOX_LAYER_PIVOT_ROOT;
+    return 0;
+}
+
+/* The host's directories of /etc, read-only, for the trees of host mode. */
+static int bind_etc_dirs(uint32_t flags, Fail *failed)
+{
+    char from[64];
+    struct stat st;
+    for (const char *const *dir = keeper_etc_dirs; *dir != NULL; dir++) {
+        if (dir > keeper_etc_dirs && !(flags & SPEC_OPEN_NET_HOST))
+            return 0; /* only builds need more than the alternatives */
+        snprintf(from, sizeof from, "/etc/%s", *dir);
+        if (stat(from, &st) < 0 || !S_ISDIR(st.st_mode))
+            continue;
+        if (mkdir(from + 1, 0755) < 0 || mount(from, from + 1, NULL, MS_BIND, NULL) < 0)
+            return fail(failed, "bind", from);
+    }
+    return 0;
+}
+
+int keeper_tree_base(Keeper *keeper, uint32_t flags, Fail *failed)
+{
+    static const char *const dirs[] = {"e", "l", "g", "t", "skel", "dev", "etc", "proc"};
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return fail(failed, "make mounts private", NULL);
+    if (mount("tmpfs", BASE, "tmpfs", BASE_FLAGS, "size=4m,nr_inodes=4096,mode=755") < 0 ||
+        chdir(BASE) < 0)
+        return fail(failed, "mount the workshop", NULL);
+    for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
+        if (mkdir(dirs[i], 0755) < 0)
+            return fail(failed, "make", dirs[i]);
+    if (mount("proc", "proc", "proc", BASE_FLAGS | MS_NOEXEC, NULL) < 0)
+        return fail(failed, "mount /proc", NULL);
+    if (make_dev(failed) < 0 || keeper_skeleton_base(flags, failed) < 0 ||
+        ((flags & SPEC_OPEN_HOST_ROOT) && bind_etc_dirs(flags, failed) < 0))
+        return -1;
+    return flags & SPEC_OPEN_MOUNT_FDS ? enter_workshop(keeper, failed) : 0;
+}
+
+/* Directories sent as plain descriptors belong to the caller's mount namespace; ours has the same
+ * inodes. Done before the workshop covers /tmp, where some of them may lie. */
+static int reopen_all(const SpecOpen *spec, const int *fds, uint32_t n, int *ret_fds, Fail *failed)
+{
     for (uint32_t i = 0; i < n; i++) {
-        ret_fds[i] = open->flags & SPEC_OPEN_MOUNT_FDS ? fds[i] : reopen_here(fds[i]);
+        ret_fds[i] = spec->flags & SPEC_OPEN_MOUNT_FDS ? fds[i] : reopen_here(fds[i]);
         if (ret_fds[i] < 0)
             return fail(failed, "find a layer's directory again", NULL);
     }
     return 0;
 }
 
-int keeper_tree_base(uint32_t flags, Fail *failed)
+static Tree current = {.root_fd = -1}, old = {.root_fd = -1};
+
+static void unmount(const char *name)
 {
-    static const char *const dirs[] = {"e", "l", "skel", "root"};
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        return fail(failed, "make mounts private", NULL);
-    if (mount("tmpfs", BASE, "tmpfs", BASE_FLAGS, "size=4m,nr_inodes=2048,mode=755") < 0 ||
-        chdir(BASE) < 0)
-        return fail(failed, "mount the base tmpfs", NULL);
-    for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
-        if (mkdir(dirs[i], 0755) < 0)
-            return fail(failed, "make", dirs[i]);
-    return keeper_skeleton_base(flags, failed);
+    if (name[0] != '\0' && umount2(name, MNT_DETACH) == 0)
+        rmdir(name);
 }
 
-int keeper_tree_build(Keeper *keeper, const int *fds, Fail *failed)
+static void take_down(Tree *tree)
+{
+    if (tree->root_fd >= 0)
+        close(tree->root_fd);
+    unmount(tree->name);
+    unmount(tree->gen);
+    for (uint32_t i = 0; i < tree->n_gens; i++)
+        unmount(tree->gens[i]);
+    *tree = (Tree){.root_fd = -1};
+}
+
+void keeper_tree_tidy(void)
+{
+    take_down(&old);
+}
+
+static int attach_gens(Tree *tree, const int *gen_fds, uint32_t n_gens)
+{
+    for (; tree->n_gens < n_gens; tree->n_gens++)
+        if (attach_gen(&tree->keeper->open, gen_fds[tree->n_gens], tree->gens[tree->n_gens],
+                       tree->failed) < 0)
+            return -1;
+    return 0;
+}
+
+/* What a command may leave outside the generation: fresh, or that of the tree before. */
+static int mount_tmp(Tree *tree)
+{
+    const SpecLimits *limits = &tree->keeper->open.limits;
+    char options[96], from[64];
+    snprintf(options, sizeof options, "size=%llu,nr_inodes=%llu,mode=1777",
+             (unsigned long long)limits->tmp_bytes, (unsigned long long)limits->inodes);
+    const struct {
+        const char *path, *options;
+    } places[] = {{"/tmp", options}, {"/dev/shm", options}, {"/run", "size=16m,mode=755"}};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        bool keep = (tree->spec.flags & SPEC_TREE_KEEP_TMP) && current.root_fd >= 0;
+        snprintf(from, sizeof from, "%s%s", current.name, places[i].path);
+        int r = keep ? mount_inside(tree, places[i].path, from, MS_BIND, NULL)
+                     : mount_inside(tree, places[i].path, "tmpfs", BASE_FLAGS, places[i].options);
+        if (r < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Where each command's init will mount its own /proc. */
+static int check_proc(Tree *tree)
+{
+    int at = kernel_openat2(tree->root_fd, "proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+                            KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS);
+    if (at < 0)
+        return fail(tree->failed, "open the mount point", "/proc");
+    close(at);
+    return 0;
+}
+
+static int build(Tree *tree, KeeperTree *ret)
+{
+    bool has_gen = fixed.root_upper[0] == '\0' || fixed.work_upper[0] == '\0';
+    if ((has_gen && make_generation(tree, ret) < 0) ||
+        new_dir(tree->name, "t", &fixed.next_tree, tree->failed) < 0 || mount_root(tree) < 0 ||
+        check_proc(tree) < 0 ||
+        mount_inside(tree, "/sys", "tmpfs", BASE_FLAGS | MS_RDONLY, "size=4k,mode=555") < 0 ||
+        mount_dev(tree) < 0 || mount_tmp(tree) < 0 || mount_work(tree) < 0)
+        return -1;
+    return mount_given(tree);
+}
+
+int keeper_tree_rebuild(Keeper *keeper, const int *gen_fds, const SpecTree *spec, KeeperTree *ret,
+                        Fail *failed)
+{
+    Tree tree = {.keeper = keeper, .spec = *spec, .root_fd = -1, .failed = failed};
+    *ret = (KeeperTree){.gen_fd = -1};
+    if (attach_gens(&tree, gen_fds, spec->n_gens) < 0 || build(&tree, ret) < 0) {
+        if (ret->gen_fd >= 0)
+            close(ret->gen_fd);
+        take_down(&tree);
+        return -1;
+    }
+    keeper->layers |= BOX_LAYER_OVERLAY;
+    memcpy(keeper->tree, tree.name, sizeof tree.name);
+    ret->root_fd = tree.root_fd;
+    old = current;
+    current = tree;
+    return 0;
+}
+
+int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed)
 {
     int here[SPEC_FDS_MAX];
-    Tree tree = {.keeper = keeper, .fds = here, .root_fd = -1, .failed = failed};
-    const SpecLimits *limits = &keeper->open.limits;
-    char tmp_options[96];
-    snprintf(tmp_options, sizeof tmp_options, "size=%llu,nr_inodes=%llu,mode=1777",
-             (unsigned long long)limits->tmp_bytes, (unsigned long long)limits->inodes);
-
-    bool has_base = keeper->open.flags & SPEC_OPEN_MOUNT_FDS;
-    if (reopen_all(&keeper->open, fds, here, failed) < 0 ||
-        (!has_base && keeper_tree_base(keeper->open.flags, failed) < 0) ||
-        keeper_skeleton_box(&keeper->open, failed) < 0 || mount_root(&tree) < 0 ||
-        mount_inside(&tree, "/proc", "proc", BASE_FLAGS | MS_NOEXEC, NULL) < 0 ||
-        mount_inside(&tree, "/tmp", "tmpfs", BASE_FLAGS, tmp_options) < 0 ||
-        mount_inside(&tree, "/run", "tmpfs", BASE_FLAGS, "size=16m,mode=755") < 0 ||
-        mount_inside(&tree, "/sys", "tmpfs", BASE_FLAGS | MS_RDONLY, "size=4k,mode=555") < 0 ||
-        make_dev(&tree) < 0 || mount_work(&tree) < 0)
+    const SpecOpen *spec = &keeper->open;
+    uint32_t n = keeper_dir_fds(spec);
+    bool has_base = spec->flags & SPEC_OPEN_MOUNT_FDS;
+    if (reopen_all(spec, fds, n, here, failed) < 0 ||
+        (!has_base && keeper_tree_base(keeper, spec->flags, failed) < 0) ||
+        attach_fixed(spec, here, failed) < 0 || enter_workshop(keeper, failed) < 0 ||
+        keeper_skeleton_box(spec, failed) < 0)
         return -1;
-    return mount_given(&tree) < 0 || pivot(&tree) < 0 ? -1 : 0;
+    const SpecTree tree = {.n_gens = spec->n_gens,
+                           .disk_bytes = spec->limits.disk_bytes,
+                           .inodes = spec->limits.inodes};
+    return keeper_tree_rebuild(keeper, fds + n, &tree, ret, failed);
+}
+
+int keeper_tree_copy(Keeper *keeper, const int *gen_fds, uint32_t n_gens, int *ret_fd, Fail *failed)
+{
+    Tree tree = {.keeper = keeper, .root_fd = -1, .failed = failed};
+    *ret_fd = -1;
+    int r = attach_gens(&tree, gen_fds, n_gens);
+    if (r == 0) {
+        *ret_fd = new_tmpfs(0, 0); /* no more than what is copied */
+        r = *ret_fd < 0 ? fail(failed, "make the tmpfs of a generation", NULL) : 0;
+    }
+    for (uint32_t i = n_gens; r == 0 && i-- > 0;) { /* bottom first: later ones win */
+        int from = open(tree.gens[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        r = from < 0 ? fail(failed, "open a generation", NULL) : 0;
+        if (r == 0 && keeper_copy_layer(from, *ret_fd) < 0)
+            r = fail(failed, "copy a generation", NULL);
+        if (from >= 0)
+            close(from);
+    }
+    take_down(&tree);
+    if (r < 0 && *ret_fd >= 0)
+        close(*ret_fd);
+    return r;
 }

@@ -66,6 +66,19 @@ int keeper_send(int sock, const void *bytes, size_t len, const int *fds, int n_f
     return sent == (ssize_t)len ? 0 : -1;
 }
 
+SpecReply keeper_reply_of(SpecReplyKind kind)
+{
+    return (SpecReply){.magic = SPEC_MAGIC_REPLY, .version = SPEC_VERSION, .kind = kind};
+}
+
+void keeper_reply_failed(int sock, const Fail *failed)
+{
+    SpecReply reply = keeper_reply_of(SPEC_REPLY_FAILED);
+    reply.err = failed->err;
+    memcpy(reply.what, failed->what, sizeof reply.what);
+    keeper_reply(sock, &reply, -1, -1);
+}
+
 int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b)
 {
     const int fds[] = {fd_a >= 0 ? fd_a : fd_b, fd_b};
@@ -95,7 +108,7 @@ static int map_request(Request *request)
     void *bytes = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, request->fds[0], 0);
     if (bytes == MAP_FAILED)
         return -1;
-    close(request->fds[0]);
+    request->memfd = request->fds[0];
     request->n_fds--;
     memmove(request->fds, request->fds + 1, (size_t)request->n_fds * sizeof(int));
     request->bytes = bytes;
@@ -133,8 +146,10 @@ int keeper_receive(int sock, uint8_t *buffer, Request *ret_request)
 
 void keeper_request_free(Request *request)
 {
-    if (request->is_mapped)
+    if (request->is_mapped) {
         munmap((void *)(uintptr_t)request->bytes, request->len);
+        close(request->memfd);
+    }
     for (int i = 0; i < request->n_fds; i++)
         close(request->fds[i]);
 }

@@ -14,6 +14,9 @@
 #define KERNEL_NR_PIDFD_SEND_SIGNAL 424
 #define KERNEL_NR_OPEN_TREE         428
 #define KERNEL_NR_MOVE_MOUNT        429
+#define KERNEL_NR_FSOPEN            430
+#define KERNEL_NR_FSCONFIG          431
+#define KERNEL_NR_FSMOUNT           432
 #define KERNEL_NR_CLONE3            435
 #define KERNEL_NR_CLOSE_RANGE       436
 #define KERNEL_NR_OPENAT2           437
@@ -93,6 +96,24 @@ static inline int kernel_move_mount(int fd, int to_fd)
 {
     return (int)syscall(KERNEL_NR_MOVE_MOUNT, fd, "", to_fd, "",
                         KERNEL_MOVE_MOUNT_F_EMPTY | KERNEL_MOVE_MOUNT_T_EMPTY);
+}
+
+static inline int kernel_fsopen(const char *type)
+{
+    return (int)syscall(KERNEL_NR_FSOPEN, type, 1u /* CLOEXEC */);
+}
+
+static inline int kernel_fs_option(int fs, const char *key, const char *value)
+{
+    return (int)syscall(KERNEL_NR_FSCONFIG, fs, 1u /* SET_STRING */, key, value, 0);
+}
+
+/* Creates the superblock of `fs`: a detached mount of it, ready to attach, or -1. */
+static inline int kernel_fsmount(int fs, unsigned attr)
+{
+    if (syscall(KERNEL_NR_FSCONFIG, fs, 6u /* CMD_CREATE */, NULL, NULL, 0) < 0)
+        return -1;
+    return (int)syscall(KERNEL_NR_FSMOUNT, fs, 1u /* CLOEXEC */, attr);
 }
 
 static inline int kernel_mount_setattr(int fd, unsigned flags, struct kernel_mount_attr *attr)

@@ -332,7 +332,7 @@ gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_
         n = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
     if (n <= 0)
-        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box ended unexpectedly");
+        return error_set(error, ASSAY_ERROR_NOT_FOUND, "assay-box ended unexpectedly");
     take_fds(&message, ret_fds, fds_max);
     if ((message.msg_flags & MSG_TRUNC) || !spec_reply_ok(ret_reply, (size_t)n))
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent a malformed reply");

@@ -38,7 +38,7 @@ void launch_stop_all(void);
 gboolean launch_send(int sock, GByteArray *bytes, const int *fds, guint n_fds, GError **error);
 
 /* Receives one checked reply and up to `fds_max` descriptors (the rest are closed; absent ones are
- * -1). A FAILED reply becomes an error. */
+ * -1). A FAILED reply becomes an error; a closed other end is ASSAY_ERROR_NOT_FOUND. */
 gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max,
                         GError **error);
 

@@ -27,6 +27,11 @@ static void put_u32(SpecWriter *writer, uint32_t value)
     writer->put(writer->ctx, &value, sizeof value);
 }
 
+static void put_u64(SpecWriter *writer, uint64_t value)
+{
+    writer->put(writer->ctx, &value, sizeof value);
+}
+
 static void put_blob(SpecWriter *writer, const void *data, uint32_t len)
 {
     put_u32(writer, len);
@@ -60,6 +65,7 @@ void spec_put_open(SpecWriter *writer, const SpecOpen *open)
     put_u32(writer, open->n_layers);
     put_u32(writer, open->n_work);
     put_u32(writer, open->n_mounts);
+    put_u32(writer, open->n_gens);
     spec_put_str(writer, open->work_path);
     spec_put_str(writer, open->hostname);
     for (uint32_t i = 0; i < open->n_mounts; i++)
@@ -75,6 +81,27 @@ void spec_put_idmap(SpecWriter *writer, const SpecMap *uids, const SpecMap *gids
     put_head(writer, SPEC_MAGIC_IDMAP);
     put_map(writer, uids);
     put_map(writer, gids);
+}
+
+void spec_put_tree(SpecWriter *writer, const SpecTree *tree)
+{
+    put_head(writer, SPEC_MAGIC_TREE);
+    put_u32(writer, tree->flags);
+    put_u32(writer, tree->n_gens);
+    put_u64(writer, tree->disk_bytes);
+    put_u64(writer, tree->inodes);
+}
+
+void spec_put_copy(SpecWriter *writer, uint32_t n_gens)
+{
+    put_head(writer, SPEC_MAGIC_COPY);
+    put_u32(writer, n_gens);
+}
+
+void spec_put_order(SpecWriter *writer, SpecOrder order)
+{
+    put_head(writer, SPEC_MAGIC_ORDER);
+    put_u32(writer, order);
 }
 
 void spec_put_exec(SpecWriter *writer, const SpecExec *exec)
@@ -110,6 +137,15 @@ static const uint8_t *get_bytes(Reader *reader, size_t len)
 static uint32_t get_u32(Reader *reader)
 {
     uint32_t value = 0;
+    const uint8_t *at = get_bytes(reader, sizeof value);
+    if (at != NULL)
+        memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static uint64_t get_u64(Reader *reader)
+{
+    uint64_t value = 0;
     const uint8_t *at = get_bytes(reader, sizeof value);
     if (at != NULL)
         memcpy(&value, at, sizeof value);
@@ -174,6 +210,7 @@ bool spec_get_open(const void *bytes, size_t len, SpecOpen *ret_open)
     ret_open->n_layers = get_u32_max(&reader, SPEC_LAYERS_MAX);
     ret_open->n_work = get_u32_max(&reader, SPEC_LAYERS_MAX);
     ret_open->n_mounts = get_u32_max(&reader, SPEC_MOUNTS_MAX);
+    ret_open->n_gens = get_u32_max(&reader, SPEC_GENS_MAX);
     ret_open->work_path = get_path(&reader);
     ret_open->hostname = get_str(&reader);
     for (uint32_t i = 0; i < ret_open->n_mounts; i++)
@@ -198,6 +235,30 @@ bool spec_get_idmap(const void *bytes, size_t len, SpecMap *ret_uids, SpecMap *r
     get_map(&reader, ret_uids);
     get_map(&reader, ret_gids);
     return reader_done(&reader);
+}
+
+bool spec_get_tree(const void *bytes, size_t len, SpecTree *ret_tree)
+{
+    Reader reader = reader_start(bytes, len, SPEC_MAGIC_TREE);
+    ret_tree->flags = get_u32(&reader);
+    ret_tree->n_gens = get_u32_max(&reader, SPEC_GENS_MAX);
+    ret_tree->disk_bytes = get_u64(&reader);
+    ret_tree->inodes = get_u64(&reader);
+    return reader_done(&reader);
+}
+
+bool spec_get_copy(const void *bytes, size_t len, uint32_t *ret_n_gens)
+{
+    Reader reader = reader_start(bytes, len, SPEC_MAGIC_COPY);
+    *ret_n_gens = get_u32_max(&reader, SPEC_GENS_MAX);
+    return reader_done(&reader) && *ret_n_gens > 0;
+}
+
+bool spec_get_order(const void *bytes, size_t len, SpecOrder *ret_order)
+{
+    Reader reader = reader_start(bytes, len, SPEC_MAGIC_ORDER);
+    *ret_order = (SpecOrder)get_u32_max(&reader, SPEC_ORDER_THAW);
+    return reader_done(&reader) && *ret_order != SPEC_ORDER_NONE;
 }
 
 bool spec_next_str(SpecExec *exec, const char **ret_text)
@@ -252,7 +313,7 @@ bool spec_reply_ok(SpecReply *reply, size_t len)
     if (len != sizeof *reply || reply->magic != SPEC_MAGIC_REPLY || reply->version != SPEC_VERSION)
         return false;
     reply->what[SPEC_WHAT_MAX - 1] = '\0';
-    return reply->kind > SPEC_REPLY_NONE && reply->kind <= SPEC_REPLY_DONE;
+    return reply->kind > SPEC_REPLY_NONE && reply->kind <= SPEC_REPLY_FROZEN;
 }
 
 bool spec_path_ok(const char *path)

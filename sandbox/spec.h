@@ -13,17 +13,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SPEC_VERSION     1u
+#define SPEC_VERSION     2u
 #define SPEC_MAGIC_OPEN  0x4e504f41u /* "AOPN" */
 #define SPEC_MAGIC_EXEC  0x43584541u /* "AEXC" */
 #define SPEC_MAGIC_IDMAP 0x504d4441u /* "ADMP" */
 #define SPEC_MAGIC_REPLY 0x504c5241u /* "ARLP" */
 #define SPEC_MAGIC_MEMFD 0x44464d41u /* "AMFD": the request is in the first descriptor */
+#define SPEC_MAGIC_TREE  0x45525441u /* "ATRE" */
+#define SPEC_MAGIC_COPY  0x59504341u /* "ACPY" */
+#define SPEC_MAGIC_ORDER 0x44524f41u /* "AORD" */
 
 #define SPEC_INLINE_MAX (64u << 10)  /* up to here a request is the message itself, else a memfd */
 #define SPEC_BYTES_MAX  (256u << 20) /* one request */
 #define SPEC_LAYERS_MAX 60u          /* root layers; the same for workspace layers */
 #define SPEC_MOUNTS_MAX 32u
+#define SPEC_GENS_MAX   32u /* generations below the one that is written */
 #define SPEC_PATH_MAX   1024u
 #define SPEC_ARGV_MAX   16384u
 #define SPEC_ENVP_MAX   4096u
@@ -57,10 +61,10 @@ typedef struct SpecLimits {
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
- * (always), layers, work layers, root upper, work upper, mounts. */
+ * (always), layers, work layers, root upper, work upper, mounts, generations (topmost first). */
 typedef struct SpecOpen {
     uint32_t flags, uid, gid;
-    uint32_t n_layers, n_work, n_mounts;
+    uint32_t n_layers, n_work, n_mounts, n_gens;
     const char *work_path, *hostname;
     const char *mount_paths[SPEC_MOUNTS_MAX];
     SpecMap uids, gids;
@@ -75,8 +79,29 @@ typedef struct SpecFile {
     uint32_t len, mode;
 } SpecFile;
 
+/* To the keeper of an open box: build the tree anew over these generations (their descriptors
+ * follow, topmost first), with fresh /tmp, /run, /dev/shm, and terminals. */
+typedef enum SpecTreeFlag {
+    SPEC_TREE_NEW_NET = 1 << 0,  /* later commands live in a network namespace of their own */
+    SPEC_TREE_KEEP_TMP = 1 << 1, /* with /tmp, /run and /dev/shm of the tree before */
+} SpecTreeFlag;
+typedef struct SpecTree {
+    uint32_t flags, n_gens;
+    uint64_t disk_bytes, inodes; /* of the new generation */
+} SpecTree;
+
+/* Orders without arguments: STAGE to the keeper, the others to the init of a command. */
+typedef enum SpecOrder {
+    SPEC_ORDER_NONE = 0,
+    SPEC_ORDER_STAGE = 1,  /* make an init ready for the next command */
+    SPEC_ORDER_END = 2,    /* kill the running command, not what earlier ones left */
+    SPEC_ORDER_FREEZE = 3, /* stop every process; answered */
+    SPEC_ORDER_THAW = 4,
+} SpecOrder;
+
 typedef enum SpecExecFlag {
-    SPEC_EXEC_PTY = 1 << 0, /* make a terminal inside; its master is sent back */
+    SPEC_EXEC_PTY = 1 << 0,  /* make a terminal inside; its master is sent back */
+    SPEC_EXEC_KEEP = 1 << 1, /* what runs in the background lives on; init serves more commands */
 } SpecExecFlag;
 
 /* Descriptors that follow: stdin, stdout, stderr (none with PTY). The arrays are walked
@@ -90,12 +115,16 @@ typedef struct SpecExec {
 
 typedef enum SpecReplyKind {
     SPEC_REPLY_NONE = 0,
-    SPEC_REPLY_FAILED = 1,  /* err, what */
-    SPEC_REPLY_KEEPER = 2,  /* starter: the keeper's pidfd follows */
-    SPEC_REPLY_IDMAP = 3,   /* starter: a user namespace descriptor follows */
-    SPEC_REPLY_OPENED = 4,  /* keeper: layers that are on */
-    SPEC_REPLY_STARTED = 5, /* keeper: init's pidfd follows, then the terminal's master */
-    SPEC_REPLY_DONE = 6,    /* keeper: everything of the command is dead */
+    SPEC_REPLY_FAILED = 1,   /* err, what */
+    SPEC_REPLY_KEEPER = 2,   /* starter: the keeper's pidfd follows */
+    SPEC_REPLY_IDMAP = 3,    /* starter: a user namespace descriptor follows */
+    SPEC_REPLY_OPENED = 4,   /* keeper: layers that are on; as TREE */
+    SPEC_REPLY_READY = 5,    /* keeper: the staged init's pidfd and its socket follow */
+    SPEC_REPLY_DONE = 6,     /* init: how the command ended */
+    SPEC_REPLY_TREE = 7,     /* keeper: the tree's root and the written generation follow */
+    SPEC_REPLY_COPIED = 8,   /* keeper: a generation follows */
+    SPEC_REPLY_TERMINAL = 9, /* init: the terminal's master follows */
+    SPEC_REPLY_FROZEN = 10,  /* init: every process is stopped */
 } SpecReplyKind;
 
 #define SPEC_WHAT_MAX 96u
@@ -110,6 +139,7 @@ typedef struct SpecReply {
     uint32_t sampled_oom; /* the sampler ended the command */
     uint32_t sampled_cpu; /* likewise, for its CPU time */
     uint32_t landlock_abi;
+    uint32_t shareable; /* the generation can be a layer of other boxes */
     uint64_t user_us, sys_us, peak_bytes;
     char what[SPEC_WHAT_MAX];
 } SpecReply;
@@ -121,6 +151,10 @@ typedef struct SpecWriter {
 
 void spec_put_open(SpecWriter *writer, const SpecOpen *open);
 void spec_put_idmap(SpecWriter *writer, const SpecMap *uids, const SpecMap *gids);
+void spec_put_tree(SpecWriter *writer, const SpecTree *tree);
+/* Merges these generations (their descriptors follow, topmost first) into a new one. */
+void spec_put_copy(SpecWriter *writer, uint32_t n_gens);
+void spec_put_order(SpecWriter *writer, SpecOrder order);
 /* The head of an exec request; then n_argv + n_envp strings, then n_files files. */
 void spec_put_exec(SpecWriter *writer, const SpecExec *exec);
 void spec_put_str(SpecWriter *writer, const char *text);
@@ -130,6 +164,9 @@ void spec_put_file(SpecWriter *writer, const SpecFile *file);
  * NUL-terminated, without inner NULs; paths are absolute and normal (spec_path_ok). */
 bool spec_get_open(const void *bytes, size_t len, SpecOpen *ret_open);
 bool spec_get_idmap(const void *bytes, size_t len, SpecMap *ret_uids, SpecMap *ret_gids);
+bool spec_get_tree(const void *bytes, size_t len, SpecTree *ret_tree);
+bool spec_get_copy(const void *bytes, size_t len, uint32_t *ret_n_gens);
+bool spec_get_order(const void *bytes, size_t len, SpecOrder *ret_order);
 /* Also walks argv, envp and files to the last byte, so that the walk below cannot fail. */
 bool spec_get_exec(const void *bytes, size_t len, SpecExec *ret_exec);
 /* Walk `rest` in order: argv and envp strings, then files. False at a malformed item. */
