@@ -92,7 +92,7 @@ static uint32_t payload_layers(const Keeper *keeper)
         layers &= ~(uint32_t)BOX_LAYER_CAPS; /* there were none to drop */
     if (keeper->open.filter_len > 0)
         layers |= BOX_LAYER_SECCOMP;
-    if (kernel_landlock_abi() > 0)
+    if (keeper->landlock_abi > 0)
         layers |= BOX_LAYER_LANDLOCK;
     if (!(keeper->open.flags & SPEC_OPEN_DEGRADED))
         layers |= BOX_LAYER_PID | BOX_LAYER_IPC | BOX_LAYER_CGROUP_NS;
@@ -177,7 +177,7 @@ static void send_tree(const Keeper *keeper, SpecReplyKind kind, const KeeperTree
 {
     SpecReply reply = keeper_reply_of(kind);
     reply.layers = keeper->layers | payload_layers(keeper);
-    reply.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
+    reply.landlock_abi = (uint32_t)keeper->landlock_abi;
     reply.shareable = tree->shareable;
     keeper_reply(keeper->sock, &reply, tree->root_fd, tree->gen_fd);
     if (tree->gen_fd >= 0)
@@ -299,6 +299,7 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
     Fail failed = {0};
     keeper.masks = masks;
     keeper.copy_fd = -1;
+    keeper.landlock_abi = kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0;
     int r = prepare(&keeper, flags, maps_ready_fd, &failed);
     if (keeper_receive(spec_sock, buffer, &request) < 0 ||
         !spec_get_open(request.bytes, request.len, &keeper.open) ||

@@ -22,6 +22,7 @@
 /* Why something failed: the first failure stays. */
 typedef struct Fail {
     int err;
+    bool by_command; /* what a command asked for or left behind is why, not this machine */
     char what[SPEC_WHAT_MAX];
 } Fail;
 
@@ -42,9 +43,10 @@ void keeper_choose_masks(ProcMasks *masks);
 typedef struct Keeper {
     int sock;
     SpecOpen open;
-    uint32_t layers; /* BoxLayer bits that are on */
-    char tree[16];   /* the current tree, below the workshop */
-    int copy_fd;     /* the directory with "work", "tmp", "home"; only in degraded mode, else -1 */
+    uint32_t layers;  /* BoxLayer bits that are on */
+    int landlock_abi; /* 0: this host has none; else no payload starts without it */
+    char tree[16];    /* the current tree, below the workshop */
+    int copy_fd;      /* the directory with "work", "tmp", "home"; only in degraded mode, else -1 */
     const ProcMasks *masks;
 } Keeper;
 

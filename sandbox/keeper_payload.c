@@ -208,8 +208,8 @@ static int landlock_host(int ruleset, uint64_t all, int copy_fd)
 static int landlock(const Keeper *keeper, Fail *failed)
 {
     bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
-    int abi = kernel_landlock_abi();
-    if (abi <= 0) {
+    int abi = keeper->landlock_abi;
+    if (abi == 0) {
         errno = ENOSYS; /* reported as missing, unless it is the only wall */
         return degraded ? fail(failed, "landlock", NULL) : 0;
     }
@@ -333,6 +333,7 @@ void keeper_payload(const Keeper *keeper, int sock, int error_fd)
     if (r < 0 || !spec_get_exec(request.bytes, request.len, &exec) || stdio(&request, &failed) < 0)
         die(error_fd, &failed);
     load_lists(&exec);
+    failed.by_command = true; /* from here on it is about what it named */
     if (chdir(exec.cwd) < 0) {
         fail(&failed, "enter", exec.cwd);
         die(error_fd, &failed);

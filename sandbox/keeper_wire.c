@@ -4,6 +4,7 @@
  * Invariants:
  *   1. Received descriptors are close-on-exec from birth.
  *   2. A truncated message, or more descriptors than asked for, ends the conversation.
+ *   3. So does a reply that cannot be sent: nobody waits for it.
  *
  * Not here: what is in a message (spec.c).
  */
@@ -82,7 +83,10 @@ void keeper_reply_failed(int sock, const Fail *failed)
 int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b)
 {
     const int fds[] = {fd_a >= 0 ? fd_a : fd_b, fd_b};
-    return keeper_send(sock, reply, sizeof *reply, fds, (fd_a >= 0) + (fd_b >= 0));
+    int r = keeper_send(sock, reply, sizeof *reply, fds, (fd_a >= 0) + (fd_b >= 0));
+    if (r < 0)
+        shutdown(sock, SHUT_RDWR);
+    return r;
 }
 
 /* The descriptors of one message, close-on-exec. */

@@ -127,17 +127,24 @@ typedef enum SpecReplyKind {
     SPEC_REPLY_FROZEN = 10,  /* init: every process is stopped */
 } SpecReplyKind;
 
+/* Why a command did not start. */
+typedef enum SpecStart {
+    SPEC_START_OK = 0,
+    SPEC_START_COMMAND = 1, /* its own doing, or that of what earlier ones left */
+    SPEC_START_OURS = 2,    /* a step of ours failed */
+} SpecStart;
+
 #define SPEC_WHAT_MAX 96u
 
 typedef struct SpecReply {
     uint32_t magic, version, kind, layers;
-    int32_t err;         /* errno: why we failed, or why the command did not start */
-    int32_t wait_status; /* of the command; meaningful when has_status */
-    uint32_t has_status; /* init lived to see the command's end */
-    uint32_t start_failed;
-    uint32_t leftover;    /* processes alive when the command's main process had ended */
-    uint32_t sampled_oom; /* the sampler ended the command */
-    uint32_t sampled_cpu; /* likewise, for its CPU time */
+    int32_t err;           /* errno: why we failed, or why the command did not start */
+    int32_t wait_status;   /* of the command; meaningful when has_status */
+    uint32_t has_status;   /* init lived to see the command's end */
+    uint32_t start_failed; /* SpecStart */
+    uint32_t leftover;     /* processes alive when the command's main process had ended */
+    uint32_t sampled_oom;  /* the sampler ended the command */
+    uint32_t sampled_cpu;  /* likewise, for its CPU time */
     uint32_t landlock_abi;
     uint32_t shareable; /* the generation can be a layer of other boxes */
     uint64_t user_us, sys_us, peak_bytes;
