@@ -22,7 +22,10 @@
 #include <unistd.h>
 
 const FaultKind fault_kinds[] = {
-#define KIND(name) {#name, SYS_##name}
+#define KIND(name)                                                                                 \
+    {                                                                                              \
+#name, SYS_##name                                                                          \
+    }
     KIND(clone),
     {"clone3", 435},
     KIND(mount),
@@ -54,7 +57,6 @@ const FaultKind fault_kinds[] = {
     KIND(pipe2),
     KIND(memfd_create),
     KIND(sendmsg),
-    KIND(fcntl),
     KIND(ioctl),
     KIND(write),
     KIND(setsid),
@@ -126,9 +128,7 @@ static gpointer watch(gpointer ready)
             continue; /* the caller was killed meanwhile */
         int err = answer(&call);
         struct seccomp_notif_resp reply = {
-            .id = call.id,
-            .error = -err,
-            .flags = err == 0 ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0};
+            .id = call.id, .error = -err, .flags = err == 0 ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0};
         (void)ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &reply);
     }
     return NULL;
@@ -138,8 +138,8 @@ static int install(void)
 {
     struct sock_filter code[2 * FAULT_KINDS_MAX + 2];
     guint n = 0;
-    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
-                                             offsetof(struct seccomp_data, nr));
+    code[n++] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
     for (guint i = 0; i < fault_n_kinds; i++) {
         code[n++] =
             (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (guint)fault_kinds[i].nr, 0, 1);

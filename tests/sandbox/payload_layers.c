@@ -96,8 +96,8 @@ static int is_overlay(const char *path)
 
 int payload_layers(int n_hosts, char **hosts)
 {
-    static const char *const names[][2] = {{"user", "user"}, {"mnt", "mount"}, {"pid", "pid"},
-                                           {"net", "net"},   {"ipc", "ipc"},   {"uts", "uts"},
+    static const char *const names[][2] = {{"user", "user"}, {"mnt", "mount"},       {"pid", "pid"},
+                                           {"net", "net"},   {"ipc", "ipc"},         {"uts", "uts"},
                                            {"time", "time"}, {"cgroup", "cgroup_ns"}};
     read_status();
     for (int k = 0; k < n_hosts; k++)
@@ -110,12 +110,9 @@ int payload_layers(int n_hosts, char **hosts)
     const struct {
         const char *name;
         int is_on;
-    } others[] = {{"pivot_root", is_overlay("/")},
-                  {"overlay", is_overlay("/testbed")},
-                  {"caps", has_no_capability()},
-                  {"no_new_privs", status_is("NoNewPrivs", "1")},
-                  {"landlock", is_landlocked()},
-                  {"seccomp", is_filtered()},
+    } others[] = {{"pivot_root", is_overlay("/")}, {"overlay", is_overlay("/testbed")},
+                  {"caps", has_no_capability()},   {"no_new_privs", status_is("NoNewPrivs", "1")},
+                  {"landlock", is_landlocked()},   {"seccomp", is_filtered()},
                   {"rlimits", is_limited()}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (others[i].is_on)

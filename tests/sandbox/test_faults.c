@@ -21,13 +21,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define SLOT         120u
-#define HANG_S       40u /* more than any wait of the library */
-#define SLOW_MS      8000
-#define SAMPLE       8u   /* calls of a kind that are tried by default */
-#define LEAVING_MS   5000
-#define MESSAGE_MAX  512
-#define LAYERS_MAX   512
+#define SLOT        120u
+#define HANG_S      40u /* more than any wait of the library */
+#define SLOW_MS     8000
+#define SAMPLE      5u /* calls of a kind that are tried by default */
+#define LEAVING_MS  5000
+#define MESSAGE_MAX 512
+#define LAYERS_MAX  512
 
 typedef struct Try {
     FaultTally tally;
@@ -46,7 +46,8 @@ static char hosts[8][64]; /* NAME=INODE */
 
 static void name_hosts(void)
 {
-    static const char *const names[] = {"user", "mnt", "pid", "net", "ipc", "uts", "time", "cgroup"};
+    static const char *const names[] = {"user", "mnt", "pid",  "net",
+                                        "ipc",  "uts", "time", "cgroup"};
     for (gsize i = 0; i < G_N_ELEMENTS(names); i++) {
         g_autofree char *path = g_strdup_printf("/proc/self/ns/%s", names[i]);
         g_autofree char *target = g_file_read_link(path, NULL);
@@ -116,6 +117,7 @@ static gboolean is_alone(void)
 static void try_here(const FaultPlan *plan, const BoxFile *program, Try *ret)
 {
     alarm(HANG_S);
+    g_log_set_always_fatal(G_LOG_FATAL_MASK); /* what cannot be removed is a warning */
     if (ret->is_degraded)
         g_setenv("ASSAY_BOX_FORCE", "landlock", TRUE);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -180,8 +182,7 @@ static char *verdict(const Try *try, int status, int err)
     if (try->outcome != BOX_EXITED || try->exit_code != 0)
         return g_strdup_printf("outcome %s, exit code %d", box_outcome_str(try->outcome),
                                try->exit_code);
-    return *lacking == '\0' ? NULL
-                            : g_strdup_printf("layers reported but not there: %s", lacking);
+    return *lacking == '\0' ? NULL : g_strdup_printf("layers reported but not there: %s", lacking);
 }
 
 static void judge(const FaultPlan *plan, const Try *try, int status)
@@ -237,8 +238,8 @@ static void bench_open(Bench *bench, gboolean is_degraded)
     gsize len = 0;
     g_assert_true(g_file_get_contents(g_getenv("ASSAY_TEST_PAYLOAD"), &data, &len, NULL));
     bench->program = (BoxFile){"/tmp/payload", g_steal_pointer(&data), len, 0755};
-    bench->try = mmap(NULL, sizeof *bench->try, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-                      -1, 0);
+    bench->try =
+        mmap(NULL, sizeof *bench->try, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     g_assert_true(bench->try != MAP_FAILED);
     bench->try->is_degraded = is_degraded;
 }
@@ -275,7 +276,7 @@ static void every_call_that_fails_is_told_and_leaves_nothing(gconstpointer is_de
     for (guint kind = 0; kind < fault_n_kinds; kind++)
         try_kind(&bench, kind, &n_hit, &n_tried);
     g_test_message("%u calls failed of %u tried", n_hit, n_tried);
-    g_assert_cmpuint(n_hit * 20, >=, n_tried * 19); /* scheduling moves a few */
+    g_assert_cmpuint(n_hit * 10, >=, n_tried * 9); /* scheduling moves a few */
 }
 
 /* A host that lacks a call altogether: a box that says so, or none. */
