@@ -36,6 +36,8 @@
      SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |       \
      SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
 
+int keeper_landlock_abi;
+
 static char *arg_list[SPEC_ARGV_MAX + 1];
 static char *env_list[SPEC_ENVP_MAX + 1];
 
@@ -208,7 +210,7 @@ static int landlock_host(int ruleset, uint64_t all, int copy_fd)
 static int landlock(const Keeper *keeper, Fail *failed)
 {
     bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
-    int abi = keeper->landlock_abi;
+    int abi = keeper_landlock_abi;
     if (abi == 0) {
         errno = ENOSYS; /* reported as missing, unless it is the only wall */
         return degraded ? fail(failed, "landlock", NULL) : 0;
