@@ -194,6 +194,5 @@ bool spec_next_file(SpecExec *exec, SpecFile *ret_file);
 /* A reply of the right size, version and ranges; `what` is terminated. */
 bool spec_reply_ok(SpecReply *reply, size_t len);
 
-/* Absolute, no empty, "." or ".." component, no trailing slash, shorter than SPEC_PATH_MAX, and
- * no byte that a mount option would take for syntax. */
+/* Absolute, no empty, "." or ".." component, no trailing slash, shorter than SPEC_PATH_MAX. */
 bool spec_path_ok(const char *path);
