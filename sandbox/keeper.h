@@ -98,8 +98,9 @@ int keeper_skeleton_base(uint32_t flags, Fail *failed);
 int keeper_skeleton_box(const SpecOpen *open, Fail *failed);
 
 /* Host directories below /etc that programs of /usr are useless without, shown through overlays;
- * the first always, the others where the host's network is used, that is, for builds. */
+ * the first two always, the others where the host's network is used, that is, for builds. */
 extern const char *const keeper_etc_dirs[];
+#define KEEPER_ETC_ALWAYS 2
 
 /* PID 1: waits on `go` for the spec and the tree (in degraded mode the copy), gets a payload ready,
  * then serves `sock`. Never returns. */

@@ -36,7 +36,7 @@ typedef struct Try {
     int exit_code, start_errno;
     guint enforced;
     gint64 took_ms;
-    guint fds_before, fds_after, groups;
+    guint fds_before, fds_after, groups_before, groups_after;
     gboolean is_left; /* a process of ours lives */
     char message[MESSAGE_MAX], seen[LAYERS_MAX];
 } Try;
@@ -121,7 +121,8 @@ static void try_here(const FaultPlan *plan, const BoxFile *program, Try *ret)
     if (ret->is_degraded)
         g_setenv("ASSAY_BOX_FORCE", "landlock", TRUE);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    ret->fds_before = lab_count_fds() + 1; /* the listener */
+    ret->fds_before = lab_count_fds() + 1;           /* the listener */
+    ret->groups_before = lab_count_groups(getpid()); /* of a process that had our number */
     ret->is_supported = fault_watch(plan, &ret->tally);
     if (!ret->is_supported)
         return;
@@ -129,7 +130,7 @@ static void try_here(const FaultPlan *plan, const BoxFile *program, Try *ret)
     fault_stop();
     ret->is_left = !is_alone();
     ret->fds_after = lab_count_fds();
-    ret->groups = lab_count_groups(getpid());
+    ret->groups_after = lab_count_groups(getpid());
 }
 
 /* One try in a process of its own; how that process ended. */
@@ -170,8 +171,9 @@ static char *verdict(const Try *try, int status, int err)
         return g_strdup("a process was left behind");
     if (try->fds_after > try->fds_before)
         return g_strdup_printf("%u descriptors became %u", try->fds_before, try->fds_after);
-    if (try->groups > 0)
-        return g_strdup_printf("%u cgroups were left behind", try->groups);
+    if (try->groups_after > try->groups_before)
+        return g_strdup_printf("%u cgroups were left behind",
+                               try->groups_after - try->groups_before);
     if (!try->is_open || !try->is_run) {
         gsize most = strlen("run a command: ");
         return strlen(try->message) > most ? NULL : g_strdup("an error without a reason");
