@@ -35,6 +35,7 @@
 #define SPEC_FILTER_MAX 4096u /* BPF instructions, the kernel's own limit */
 #define SPEC_MAPS_MAX   8u
 #define SPEC_FDS_MAX    200u /* descriptors in one message; the kernel's limit is 253 */
+#define SPEC_PROXY_PORT 3128u
 
 typedef enum SpecOpenFlag {
     SPEC_OPEN_HOST_ROOT = 1 << 0,  /* `root` is the host's /usr; /etc is generated */
@@ -47,6 +48,7 @@ typedef enum SpecOpenFlag {
     SPEC_OPEN_SETGROUPS = 1 << 7,      /* an id range is mapped: ids may be changed */
     SPEC_OPEN_CGROUP = 1 << 8,         /* the keeper is born in a cgroup v2 directory */
     SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
+    SPEC_OPEN_NET_PROXY = 1 << 16,     /* a listener inside is sent back before OPENED */
 } SpecOpenFlag;
 
 /* Lines of a uid_map or gid_map: inside, outside, count. */
@@ -58,6 +60,7 @@ typedef struct SpecMap {
 typedef struct SpecLimits {
     uint64_t cpu_ms, mem_bytes, disk_bytes, inodes, tmp_bytes, file_bytes, pids, nofile,
         stack_bytes;
+    uint64_t cpus, cpu_first; /* commands may run on so many, from that one on; 0: on all */
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
@@ -116,16 +119,17 @@ typedef struct SpecExec {
 
 typedef enum SpecReplyKind {
     SPEC_REPLY_NONE = 0,
-    SPEC_REPLY_FAILED = 1,   /* err, what */
-    SPEC_REPLY_KEEPER = 2,   /* starter: the keeper's pidfd follows */
-    SPEC_REPLY_IDMAP = 3,    /* starter: a user namespace descriptor follows */
-    SPEC_REPLY_OPENED = 4,   /* keeper: layers that are on; SpecTreeFd; READY comes next */
-    SPEC_REPLY_READY = 5,    /* keeper: the staged init's pidfd and its socket follow */
-    SPEC_REPLY_DONE = 6,     /* init: how the command ended */
-    SPEC_REPLY_TREE = 7,     /* keeper: SpecTreeFd; READY comes next */
-    SPEC_REPLY_COPIED = 8,   /* keeper: a generation follows */
-    SPEC_REPLY_TERMINAL = 9, /* init: the terminal's master follows */
-    SPEC_REPLY_FROZEN = 10,  /* init: every process is stopped */
+    SPEC_REPLY_FAILED = 1,    /* err, what */
+    SPEC_REPLY_KEEPER = 2,    /* starter: the keeper's pidfd follows */
+    SPEC_REPLY_IDMAP = 3,     /* starter: a user namespace descriptor follows */
+    SPEC_REPLY_OPENED = 4,    /* keeper: layers that are on; SpecTreeFd; READY comes next */
+    SPEC_REPLY_READY = 5,     /* keeper: the staged init's pidfd and its socket follow */
+    SPEC_REPLY_DONE = 6,      /* init: how the command ended */
+    SPEC_REPLY_TREE = 7,      /* keeper: SpecTreeFd; READY comes next */
+    SPEC_REPLY_COPIED = 8,    /* keeper: a generation follows */
+    SPEC_REPLY_TERMINAL = 9,  /* init: the terminal's master follows */
+    SPEC_REPLY_FROZEN = 10,   /* init: every process is stopped */
+    SPEC_REPLY_LISTENER = 11, /* keeper, before OPENED: the proxy's listener follows */
 } SpecReplyKind;
 
 /* Why a command did not start. */

@@ -3,7 +3,7 @@
  * words of box_layer_str. Namespaces are told apart from the host's by the inode numbers that the
  * caller gives ("user=4026531837").
  */
-#include "tests/sandbox/payload_layers.h"
+#include "tests/sandbox/payload.h"
 
 #include <errno.h>
 #include <fcntl.h>

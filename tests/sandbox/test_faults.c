@@ -268,7 +268,7 @@ static gboolean bench_clean(Bench *bench)
     return TRUE;
 }
 
-static void every_call_that_fails_is_told_and_leaves_nothing(gconstpointer is_degraded)
+static void every_call_that_fails_is_an_error_or_a_known_outcome(gconstpointer is_degraded)
 {
     g_auto(Bench) bench = {0};
     guint n_hit = 0, n_tried = 0;
@@ -282,7 +282,7 @@ static void every_call_that_fails_is_told_and_leaves_nothing(gconstpointer is_de
 }
 
 /* A host that lacks a call altogether: a box that says so, or none. */
-static void a_host_without_a_call_is_told(gconstpointer is_degraded)
+static void a_layer_that_cannot_be_had_is_not_reported(gconstpointer is_degraded)
 {
     g_auto(Bench) bench = {0};
     bench_open(&bench, is_degraded != NULL);
@@ -307,7 +307,7 @@ int main(int argc, char **argv)
         return 0;
     name_hosts();
     box_shutdown(); /* no starter of ours is to be inherited */
-    ADD(every_call_that_fails_is_told_and_leaves_nothing);
-    ADD(a_host_without_a_call_is_told);
+    ADD(every_call_that_fails_is_an_error_or_a_known_outcome);
+    ADD(a_layer_that_cannot_be_had_is_not_reported);
     return lab_end(g_test_run());
 }

@@ -99,7 +99,7 @@ def compare(tool, script, want):
 
 
 def main():
-    tool = sys.argv[1]
+    tool = os.path.abspath(sys.argv[1])
     print(f"1..{len(ROWS)}")
     if subprocess.run([tool, "run", "--", "true"], capture_output=True, check=False).returncode != 0:
         for number, row in enumerate(ROWS, 1):
