@@ -39,8 +39,8 @@ typedef struct ProcMasks {
 /* Fills the table from this host's /proc. */
 void keeper_choose_masks(ProcMasks *masks);
 
-/* 0: this host has none. Asked once, by the starter, so that what is reported is what payloads get:
- * where it is not 0, none starts without. */
+/* 0: this host has none. Asked once, by the starter, so that what is reported is what payloads
+ * get: where it is not 0, none starts without. */
 extern int keeper_landlock_abi;
 
 /* One open box, as the keeper sees it. */
