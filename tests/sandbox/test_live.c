@@ -32,7 +32,9 @@ static void run(Box *box, BoxCommand *command, const char *line, BoxResult *ret)
 {
     g_autoptr(GError) error = NULL;
     command->argv = (const char *const[]){"/bin/sh", "-c", line, NULL};
-    g_assert_true(box_exec(box, command, ret, &error));
+    gboolean ok = box_exec(box, command, ret, &error);
+    g_assert_no_error(error);
+    g_assert_true(ok);
     g_assert_no_error(error);
 }
 
