@@ -118,7 +118,7 @@ static guint64 affinity_cpus(const Box *box, const BoxLimits *limits)
 static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *bytes, GError **error)
 {
     guint64 disk_bytes, inodes;
-    box_gens_left(box, box->below, &disk_bytes, &inodes);
+    box_gens_left(box, &disk_bytes, &inodes);
     GBytes *filter = filter_build(box->copy_dir != NULL ? FILTER_UNIX_ONLY : FILTER_BOX, error);
     if (filter == NULL)
         return FALSE;
@@ -179,7 +179,7 @@ static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown,
 {
     g_autoptr(GByteArray) bytes = g_byte_array_new();
     SpecReply reply;
-    int sv[2], fds[SPEC_FDS_MAX], tree[2], leaf = cgroup_leaf_fd(box->cgroup);
+    int sv[2], fds[SPEC_FDS_MAX], tree[SPEC_TREE_FDS], leaf = cgroup_leaf_fd(box->cgroup);
     guint n = 0;
     if (!encode_open(box, spec, bytes, error))
         return FALSE;
@@ -197,15 +197,15 @@ static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown,
         return FALSE;
     if (spec->net == BOX_NET_PROXY && !start_proxy(box, spec, error))
         return FALSE;
-    if (!launch_receive(box->sock, &reply, tree, 2, error))
+    if (!launch_receive(box->sock, &reply, tree, SPEC_TREE_FDS, error))
         return FALSE;
     box->layers = reply.layers;
     box->landlock_abi = reply.landlock_abi;
-    if (!box_take_tree(box, &reply, tree[0], tree[1], error))
-        return FALSE;
-    if (reply.kind != SPEC_REPLY_OPENED)
+    box_take_tree(box, tree);
+    if (reply.kind != SPEC_REPLY_OPENED || box->root_fd < 0)
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
-    return box_stage_ask(box, error);
+    box->is_staging = TRUE;
+    return TRUE;
 }
 
 static gboolean open_with_ids(Box *box, const BoxSpec *spec, gboolean shared, GError **error)
@@ -340,7 +340,7 @@ Box *box_open(const BoxSpec *spec, GError **error)
         g_once_init_leave(&at_exit, 1);
     }
     g_autoptr(Box) box = g_new0(Box, 1);
-    box->sock = box->pidfd = box->root_fd = box->work_upper_fd = -1;
+    box->sock = box->pidfd = box->root_fd = box->written_fd = box->work_upper_fd = -1;
     box->session = (BoxInit){-1, -1};
     box->limits = spec->limits;
     box->uid = spec->uid;
@@ -365,10 +365,23 @@ Box *box_open(const BoxSpec *spec, GError **error)
     return g_steal_pointer(&box);
 }
 
+static void close_fds(Box *box)
+{
+    int *const fds[] = {&box->root_fd, &box->written_fd, &box->work_upper_fd};
+    for (gsize i = 0; i < G_N_ELEMENTS(fds); i++)
+        if (*fds[i] >= 0)
+            close(*fds[i]);
+    for (guint i = 0; i < box->work_fds->len; i++)
+        close(g_array_index(box->work_fds, int, i));
+    g_array_unref(box->work_fds);
+}
+
 void box_close(Box *box)
 {
     if (box == NULL)
         return;
+    /* Before the keeper goes: whoever is last to let go of a file system takes it apart. */
+    close_fds(box);
     box_init_clear(&box->session);
     if (box->sock >= 0)
         close(box->sock); /* the keeper sees the end of the stream and ends */
@@ -376,19 +389,12 @@ void box_close(Box *box)
         launch_leave_keeper(box->starter, box->pidfd);
         if (box->disk_by == BOX_BY_NOBODY)
             launch_wait_keepers(box->starter); /* the caller's directories are free again */
+        box_stage_next_box(box);
     }
     if (box->copy_dir != NULL && box->starter != NULL)
         launch_wait_keepers(box->starter);
     egress_stop(box->egress);
     box_degraded_remove(box);
-    if (box->root_fd >= 0)
-        close(box->root_fd);
-    if (box->work_upper_fd >= 0)
-        close(box->work_upper_fd);
-    for (guint i = 0; i < box->work_fds->len; i++)
-        close(g_array_index(box->work_fds, int, i));
-    g_array_unref(box->work_fds);
-    g_clear_pointer(&box->written, box_gen_unref);
     g_ptr_array_unref(box->below);
     g_ptr_array_unref(box->at_open);
     g_free(box->work_path);

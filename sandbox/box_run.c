@@ -33,6 +33,7 @@
 #define TICK_MS      100   /* how often CPU time and oom kills are looked at */
 #define KILL_SOFT_MS 5000  /* what an init that was asked is given */
 #define KILL_WAIT_MS 20000 /* from SIGKILL to DONE; more means a stuck host */
+#define DYING_MS     1000
 #define CHUNK_BYTES  65536
 #define INPUT_MAX    (16u << 20) /* waiting for a command that does not read */
 
@@ -86,6 +87,7 @@ static void run_free(BoxRun *run)
         g_clear_pointer(&run->kept[i].tail, g_byte_array_unref);
     }
     g_clear_pointer(&run->stdin_data, g_bytes_unref);
+    run->box->n_running--;
     g_free(run);
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BoxRun, run_free)
@@ -289,6 +291,12 @@ static gboolean take_report(BoxRun *run, GError **error)
     return TRUE;
 }
 
+/* With its report: is everything of the command dead, or to be kept? Else init's death says so. */
+static gboolean is_over(const BoxRun *run)
+{
+    return run->command.keep_background || run->reply.leftover == 0;
+}
+
 static void finish(BoxRun *run)
 {
     run->done = TRUE;
@@ -331,13 +339,11 @@ gboolean box_run_step(BoxRun *run, GError **error)
         end(run, BOX_CANCELLED);
     if (polled[1].revents != 0 && !run->has_report && !take_report(run, error))
         return FALSE;
-    if (polled[0].revents != 0) {
-        if (!run->has_report && run->init.sock >= 0 && !take_report(run, error))
-            return FALSE;
+    if (polled[0].revents != 0 && !run->has_report && run->init.sock >= 0 &&
+        !take_report(run, error))
+        return FALSE;
+    if (polled[0].revents != 0 || (run->has_report && is_over(run)))
         finish(run);
-    } else if (run->has_report && run->command.keep_background) {
-        finish(run);
-    }
     if (run->done)
         return TRUE;
     check_limits(run);
@@ -486,10 +492,11 @@ static gboolean conclude(BoxRun *run, BoxResult *ret_result, GError **error)
     return TRUE;
 }
 
+/* Its socket closes a little before it is dead. */
 static gboolean keeper_is_dead(const Box *box)
 {
     GPollFD polled = {.fd = box->pidfd, .events = G_IO_IN};
-    return g_poll(&polled, 1, 0) > 0;
+    return g_poll(&polled, 1, DYING_MS) > 0;
 }
 
 /* The keeper and init share the memory limit; a command may leave so much on tmpfs that they are
@@ -535,6 +542,7 @@ BoxRun *box_start(Box *box, const BoxCommand *command, GError **error)
                     .called_ns = clock_mono_ns(),
                     .wall_ms = box->limits.wall_ms,
                     .before = cgroup_usage(box->cgroup)};
+    box->n_running++;
     if (command->wall_ms > 0 && (run->wall_ms == 0 || command->wall_ms < run->wall_ms))
         run->wall_ms = command->wall_ms;
     if (command->stdin_data != NULL)

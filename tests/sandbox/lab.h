@@ -16,6 +16,9 @@ int lab_end(int status);
 
 gboolean lab_is_user(void);
 
+/* Milliseconds stretched by ASSAY_TEST_SLOW, where a machine is emulated. */
+guint64 lab_ms(guint64 ms);
+
 /* A spec with small limits and the payload at /payload. Borrowed parts live as long as the lab. */
 BoxSpec lab_spec(guint inside_uid);
 

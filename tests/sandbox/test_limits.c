@@ -34,7 +34,7 @@ static BoxResult run_in(const BoxSpec *spec, const char *line, char **ret_text)
 static void expect_outcome(const char *line, BoxOutcome outcome)
 {
     BoxSpec spec = lab_spec(1000);
-    spec.limits.wall_ms = 10000;
+    spec.limits.wall_ms = lab_ms(10000);
     g_auto(BoxResult) result = run_in(&spec, line, NULL);
     if (result.outcome != outcome)
         g_test_fail_printf("%s: expected %s, got %s", line, box_outcome_str(outcome),
@@ -100,7 +100,7 @@ static void what_is_left_after_a_kill_for_memory_is_killed(void)
     gint64 start = clock_mono_ns();
     g_auto(BoxResult) result = run_in(&spec, "/payload/payload hog private 400 & sleep 1000", NULL);
     g_assert_cmpint(result.outcome, ==, BOX_OUT_OF_MEMORY);
-    g_assert_cmpint((clock_mono_ns() - start) / 1000000, <, 8000);
+    g_assert_cmpint((clock_mono_ns() - start) / 1000000, <, (gint64)lab_ms(8000));
 }
 
 static void a_box_outlives_a_command_killed_for_memory(void)
@@ -144,7 +144,7 @@ static void descriptors_are_bounded_by_their_limit(void)
 static void talking_is_not_idle(void)
 {
     BoxSpec spec = lab_spec(1000);
-    spec.limits.idle_ms = 400;
+    spec.limits.idle_ms = lab_ms(400);
     g_auto(BoxResult) result =
         run_in(&spec, "for i in 1 2 3 4 5; do echo $i; sleep 0.15; done", NULL);
     g_assert_cmpint(result.outcome, ==, BOX_EXITED);
@@ -256,7 +256,7 @@ static void a_fork_bomb_ends_at_the_wall_limit(void)
     gint64 start = clock_mono_ns();
     g_auto(BoxResult) result = run_in(&spec, "/payload/payload fork_bomb", NULL);
     g_assert_cmpint(result.outcome, ==, BOX_TIMED_OUT);
-    g_assert_cmpint((clock_mono_ns() - start) / 1000000, <, 5000);
+    g_assert_cmpint((clock_mono_ns() - start) / 1000000, <, (gint64)lab_ms(5000));
 }
 
 static void zombies_are_bounded(void)
@@ -282,7 +282,7 @@ static void a_child_that_holds_stdout_delays_nothing(void)
     gint64 start = clock_mono_ns();
     g_auto(BoxResult) result = run_in(&spec, "/payload/payload stay hold; echo x", NULL);
     g_assert_cmpint(result.outcome, ==, BOX_EXITED);
-    g_assert_cmpint((clock_mono_ns() - start) / 1000000, <, 5000);
+    g_assert_cmpint((clock_mono_ns() - start) / 1000000, <, (gint64)lab_ms(5000));
 }
 
 static void killing_everything_is_no_error_of_ours(void)
@@ -319,7 +319,7 @@ static void sleeping_stopping_and_ignoring_end_at_the_wall_limit(void)
         g_auto(BoxResult) result = run_in(&spec, lines[i], NULL);
         g_assert_cmpint(result.outcome, ==, BOX_TIMED_OUT);
         g_assert_cmpuint(result.wall_us, >=, 300000);
-        g_assert_cmpuint(result.wall_us, <, 5000000);
+        g_assert_cmpuint(result.wall_us, <, lab_ms(5000) * 1000);
     }
 }
 
@@ -336,7 +336,7 @@ static void burning_cpu_ends_at_the_cpu_limit(void)
 static void silence_ends_at_the_idle_limit(void)
 {
     BoxSpec spec = lab_spec(1000);
-    spec.limits.idle_ms = 200;
+    spec.limits.idle_ms = lab_ms(200);
     g_auto(BoxResult) result = run_in(&spec, "echo start; sleep 1000", NULL);
     g_assert_cmpint(result.outcome, ==, BOX_IDLE_LIMIT);
     g_assert_cmpuint(result.out_bytes, ==, 6);

@@ -14,7 +14,7 @@ hostname guest
 G=/sys/fs/cgroup
 
 export ASSAY_TEST_PAYLOAD=/t/payload ASSAY_TEST_BOX=/t/assay-box ASSAY_TEST_EGRESS=/t/assay-egress
-export ASSAY_TEST_TOOL=/t/box-tool ASSAY_LIBEXEC=/t ASSAY_BOX_MUST_WORK=1
+export ASSAY_TEST_TOOL=/t/box-tool ASSAY_LIBEXEC=/t ASSAY_BOX_MUST_WORK=1 ASSAY_TEST_SLOW=10
 
 # A group like a service's with Delegate=yes: the user owns it, and the process is alone in it.
 delegated() { # NAME UID
