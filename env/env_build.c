@@ -67,7 +67,8 @@ void env_layers_free(EnvLayers *layers)
 {
     if (layers == NULL)
         return;
-    fd_close_p(&layers->root_fd);
+    for (gsize i = 0; i < layers->n_root; i++)
+        close(layers->root_fds[i]);
     for (gsize i = 0; i < layers->n_layers; i++)
         close(layers->layer_fds[i]);
     for (gsize i = 0; i < layers->n_work; i++)
@@ -82,7 +83,8 @@ void env_layers_free(EnvLayers *layers)
 
 void env_layers_apply(const EnvLayers *layers, BoxSpec *spec)
 {
-    spec->root_fd = layers->root_fd;
+    spec->root_fds = layers->root_fds;
+    spec->n_root = layers->n_root;
     spec->layer_fds = layers->layer_fds;
     spec->n_layers = layers->n_layers;
     spec->work_fds = layers->work_fds;
@@ -333,12 +335,14 @@ static EnvLayers *layers_begin(const Environment *env, const HostPython *python,
                                const char *checkout, GError **error)
 {
     g_autoptr(EnvLayers) layers = g_new0(EnvLayers, 1);
-    layers->root_fd = -1;
     layers->envp = envp_make(env);
-    if (strcmp(env->base, "host") != 0 && !dir_open(env->base, &layers->root_fd, error))
-        return NULL;
-    g_autofree char *tree = g_build_filename(checkout, "tree", NULL);
     int fd = -1;
+    if (strcmp(env->base, "host") != 0) {
+        if (!dir_open(env->base, &fd, error))
+            return NULL;
+        lower_push(layers->root_fds, &layers->n_root, fd);
+    }
+    g_autofree char *tree = g_build_filename(checkout, "tree", NULL);
     if (!dir_open(tree, &fd, error))
         return NULL;
     lower_push(layers->work_fds, &layers->n_work, fd);

@@ -54,8 +54,11 @@ static gboolean show(FdList *list, const Box *box, int dir_fd, BoxDirKind kind, 
 
 static gboolean show_root(FdList *list, const Box *box, const BoxSpec *spec, GError **error)
 {
-    if (spec->root_fd > 0)
-        return show(list, box, spec->root_fd, BOX_DIR_SYSTEM, error);
+    for (gsize i = 0; i < spec->n_root; i++)
+        if (!show(list, box, spec->root_fds[i], BOX_DIR_SYSTEM, error))
+            return FALSE;
+    if (spec->n_root > 0)
+        return TRUE;
     AUTO_FD usr = open("/usr", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (usr < 0)
         return error_set_errno(error, errno, "open /usr");
@@ -85,7 +88,8 @@ static gboolean show_all(FdList *list, const Box *box, const BoxSpec *spec, GErr
 
 static gboolean check_spec(const BoxSpec *spec, GError **error)
 {
-    if (spec->n_layers > SPEC_LAYERS_MAX || spec->n_work > SPEC_LAYERS_MAX)
+    if (spec->n_root > SPEC_LAYERS_MAX || spec->n_layers > SPEC_LAYERS_MAX ||
+        spec->n_work > SPEC_LAYERS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "more than %u layers", SPEC_LAYERS_MAX);
     if (spec->n_mounts > SPEC_MOUNTS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "more than %u mounts", SPEC_MOUNTS_MAX);
@@ -119,12 +123,12 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
 {
     guint64 disk_bytes, inodes;
     box_gens_left(box, &disk_bytes, &inodes);
-    GBytes *filter = filter_build(box->copy_dir != NULL ? FILTER_UNIX_ONLY : FILTER_BOX, error);
+    GBytes *filter = filter_build(box->copy_dir != NULL ? FILTER_BARE : FILTER_BOX, error);
     if (filter == NULL)
         return FALSE;
     gsize filter_len;
     SpecOpen open = {
-        .flags = (spec->root_fd > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
+        .flags = (spec->n_root > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
                  (spec->root_read_only ? (guint)SPEC_OPEN_ROOT_READ_ONLY : 0u) |
                  (spec->net == BOX_NET_HOST ? (guint)SPEC_OPEN_NET_HOST : 0u) |
                  (box->ids.mode == BOX_IDS_RANGE ? (guint)SPEC_OPEN_MOUNT_FDS : 0u) |
@@ -139,6 +143,7 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
                  (box->is_sampled ? (guint)SPEC_OPEN_SAMPLE : 0u),
         .uid = spec->uid,
         .gid = spec->gid,
+        .n_root = spec->n_root > 0 ? (guint32)spec->n_root : 1,
         .n_layers = (guint32)spec->n_layers,
         .n_work = (guint32)spec->n_work,
         .n_mounts = (guint32)spec->n_mounts,
@@ -236,8 +241,11 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
 static gboolean open_namespaces(Box *box, const BoxSpec *spec, GError **error)
 {
     g_autoptr(GError) local = NULL;
-    if (g_strcmp0(g_getenv("ASSAY_BOX_FORCE"), "landlock") == 0)
+    const char *force = g_getenv("ASSAY_BOX_FORCE");
+    if (g_strcmp0(force, "landlock") == 0)
         return error_set(error, ASSAY_ERROR_UNSUPPORTED, "ASSAY_BOX_FORCE=landlock");
+    if (g_strcmp0(force, "shared") == 0)
+        return open_with_ids(box, spec, TRUE, error);
     if (open_with_ids(box, spec, FALSE, &local))
         return TRUE;
     if (!g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_UNSUPPORTED)) {

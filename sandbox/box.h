@@ -111,9 +111,10 @@ typedef struct BoxEgress {
 typedef struct BoxSnapshot BoxSnapshot;
 
 typedef struct BoxSpec {
-    /* Root tree. root_fd < 0 or 0: the host's /usr, /bin, /lib* read-only and a small generated
-     * /etc; else a directory that holds a whole root file system. */
-    int root_fd;
+    /* Root tree: directories that together hold a whole root file system, topmost first; none:
+     * the host's /usr, /bin, /lib* read-only and a small generated /etc. */
+    const int *root_fds;
+    gsize n_root;
     const int *layer_fds; /* root overlay lowers over that, topmost first */
     gsize n_layers;
     int root_upper_fd; /* > 0: a directory with "upper" and "work" that keeps what is written

@@ -34,7 +34,7 @@ typedef struct Tool {
     const BoxOptions *options;
     BoxSpec spec;
     GArray *fds; /* all of them, to be closed */
-    int layers[ITEMS_MAX], work;
+    int layers[ITEMS_MAX], work, root;
     BoxMount mounts[ITEMS_MAX];
     BoxFile files[ITEMS_MAX];
     GPtrArray *bytes; /* of the files */
@@ -229,15 +229,17 @@ static gboolean prepare(Tool *tool, gboolean shell, GError **error)
                            .root_read_only = options->root_read_only,
                            .limits = options->limits,
                            .allow_degraded = options->allow_degraded,
+                           .root_fds = &tool->root,
                            .work_fds = &tool->work};
     if (shell)
         tool->spec.limits.wall_ms = tool->spec.limits.output_bytes_kill = 0;
-    if (!open_dir(tool, options->root, &tool->spec.root_fd, error) ||
+    if (!open_dir(tool, options->root, &tool->root, error) ||
         !open_dir(tool, options->work, &tool->work, error) || !open_layers(tool, error) ||
         !open_mounts(tool, error) || !read_files(tool, error) ||
         !open_upper(tool, options->keep_upper, &tool->spec.work_upper_fd, error) ||
         !open_upper(tool, options->keep_root_upper, &tool->spec.root_upper_fd, error))
         return FALSE;
+    tool->spec.n_root = options->root != NULL;
     tool->spec.n_work = options->work != NULL;
     return read_net(tool, error) && read_require(tool, error) && make_envp(tool, error);
 }

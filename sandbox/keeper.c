@@ -259,16 +259,10 @@ static int enter_network(int net, Fail *failed)
                : 0;
 }
 
-/* One that can be replaced: the proxy of a box with egress listens in the first. */
-static bool has_own_network(const Keeper *keeper)
-{
-    return !(keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY));
-}
-
 static void make_next(Keeper *keeper, const SpecTree *spec)
 {
     Fail ignored = {0};
-    if (spec->n_gens > 0 || !has_own_network(keeper))
+    if (spec->n_gens > 0 || (keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
         return;
     int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     next.net = make_network(&ignored);
@@ -289,8 +283,8 @@ static void make_next(Keeper *keeper, const SpecTree *spec)
 /* What commands get from now on; those that run keep theirs. */
 static int renew_network(const Keeper *keeper, Fail *failed)
 {
-    if (!has_own_network(keeper))
-        return 0;
+    if (keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY))
+        return 0; /* the proxy listens in the one there is */
     if (next.net < 0 && (next.net = make_network(failed)) < 0)
         return -1;
     int r = enter_network(next.net, failed);
@@ -381,10 +375,10 @@ static bool serve_one(Keeper *keeper)
     return r <= 0;
 }
 
-/* Directories of the tree: root, layers, work, uppers, mounts. */
+/* Directories of the tree: roots, layers, work, uppers, mounts. */
 uint32_t keeper_dir_fds(const SpecOpen *open)
 {
-    return 1 + open->n_layers + open->n_work + open->n_mounts +
+    return open->n_root + open->n_layers + open->n_work + open->n_mounts +
            ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0) +
            ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
 }

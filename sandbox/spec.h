@@ -25,7 +25,7 @@
 
 #define SPEC_INLINE_MAX (64u << 10)  /* up to here a request is the message itself, else a memfd */
 #define SPEC_BYTES_MAX  (256u << 20) /* one request */
-#define SPEC_LAYERS_MAX 60u          /* root layers; the same for workspace layers */
+#define SPEC_LAYERS_MAX 60u          /* of each: root, layers over it, workspace layers */
 #define SPEC_MOUNTS_MAX 32u
 #define SPEC_GENS_MAX   32u /* generations below the one that is written */
 #define SPEC_PATH_MAX   1024u
@@ -34,11 +34,11 @@
 #define SPEC_FILES_MAX  1024u
 #define SPEC_FILTER_MAX 4096u /* BPF instructions, the kernel's own limit */
 #define SPEC_MAPS_MAX   8u
-#define SPEC_FDS_MAX    200u /* descriptors in one message; the kernel's limit is 253 */
+#define SPEC_FDS_MAX    250u /* descriptors in one message; the kernel's limit is 253 */
 #define SPEC_PROXY_PORT 3128u
 
 typedef enum SpecOpenFlag {
-    SPEC_OPEN_HOST_ROOT = 1 << 0,  /* `root` is the host's /usr; /etc is generated */
+    SPEC_OPEN_HOST_ROOT = 1 << 0,  /* the root is the host's /usr; /etc is generated */
     SPEC_OPEN_NET_HOST = 1 << 1,   /* no network namespace */
     SPEC_OPEN_MOUNT_FDS = 1 << 2,  /* descriptors are detached mounts, ready to attach */
     SPEC_OPEN_ROOT_UPPER = 1 << 3, /* a descriptor for the root's upper follows */
@@ -64,10 +64,10 @@ typedef struct SpecLimits {
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
- * (always), layers, work layers, root upper, work upper, mounts, generations (topmost first). */
+ * directories (at least one), layers, work layers, root upper, work upper, mounts, generations (topmost first). */
 typedef struct SpecOpen {
     uint32_t flags, uid, gid;
-    uint32_t n_layers, n_work, n_mounts, n_gens;
+    uint32_t n_root, n_layers, n_work, n_mounts, n_gens;
     const char *work_path, *hostname;
     const char *mount_paths[SPEC_MOUNTS_MAX];
     SpecMap uids, gids;
