@@ -28,7 +28,7 @@ PROGRAMS = """sh dash bash cat sleep stat head tail touch id mkdir rmdir rm mv l
 PROBES = [
     ("root at the root group", "-", 0),
     ("root beside a stranger in a scope", "scope", 0),
-    ("a user alone in a delegated group", "service", 61234),
+    ("a user alone in a delegated group", "fresh", 61234),
     ("a user below a slice of its own", "slice/session", 61234),
     ("a user without delegation", "closed", 61234),
 ]
@@ -163,7 +163,7 @@ def plan_text():
     lines.append("run doctor:root - 0 /t/box-tool probe")
     for suite in SUITES:
         lines.append(f"run suite:{suite}:root - 0 /t/test_sandbox_{suite} -k")
-        lines.append(f"run suite:{suite}:user service 0 /t/test_sandbox_{suite} -k --as-user")
+        lines.append(f"run suite:{suite}:user fresh 0 /t/test_sandbox_{suite} -k --as-user")
     return "\n".join(lines) + "\n"
 
 
