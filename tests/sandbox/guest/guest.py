@@ -22,7 +22,7 @@ MODULES = ["virtio_pci", "virtio_blk", "overlay"]
 SUITES = ["limits", "layers", "robust", "egress", "tool", "doctor"]
 PROGRAMS = """sh dash bash cat sleep stat head tail touch id mkdir rmdir rm mv ln ls cp chmod chown mkfifo
     yes wc true false sort grep sed cut find env printf echo tty test pwd uname seq tr dd kill ps
-    sync mount umount hostname setpriv unshare expr basename dirname readlink mktemp od nproc""".split()
+    sync mount umount hostname setpriv unshare expr basename dirname readlink mktemp od nproc flock unlink""".split()
 
 # name, group, uid, command: what the guest runs. A group of "-" is the root's.
 PROBES = [
@@ -169,7 +169,8 @@ def plan_text():
 
 def root_archive(build, busybox, modules):
     cpio = Cpio()
-    for name in ("proc", "sys", "dev", "tmp", "run", "root", "new", "var", "var/tmp", "home", "opt"):
+    for name in ("proc", "sys", "dev", "tmp", "run", "root", "new", "var", "var/tmp", "home", "opt", "usr/local/bin",
+                 "usr/local/lib"):
         cpio.directory(name)
     for name in ("bin", "sbin", "lib", "lib64"):
         cpio.link(name, f"usr/{name}")
