@@ -281,7 +281,7 @@ guint box_enforced(const Box *box);
 /* What is on, who enforces each limit, what is missing and why:
  * {"mode":"namespaces|landlock","layers":[...],"missing":[{"layer","why"}],
  *  "limits":{"memory":"cgroup1",...},
- *  "notes":{"rename_dir":"exdev","remake_dir":"ok|eio","ids":"range",...}} */
+ *  "notes":{"rename_dir":"exdev","remove_dir":"ok|eio","ids":"range",...}} */
 char *box_report_json(const Box *box);
 
 /* Where the box's programs find PATH: PATH itself, except in the degraded mode, where what lies in
