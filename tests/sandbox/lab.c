@@ -62,6 +62,18 @@ static gboolean take_flag(int *argc, char ***argv, const char *flag)
     return found;
 }
 
+gboolean lab_is_wanted(int *argc, char **argv, const char *suite, gboolean *ret_is_long)
+{
+    const char *wanted = g_getenv("ASSAY_OPTIN");
+    *ret_is_long = take_flag(argc, &argv, "--long");
+    g_auto(GStrv) names = g_strsplit(wanted != NULL ? wanted : "", ",", -1);
+    if (!*ret_is_long || g_strcmp0(wanted, "1") == 0 ||
+        g_strv_contains((const char *const *)names, suite))
+        return TRUE;
+    g_autofree char *why = g_strdup_printf("opt-in: ASSAY_OPTIN=%s", suite);
+    return skip_all(why);
+}
+
 /* Namespaces may be refused here; ASSAY_BOX_MUST_WORK=1 makes that a failure. */
 static gboolean boxes_work(void)
 {

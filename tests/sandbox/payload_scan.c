@@ -26,11 +26,13 @@
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
@@ -120,7 +122,7 @@ static int scan_file(const char *path, const struct stat *st, int kind, struct F
     (void)at;
     if (kind == FTW_D && strcmp(path, "/usr") == 0)
         return FTW_SKIP_SUBTREE; /* the host's programs: the daemon writes nothing there */
-    const char *name = strrchr(path, '/') + 1;
+    const char *slash = strrchr(path, '/'), *name = slash != NULL ? slash + 1 : path;
     if (kind == FTW_D && strcmp(name, "task") == 0)
         return FTW_SKIP_SUBTREE; /* a thread has what its process has */
     if (kind != FTW_F || !S_ISREG(st->st_mode) || strcmp(name, "mem") == 0 ||
@@ -511,6 +513,54 @@ static int connect_to(const char *path, int port)
     return 0;
 }
 
+/* Every wall that this process can tell by itself, in one line. */
+static int walls(void)
+{
+    char line[256];
+    struct rlimit core, locked;
+    getrlimit(RLIMIT_CORE, &core);
+    getrlimit(RLIMIT_MEMLOCK, &locked);
+    FILE *status = fopen("/proc/self/status", "r");
+    int no_caps = 0, n_fds = 0;
+    while (status != NULL && fgets(line, sizeof line, status) != NULL)
+        no_caps += strncmp(line, "Cap", 3) == 0 && strstr(line, "\t0000000000000000\n") != NULL;
+    for (int fd = 0; fd < 256; fd++)
+        n_fds += fcntl(fd, F_GETFD) >= 0;
+    int sys = open("/proc/sys/kernel/core_pattern", O_WRONLY), sys_err = errno;
+    int device = mknod("/tmp/walls", S_IFCHR | 0666, makedev(1, 3)), device_err = errno;
+    int masked = open("/proc/kallsyms", O_RDONLY);
+    int world =
+        connect(socket(AF_INET, SOCK_DGRAM, 0),
+                (struct sockaddr *)&(struct sockaddr_in){
+                    .sin_family = AF_INET, .sin_port = htons(53), .sin_addr = {htonl(0x01010101)}},
+                sizeof(struct sockaddr_in));
+    int world_err = errno;
+    const struct {
+        const char *name;
+        int stands;
+    } rows[] = {
+        {"caps", no_caps == 5 && prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) == 0xef},
+        {"no_new_privs", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1},
+        {"seccomp", syscall(SYS_keyctl, 0, -3, 1) < 0 && errno == EPERM &&
+                        syscall(435, NULL, 0) < 0 && errno == ENOSYS},
+        {"landlock", device < 0 && device_err == EACCES},
+        {"rlimits", core.rlim_max == 0 && locked.rlim_max <= 65536},
+        {"fds", n_fds == 4 && masked == 4},
+        {"sys", sys < 0 && (sys_err == EROFS || sys_err == EACCES)},
+        {"masks", read(masked, line, 1) == 0},
+        {"pid", getppid() == 1 && getpid() < 100},
+        {"net", world < 0 && world_err == ENETUNREACH},
+        {"root", access("/home", F_OK) < 0 || access("/boot", F_OK) < 0},
+        {"hostname", gethostname(line, sizeof line) == 0 && strcmp(line, "sandbox") == 0},
+        {"user", access("/proc/1/environ", R_OK) < 0},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].stands)
+            printf("%s ", rows[i].name);
+    puts("");
+    return 0;
+}
+
 /* Which pages of a file are in the page cache, as far as this process may know. */
 static int residency(const char *path)
 {
@@ -551,6 +601,7 @@ int payload_more(int argc, char **argv)
         {"truncated_map", truncated_map, NULL},
         {"forge_marks", NULL, forge_marks},
         {"rename", NULL, rename_it},
+        {"walls", walls, NULL},
         {"residency", NULL, residency},
     };
     const char *arg = argc > 2 ? argv[2] : "";
