@@ -3,7 +3,8 @@
  *
  * Invariants:
  *   1. A layer directory under its final name is complete (renamed after the work) and stays so.
- *   2. Setup commands run in a box like any other command; only here may it have the network.
+ *   2. Setup commands run in a box like any other command; only here may it have the network,
+ *      or with `egress` the part of it that the recipe names.
  *   3. Two processes that need the same layer build it once (lock per digest).
  *
  * Not here: what the recipe says (tasks/environment.c).
@@ -66,7 +67,8 @@ void env_layers_free(EnvLayers *layers)
 {
     if (layers == NULL)
         return;
-    fd_close_p(&layers->root_fd);
+    for (gsize i = 0; i < layers->n_root; i++)
+        close(layers->root_fds[i]);
     for (gsize i = 0; i < layers->n_layers; i++)
         close(layers->layer_fds[i]);
     for (gsize i = 0; i < layers->n_work; i++)
@@ -81,7 +83,8 @@ void env_layers_free(EnvLayers *layers)
 
 void env_layers_apply(const EnvLayers *layers, BoxSpec *spec)
 {
-    spec->root_fd = layers->root_fd;
+    spec->root_fds = layers->root_fds;
+    spec->n_root = layers->n_root;
     spec->layer_fds = layers->layer_fds;
     spec->n_layers = layers->n_layers;
     spec->work_fds = layers->work_fds;
@@ -122,13 +125,20 @@ static gboolean upper_make(int dir_fd, const char *name, int *ret_fd, GError **e
     return TRUE;
 }
 
-static GStrv envp_build(const EnvLayers *layers)
+static gboolean has_egress(const Environment *env)
 {
-    GStrv envp = g_strdupv(layers->envp);
+    return env->egress[0] != NULL;
+}
+
+static GStrv envp_build(const Build *build)
+{
+    g_auto(GStrv) envp = g_strdupv(build->below->envp);
     for (gsize i = 0; i < G_N_ELEMENTS(passed_names); i++)
         if (g_getenv(passed_names[i]) != NULL)
             envp = g_environ_setenv(envp, passed_names[i], g_getenv(passed_names[i]), TRUE);
-    return envp;
+    if (has_egress(build->env)) /* over any proxy of ours */
+        return box_envp_proxied((const char *const *)envp);
+    return g_steal_pointer(&envp);
 }
 
 /* Runs one shell command of a recipe; its output goes to the build's log. */
@@ -136,7 +146,7 @@ static gboolean command_run(const Build *build, Box *box, const char *line, int 
                             GError **error)
 {
     const char *argv[] = {"/bin/bash", "-c", line, NULL};
-    g_auto(GStrv) envp = envp_build(build->below);
+    g_auto(GStrv) envp = envp_build(build);
     const BoxFile activate = {"/opt/miniconda3/bin/activate", activate_script,
                               sizeof activate_script - 1, 0755};
     BoxCommand command = {.argv = argv,
@@ -194,7 +204,8 @@ static gboolean build_in_box(const Build *build, int root_upper, int work_upper,
                              GError **error)
 {
     BoxSpec spec = {.work_path = "/testbed",
-                    .net = BOX_NET_HOST,
+                    .net = has_egress(build->env) ? BOX_NET_PROXY : BOX_NET_HOST,
+                    .egress = {.allow = (const char *const *)build->env->egress, .log_fd = log_fd},
                     .slot = build->host->slot,
                     .limits = box_limits_default(),
                     .allow_degraded = build->host->allow_degraded,
@@ -324,12 +335,14 @@ static EnvLayers *layers_begin(const Environment *env, const HostPython *python,
                                const char *checkout, GError **error)
 {
     g_autoptr(EnvLayers) layers = g_new0(EnvLayers, 1);
-    layers->root_fd = -1;
     layers->envp = envp_make(env);
-    if (strcmp(env->base, "host") != 0 && !dir_open(env->base, &layers->root_fd, error))
-        return NULL;
-    g_autofree char *tree = g_build_filename(checkout, "tree", NULL);
     int fd = -1;
+    if (strcmp(env->base, "host") != 0) {
+        if (!dir_open(env->base, &fd, error))
+            return NULL;
+        lower_push(layers->root_fds, &layers->n_root, fd);
+    }
+    g_autofree char *tree = g_build_filename(checkout, "tree", NULL);
     if (!dir_open(tree, &fd, error))
         return NULL;
     lower_push(layers->work_fds, &layers->n_work, fd);

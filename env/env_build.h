@@ -24,10 +24,12 @@ typedef struct EnvHost {
 } EnvHost;
 
 #define ENV_LAYERS_MAX 4
+#define ENV_ROOTS_MAX  60
 
 /* Open descriptors of what a box of this environment stands on. */
 typedef struct EnvLayers {
-    int root_fd;                   /* a root directory, or -1: the host's */
+    int root_fds[ENV_ROOTS_MAX]; /* topmost first; none: the host's */
+    gsize n_root;
     int layer_fds[ENV_LAYERS_MAX]; /* topmost first */
     gsize n_layers;
     int work_fds[ENV_LAYERS_MAX]; /* topmost first; the last one is the checkout */

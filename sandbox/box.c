@@ -26,6 +26,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#define CPU_MILLI_MIN  10u      /* the kernel's: 1 ms of each 100 ms */
+#define CPU_MILLI_MAX  1000000u /* a thousand CPUs */
+#define SIZE_LIMIT_MAX (1ull << 60)
+
 typedef struct FdList {
     int fds[SPEC_FDS_MAX];
     guint n;
@@ -50,8 +54,11 @@ static gboolean show(FdList *list, const Box *box, int dir_fd, BoxDirKind kind, 
 
 static gboolean show_root(FdList *list, const Box *box, const BoxSpec *spec, GError **error)
 {
-    if (spec->root_fd > 0)
-        return show(list, box, spec->root_fd, BOX_DIR_SYSTEM, error);
+    for (gsize i = 0; i < spec->n_root; i++)
+        if (!show(list, box, spec->root_fds[i], BOX_DIR_SYSTEM, error))
+            return FALSE;
+    if (spec->n_root > 0)
+        return TRUE;
     AUTO_FD usr = open("/usr", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (usr < 0)
         return error_set_errno(error, errno, "open /usr");
@@ -81,7 +88,8 @@ static gboolean show_all(FdList *list, const Box *box, const BoxSpec *spec, GErr
 
 static gboolean check_spec(const BoxSpec *spec, GError **error)
 {
-    if (spec->n_layers > SPEC_LAYERS_MAX || spec->n_work > SPEC_LAYERS_MAX)
+    if (spec->n_root > SPEC_LAYERS_MAX || spec->n_layers > SPEC_LAYERS_MAX ||
+        spec->n_work > SPEC_LAYERS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "more than %u layers", SPEC_LAYERS_MAX);
     if (spec->n_mounts > SPEC_MOUNTS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "more than %u mounts", SPEC_MOUNTS_MAX);
@@ -92,9 +100,23 @@ static gboolean check_spec(const BoxSpec *spec, GError **error)
         if (!spec_path_ok(spec->mounts[i].path) || !spec->mounts[i].path[1])
             return error_set(error, ASSAY_ERROR_INPUT, "mount %s is not an absolute, normal path",
                              spec->mounts[i].path);
+    if (spec->limits.cpu_weight > 10000 || spec->limits.cpu_milli > CPU_MILLI_MAX ||
+        (spec->limits.cpu_milli > 0 && spec->limits.cpu_milli < CPU_MILLI_MIN))
+        return error_set(error, ASSAY_ERROR_LIMIT, "cpu_weight is 1..10000, cpu_milli %u..%u",
+                         CPU_MILLI_MIN, CPU_MILLI_MAX);
+    if (spec->limits.mem_bytes > SIZE_LIMIT_MAX || spec->limits.swap_bytes > SIZE_LIMIT_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "a memory limit is above 2^60");
+    if (spec->net == BOX_NET_PROXY && !egress_check(&spec->egress, error))
+        return FALSE;
     if (spec->hostname != NULL && strlen(spec->hostname) > 63)
         return error_set(error, ASSAY_ERROR_LIMIT, "the host name is longer than 63 bytes");
     return TRUE;
+}
+
+/* Where no group caps CPU time, commands get so many CPUs; 0: all. */
+static guint64 affinity_cpus(const Box *box, const BoxLimits *limits)
+{
+    return cgroup_share_by(box->cgroup) == BOX_BY_NOBODY ? (limits->cpu_milli + 999) / 1000 : 0;
 }
 
 static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *bytes, GError **error)
@@ -106,13 +128,14 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
         return FALSE;
     gsize filter_len;
     SpecOpen open = {
-        .flags = (spec->root_fd > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
+        .flags = (spec->n_root > 0 ? 0u : (guint)SPEC_OPEN_HOST_ROOT) |
                  (spec->root_read_only ? (guint)SPEC_OPEN_ROOT_READ_ONLY : 0u) |
                  (spec->net == BOX_NET_HOST ? (guint)SPEC_OPEN_NET_HOST : 0u) |
                  (box->ids.mode == BOX_IDS_RANGE ? (guint)SPEC_OPEN_MOUNT_FDS : 0u) |
                  (box->ids.mode != BOX_IDS_SINGLE || (box->copy_dir != NULL && geteuid() == 0)
                       ? (guint)SPEC_OPEN_SETGROUPS
                       : 0u) |
+                 (spec->net == BOX_NET_PROXY ? (guint)SPEC_OPEN_NET_PROXY : 0u) |
                  (spec->root_upper_fd > 0 ? (guint)SPEC_OPEN_ROOT_UPPER : 0u) |
                  (spec->work_upper_fd > 0 ? (guint)SPEC_OPEN_WORK_UPPER : 0u) |
                  (cgroup_leaf_fd(box->cgroup) >= 0 ? (guint)SPEC_OPEN_CGROUP : 0u) |
@@ -120,6 +143,7 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
                  (box->is_sampled ? (guint)SPEC_OPEN_SAMPLE : 0u),
         .uid = spec->uid,
         .gid = spec->gid,
+        .n_root = spec->n_root > 0 ? (guint32)spec->n_root : 1,
         .n_layers = (guint32)spec->n_layers,
         .n_work = (guint32)spec->n_work,
         .n_mounts = (guint32)spec->n_mounts,
@@ -130,7 +154,8 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
         .gids = box->ids.gids,
         .limits = {spec->limits.cpu_ms, spec->limits.mem_bytes, disk_bytes, inodes,
                    spec->limits.tmp_bytes, spec->limits.file_bytes, spec->limits.pids,
-                   spec->limits.nofile, spec->limits.stack_bytes},
+                   spec->limits.nofile, spec->limits.stack_bytes, affinity_cpus(box, &spec->limits),
+                   spec->slot * affinity_cpus(box, &spec->limits)},
         .filter = g_bytes_get_data(filter, &filter_len),
     };
     open.filter_len = (guint32)filter_len;
@@ -139,6 +164,19 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
     SpecWriter writer = launch_writer(bytes);
     spec_put_open(&writer, &open);
     return TRUE;
+}
+
+/* The keeper's listener, then the proxy on it. */
+static gboolean start_proxy(Box *box, const BoxSpec *spec, GError **error)
+{
+    SpecReply reply;
+    AUTO_FD listener = -1;
+    if (!launch_receive(box->sock, &reply, &listener, 1, error))
+        return FALSE;
+    if (reply.kind != SPEC_REPLY_LISTENER || listener < 0)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    box->egress = egress_start(&spec->egress, listener, error);
+    return box->egress != NULL;
 }
 
 /* Hands the spec to the starter and waits until the keeper has built the tree. */
@@ -161,6 +199,8 @@ static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown,
                   launch_receive(box->starter->sock, &reply, &box->pidfd, 1, error);
     close(sv[1]); /* so that the keeper's death is seen as the end of the stream */
     if (!ok)
+        return FALSE;
+    if (spec->net == BOX_NET_PROXY && !start_proxy(box, spec, error))
         return FALSE;
     if (!launch_receive(box->sock, &reply, tree, SPEC_TREE_FDS, error))
         return FALSE;
@@ -195,7 +235,7 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
     }
     cgroup_wait_drained(box->cgroup);
     box->oom_kills = cgroup_usage(box->cgroup).oom_kills;
-    return cgroup_limits(box->cgroup, spec->limits.mem_bytes, spec->limits.pids, error);
+    return cgroup_limits(box->cgroup, &spec->limits, error);
 }
 
 static gboolean open_namespaces(Box *box, const BoxSpec *spec, GError **error)
@@ -242,7 +282,7 @@ static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
         return FALSE;
     if (open_namespaces(box, spec, &local))
         return TRUE;
-    if (!spec->allow_degraded) {
+    if (!spec->allow_degraded || spec->net == BOX_NET_PROXY) { /* there is no network to proxy to */
         g_propagate_error(error, g_steal_pointer(&local));
         return FALSE;
     }
@@ -361,6 +401,7 @@ void box_close(Box *box)
     }
     if (box->copy_dir != NULL && box->starter != NULL)
         launch_wait_keepers(box->starter);
+    egress_stop(box->egress);
     box_degraded_remove(box);
     g_ptr_array_unref(box->below);
     g_ptr_array_unref(box->at_open);

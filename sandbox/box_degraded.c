@@ -144,7 +144,7 @@ static void choose_ids(Box *box)
 
 static gboolean check(const BoxSpec *spec, GError **error)
 {
-    if (spec->root_fd > 0 || spec->n_layers > 0 || spec->root_upper_fd > 0 ||
+    if (spec->n_root > 0 || spec->n_layers > 0 || spec->root_upper_fd > 0 ||
         spec->work_upper_fd > 0 || spec->n_mounts > 0)
         return error_set(error, ASSAY_ERROR_UNSUPPORTED,
                          "without namespaces a box has only a workspace: no roots, layers, "

@@ -6,6 +6,7 @@
 #include "sandbox/box.h"
 #include "sandbox/box_ids.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/egress.h"
 #include "sandbox/launch.h"
 
 /* A staged init, or one that serves several commands; -1: none. */
@@ -34,6 +35,7 @@ struct Box {
     char *copy_dir; /* degraded mode: where the workspace was copied; else NULL */
     guint uid, gid, layers, landlock_abi;
     BoxNet net;
+    Egress *egress;      /* the proxy of BOX_NET_PROXY */
     gboolean is_used_up; /* the keeper was killed for memory: every command is OUT_OF_MEMORY */
     guint64 oom_kills;   /* of the slot's group when the box was opened */
     gboolean is_sampled; /* init samples memory, since no cgroup counts it */

@@ -57,8 +57,10 @@ gboolean box_request_encode(const Box *box, const BoxCommand *command, GByteArra
         return error_set(error, ASSAY_ERROR_LIMIT, "more than %u files", SPEC_FILES_MAX);
     const char *const *given = command->envp != NULL ? command->envp : box_envp_default(box->uid);
     g_auto(GStrv) argv = words(box, command);
-    g_auto(GStrv) envp =
-        box->copy_dir != NULL ? box_degraded_envp(box, given) : g_strdupv((char **)(gsize)given);
+    g_auto(GStrv) envp = box->copy_dir != NULL ? box_degraded_envp(box, given)
+                         : box->egress != NULL && command->envp == NULL
+                             ? box_envp_proxied(given)
+                             : g_strdupv((char **)(gsize)given);
     g_autofree char *cwd =
         box_path_inside(box, command->cwd != NULL ? command->cwd : box->work_path);
     SpecExec exec = {

@@ -48,7 +48,9 @@ struct BoxRun {
     Output kept[2];
     gint64 called_ns, start_ns, output_ns, killed_ns, ended_ns;
     guint64 wall_ms;
-    BoxOutcome cause; /* why we killed it; NONE while we have not */
+    gboolean peak_is_old;   /* the group's peak may be an earlier command's */
+    guint64 mem_seen_bytes; /* then: the most that was seen */
+    BoxOutcome cause;       /* why we killed it; NONE while we have not */
     CgroupUsage before;
     gboolean has_report, done, asked_hard;
     SpecReply reply;
@@ -181,6 +183,8 @@ static gint64 ms_since(gint64 then_ns)
 static void check_limits(BoxRun *run)
 {
     const BoxLimits *limits = &run->box->limits;
+    if (run->peak_is_old)
+        run->mem_seen_bytes = MAX(run->mem_seen_bytes, cgroup_memory(run->box->cgroup));
     if (limits->cpu_ms > 0 || limits->mem_bytes > 0) {
         CgroupUsage now = cgroup_usage(run->box->cgroup);
         guint64 cpu_us =
@@ -377,6 +381,12 @@ gboolean box_run_write(BoxRun *run, const void *data, gsize len, GError **error)
     return TRUE;
 }
 
+gssize box_run_waiting(const BoxRun *run)
+{
+    gsize len = run->stdin_data == NULL ? 0 : g_bytes_get_size(run->stdin_data);
+    return run->in < 0 ? -1 : (gssize)(len - run->stdin_done);
+}
+
 void box_run_end_input(BoxRun *run)
 {
     if (run->command.terminal)
@@ -445,6 +455,10 @@ static void account(const BoxRun *run, BoxResult *result)
     if (mem_by == BOX_BY_NOBODY) {
         result->mem_by = run->box->is_sampled ? BOX_BY_SAMPLER : BOX_BY_RUSAGE;
         result->mem_peak_bytes = run->reply.peak_bytes;
+    }
+    if (run->peak_is_old && now.mem_peak_bytes <= run->before.mem_peak_bytes) {
+        result->mem_by = BOX_BY_SAMPLER;
+        result->mem_peak_bytes = MAX(run->mem_seen_bytes, cgroup_memory(run->box->cgroup));
     }
     result->oom_kills = (guint32)(now.oom_kills - run->before.oom_kills);
     result->pids_peak = (guint32)now.pids_peak;
@@ -533,7 +547,7 @@ BoxRun *box_start(Box *box, const BoxCommand *command, GError **error)
         run->wall_ms = command->wall_ms;
     if (command->stdin_data != NULL)
         run->stdin_data = g_bytes_new(command->stdin_data, command->stdin_len);
-    cgroup_peak_reset(box->cgroup);
+    run->peak_is_old = !cgroup_peak_reset(box->cgroup);
     output_init(&run->kept[0], box->limits.output_bytes_keep);
     output_init(&run->kept[1], box->limits.output_bytes_keep);
     if (start(run, error))

@@ -23,6 +23,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -85,6 +86,24 @@ static int enter(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *failed
     return 0;
 }
 
+/* Where the box's programs find the proxy. The proxy is a process of the host's network that is
+ * given this socket; nothing else crosses. */
+static int send_listener(const Keeper *keeper, Fail *failed)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET,
+                             .sin_port = htons(SPEC_PROXY_PORT),
+                             .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    SpecReply reply = keeper_reply_of(SPEC_REPLY_LISTENER);
+    if (!(keeper->open.flags & SPEC_OPEN_NET_PROXY))
+        return 0;
+    int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (sock < 0 || bind(sock, (struct sockaddr *)&at, sizeof at) < 0 || listen(sock, 128) < 0)
+        return fail(failed, "listen for the proxy", NULL);
+    keeper_reply(keeper->sock, &reply, &sock, 1);
+    close(sock);
+    return 0;
+}
+
 /* Layers that every payload gets or does not start. */
 static uint32_t payload_layers(const Keeper *keeper)
 {
@@ -93,7 +112,7 @@ static uint32_t payload_layers(const Keeper *keeper)
         layers &= ~(uint32_t)BOX_LAYER_CAPS; /* there were none to drop */
     if (keeper->open.filter_len > 0)
         layers |= BOX_LAYER_SECCOMP;
-    if (kernel_landlock_abi() > 0)
+    if (keeper_landlock_abi() > 0)
         layers |= BOX_LAYER_LANDLOCK;
     if (!(keeper->open.flags & SPEC_OPEN_DEGRADED))
         layers |= BOX_LAYER_PID | BOX_LAYER_IPC | BOX_LAYER_CGROUP_NS;
@@ -243,7 +262,7 @@ static int enter_network(int net, Fail *failed)
 static void make_next(Keeper *keeper, const SpecTree *spec)
 {
     Fail ignored = {0};
-    if (spec->n_gens > 0 || (keeper->open.flags & SPEC_OPEN_NET_HOST))
+    if (spec->n_gens > 0 || (keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
         return;
     int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     next.net = make_network(&ignored);
@@ -264,8 +283,8 @@ static void make_next(Keeper *keeper, const SpecTree *spec)
 /* What commands get from now on; those that run keep theirs. */
 static int renew_network(const Keeper *keeper, Fail *failed)
 {
-    if (keeper->open.flags & SPEC_OPEN_NET_HOST)
-        return 0;
+    if (keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY))
+        return 0; /* the proxy listens in the one there is */
     if (next.net < 0 && (next.net = make_network(failed)) < 0)
         return -1;
     int r = enter_network(next.net, failed);
@@ -281,7 +300,7 @@ static void send_tree(const Keeper *keeper, SpecReplyKind kind, const KeeperTree
 {
     SpecReply reply = keeper_reply_of(kind);
     reply.layers = keeper->layers | payload_layers(keeper);
-    reply.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
+    reply.landlock_abi = keeper_landlock_abi() > 0 ? (uint32_t)keeper_landlock_abi() : 0;
     keeper_reply(keeper->sock, &reply, tree->fds, SPEC_TREE_FDS);
 }
 
@@ -356,10 +375,10 @@ static bool serve_one(Keeper *keeper)
     return r <= 0;
 }
 
-/* Directories of the tree: root, layers, work, uppers, mounts. */
+/* Directories of the tree: roots, layers, work, uppers, mounts. */
 uint32_t keeper_dir_fds(const SpecOpen *open)
 {
-    return 1 + open->n_layers + open->n_work + open->n_mounts +
+    return open->n_root + open->n_layers + open->n_work + open->n_mounts +
            ((open->flags & SPEC_OPEN_ROOT_UPPER) != 0) +
            ((open->flags & SPEC_OPEN_WORK_UPPER) != 0);
 }
@@ -420,7 +439,7 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
     keeper.spec = request.bytes;
     keeper.spec_len = request.len;
     const int *fds = request.fds + 1 + ((keeper.open.flags & SPEC_OPEN_CGROUP) != 0);
-    if (r < 0 || build(&keeper, fds, &tree, &failed) < 0) {
+    if (r < 0 || build(&keeper, fds, &tree, &failed) < 0 || send_listener(&keeper, &failed) < 0) {
         keeper_reply_failed(keeper.sock, &failed);
         _exit(1);
     }

@@ -38,6 +38,10 @@ typedef struct ProcMasks {
 /* Fills the table from this host's /proc. */
 void keeper_choose_masks(ProcMasks *masks);
 
+/* The Landlock ABI, or -1. Asked once, by the starter, so that what is reported and what a payload
+ * gets cannot differ. */
+int keeper_landlock_abi(void);
+
 /* One open box, as the keeper sees it. */
 typedef struct Keeper {
     int sock;

@@ -75,8 +75,8 @@ typedef struct Spare {
 } Spare;
 
 #define SPARE_FLAGS                                                                                \
-    (SPEC_OPEN_NET_HOST | SPEC_OPEN_SETGROUPS | SPEC_OPEN_DEGRADED | SPEC_OPEN_CGROUP |            \
-     SPEC_OPEN_MOUNT_FDS | SPEC_OPEN_HOST_ROOT)
+    (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY | SPEC_OPEN_SETGROUPS | SPEC_OPEN_DEGRADED |         \
+     SPEC_OPEN_CGROUP | SPEC_OPEN_MOUNT_FDS | SPEC_OPEN_HOST_ROOT)
 
 /* The last box: the next one of this slot will be like it. */
 static struct {
@@ -290,6 +290,7 @@ int main(void)
         return 2; /* not started by the library */
     close(KEEPER_PROGRAM);
     keeper_choose_masks(&proc_masks);
+    keeper_landlock_abi();
 
     static uint8_t buffer[SPEC_INLINE_MAX];
     Request request;

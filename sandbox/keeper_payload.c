@@ -23,6 +23,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,6 +95,31 @@ static int limits(const SpecLimits *limits, Fail *failed)
     return 0;
 }
 
+/* Some of the CPUs that we may use, counted round from a first one, so that boxes spread. */
+static int pin(const SpecLimits *limits, Fail *failed)
+{
+    cpu_set_t given, want;
+    uint64_t skip, left = limits->cpus;
+    CPU_ZERO(&want);
+    if (left == 0)
+        return 0;
+    if (sched_getaffinity(0, sizeof given, &given) < 0)
+        return fail(failed, "ask for CPUs", NULL);
+    skip = limits->cpu_first % (uint64_t)CPU_COUNT(&given);
+    for (int i = 0; i < 2 * CPU_SETSIZE && left > 0; i++) {
+        int cpu = i % CPU_SETSIZE;
+        if (!CPU_ISSET(cpu, &given))
+            continue;
+        if (skip > 0) {
+            skip--;
+            continue;
+        }
+        CPU_SET(cpu, &want);
+        left--;
+    }
+    return sched_setaffinity(0, sizeof want, &want) < 0 ? fail(failed, "choose CPUs", NULL) : 0;
+}
+
 int keeper_lock_capabilities(Fail *failed)
 {
     for (int cap = 0; cap < 64; cap++)
@@ -144,6 +170,16 @@ static int no_capabilities_left(const SpecOpen *open, Fail *failed)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
         return fail(failed, "no_new_privs", NULL);
     return 0;
+}
+
+int keeper_landlock_abi(void)
+{
+    static int known; /* 0: not asked yet */
+    if (known == 0) {
+        known = kernel_landlock_abi();
+        known = known > 0 ? known : -1;
+    }
+    return known;
 }
 
 static uint64_t landlock_fs(int abi)
@@ -208,7 +244,7 @@ static int landlock_host(int ruleset, uint64_t all, int copy_fd)
 static int landlock(const Keeper *keeper, Fail *failed)
 {
     bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
-    int abi = kernel_landlock_abi();
+    int abi = keeper_landlock_abi();
     if (abi <= 0) {
         errno = ENOSYS; /* reported as missing, unless it is the only wall */
         return degraded ? fail(failed, "landlock", NULL) : 0;
@@ -308,7 +344,8 @@ static int give_up(const Keeper *keeper, Fail *failed)
 {
     if (setsid() < 0)
         return fail(failed, "setsid", NULL);
-    if (limits(&keeper->open.limits, failed) < 0 || no_capabilities_left(&keeper->open, failed) < 0)
+    if (limits(&keeper->open.limits, failed) < 0 || pin(&keeper->open.limits, failed) < 0 ||
+        no_capabilities_left(&keeper->open, failed) < 0)
         return -1;
     if (landlock(keeper, failed) < 0)
         return -1;

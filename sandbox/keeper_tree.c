@@ -48,7 +48,8 @@ typedef char Name[NAME_MAX_];
 static struct {
     unsigned next_lower, next_gen, next_tree;
     bool in_workshop;
-    Name base, layers[SPEC_LAYERS_MAX], work[SPEC_LAYERS_MAX], mounts[SPEC_MOUNTS_MAX];
+    Name roots[SPEC_LAYERS_MAX], layers[SPEC_LAYERS_MAX], work[SPEC_LAYERS_MAX];
+    Name mounts[SPEC_MOUNTS_MAX];
     Name root_upper, work_upper; /* empty: the generation's */
 } fixed;
 
@@ -350,7 +351,7 @@ static int mount_usr(Tree *tree)
         if (lstat(name, &st) == 0 && S_ISDIR(st.st_mode))
             add_lower(options, name);
     }
-    add_lower(options, fixed.base);
+    add_lower(options, fixed.roots[0]);
 
     root_upper(tree, top, sizeof top);
     if (ensure_dir(top, "upper/usr", 0755, upper, sizeof upper, tree->failed) < 0 ||
@@ -384,8 +385,8 @@ static int mount_root(Tree *tree)
     for (uint32_t i = 0; i < spec->n_layers; i++)
         add_lower(options, fixed.layers[i]);
     add_lower(options, "skel");
-    if (!host)
-        add_lower(options, fixed.base);
+    for (uint32_t i = 0; !host && i < spec->n_root; i++)
+        add_lower(options, fixed.roots[i]);
 
     root_upper(tree, top, sizeof top);
     snprintf(upper, sizeof upper, "%s/upper", top);
@@ -438,8 +439,9 @@ static int mount_given(Tree *tree)
 static int attach_fixed(const SpecOpen *spec, const int *fds, Fail *failed)
 {
     const int *at = fds;
-    if (attach(spec, *at++, false, fixed.base, failed) < 0)
-        return -1;
+    for (uint32_t i = 0; i < spec->n_root; i++)
+        if (attach(spec, *at++, false, fixed.roots[i], failed) < 0)
+            return -1;
     for (uint32_t i = 0; i < spec->n_layers; i++)
         if (attach(spec, *at++, false, fixed.layers[i], failed) < 0)
             return -1;
@@ -478,7 +480,7 @@ static int bind_etc_dirs(uint32_t flags, Fail *failed)
     char from[64];
     struct stat st;
     for (const char *const *dir = keeper_etc_dirs; *dir != NULL; dir++) {
-        if (dir > keeper_etc_dirs && !(flags & SPEC_OPEN_NET_HOST))
+        if (dir > keeper_etc_dirs && !(flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
             return 0; /* only builds need more than the alternatives */
         snprintf(from, sizeof from, "/etc/%s", *dir);
         if (stat(from, &st) < 0 || !S_ISDIR(st.st_mode))

@@ -62,6 +62,7 @@ void spec_put_open(SpecWriter *writer, const SpecOpen *open)
     put_u32(writer, open->flags);
     put_u32(writer, open->uid);
     put_u32(writer, open->gid);
+    put_u32(writer, open->n_root);
     put_u32(writer, open->n_layers);
     put_u32(writer, open->n_work);
     put_u32(writer, open->n_mounts);
@@ -207,6 +208,7 @@ bool spec_get_open(const void *bytes, size_t len, SpecOpen *ret_open)
     ret_open->flags = get_u32(&reader);
     ret_open->uid = get_u32_max(&reader, 65532);
     ret_open->gid = get_u32_max(&reader, 65532);
+    ret_open->n_root = get_u32_max(&reader, SPEC_LAYERS_MAX);
     ret_open->n_layers = get_u32_max(&reader, SPEC_LAYERS_MAX);
     ret_open->n_work = get_u32_max(&reader, SPEC_LAYERS_MAX);
     ret_open->n_mounts = get_u32_max(&reader, SPEC_MOUNTS_MAX);
@@ -226,7 +228,7 @@ bool spec_get_open(const void *bytes, size_t len, SpecOpen *ret_open)
 
     ret_open->filter_len = get_u32_max(&reader, SPEC_FILTER_MAX * 8);
     ret_open->filter = get_bytes(&reader, ret_open->filter_len);
-    return reader_done(&reader) && ret_open->filter_len % 8 == 0;
+    return reader_done(&reader) && ret_open->n_root > 0 && ret_open->filter_len % 8 == 0;
 }
 
 bool spec_get_idmap(const void *bytes, size_t len, SpecMap *ret_uids, SpecMap *ret_gids)
@@ -313,7 +315,7 @@ bool spec_reply_ok(SpecReply *reply, size_t len)
     if (len != sizeof *reply || reply->magic != SPEC_MAGIC_REPLY || reply->version != SPEC_VERSION)
         return false;
     reply->what[SPEC_WHAT_MAX - 1] = '\0';
-    return reply->kind > SPEC_REPLY_NONE && reply->kind <= SPEC_REPLY_FROZEN &&
+    return reply->kind > SPEC_REPLY_NONE && reply->kind <= SPEC_REPLY_LISTENER &&
            reply->fd_mask < 1u << SPEC_FDS_OF_REPLY;
 }
 

@@ -25,7 +25,7 @@
 
 #define SPEC_INLINE_MAX (64u << 10)  /* up to here a request is the message itself, else a memfd */
 #define SPEC_BYTES_MAX  (256u << 20) /* one request */
-#define SPEC_LAYERS_MAX 60u          /* root layers; the same for workspace layers */
+#define SPEC_LAYERS_MAX 60u          /* of each: root, layers over it, workspace layers */
 #define SPEC_MOUNTS_MAX 32u
 #define SPEC_GENS_MAX   32u /* generations below the one that is written */
 #define SPEC_PATH_MAX   1024u
@@ -34,10 +34,11 @@
 #define SPEC_FILES_MAX  1024u
 #define SPEC_FILTER_MAX 4096u /* BPF instructions, the kernel's own limit */
 #define SPEC_MAPS_MAX   8u
-#define SPEC_FDS_MAX    200u /* descriptors in one message; the kernel's limit is 253 */
+#define SPEC_FDS_MAX    250u /* descriptors in one message; the kernel's limit is 253 */
+#define SPEC_PROXY_PORT 3128u
 
 typedef enum SpecOpenFlag {
-    SPEC_OPEN_HOST_ROOT = 1 << 0,  /* `root` is the host's /usr; /etc is generated */
+    SPEC_OPEN_HOST_ROOT = 1 << 0,  /* the root is the host's /usr; /etc is generated */
     SPEC_OPEN_NET_HOST = 1 << 1,   /* no network namespace */
     SPEC_OPEN_MOUNT_FDS = 1 << 2,  /* descriptors are detached mounts, ready to attach */
     SPEC_OPEN_ROOT_UPPER = 1 << 3, /* a descriptor for the root's upper follows */
@@ -47,6 +48,7 @@ typedef enum SpecOpenFlag {
     SPEC_OPEN_SETGROUPS = 1 << 7,      /* an id range is mapped: ids may be changed */
     SPEC_OPEN_CGROUP = 1 << 8,         /* the keeper is born in a cgroup v2 directory */
     SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
+    SPEC_OPEN_NET_PROXY = 1 << 16,     /* a listener inside is sent back before OPENED */
 } SpecOpenFlag;
 
 /* Lines of a uid_map or gid_map: inside, outside, count. */
@@ -58,13 +60,14 @@ typedef struct SpecMap {
 typedef struct SpecLimits {
     uint64_t cpu_ms, mem_bytes, disk_bytes, inodes, tmp_bytes, file_bytes, pids, nofile,
         stack_bytes;
+    uint64_t cpus, cpu_first; /* commands may run on so many, from that one on; 0: on all */
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
- * (always), layers, work layers, root upper, work upper, mounts, generations (topmost first). */
+ * directories (at least one), layers, work layers, root upper, work upper, mounts, generations (topmost first). */
 typedef struct SpecOpen {
     uint32_t flags, uid, gid;
-    uint32_t n_layers, n_work, n_mounts, n_gens;
+    uint32_t n_root, n_layers, n_work, n_mounts, n_gens;
     const char *work_path, *hostname;
     const char *mount_paths[SPEC_MOUNTS_MAX];
     SpecMap uids, gids;
@@ -116,16 +119,17 @@ typedef struct SpecExec {
 
 typedef enum SpecReplyKind {
     SPEC_REPLY_NONE = 0,
-    SPEC_REPLY_FAILED = 1,   /* err, what */
-    SPEC_REPLY_KEEPER = 2,   /* starter: the keeper's pidfd follows */
-    SPEC_REPLY_IDMAP = 3,    /* starter: a user namespace descriptor follows */
-    SPEC_REPLY_OPENED = 4,   /* keeper: layers that are on; SpecTreeFd; READY comes next */
-    SPEC_REPLY_READY = 5,    /* keeper: the staged init's pidfd and its socket follow */
-    SPEC_REPLY_DONE = 6,     /* init: how the command ended */
-    SPEC_REPLY_TREE = 7,     /* keeper: SpecTreeFd; READY comes next */
-    SPEC_REPLY_COPIED = 8,   /* keeper: a generation follows */
-    SPEC_REPLY_TERMINAL = 9, /* init: the terminal's master follows */
-    SPEC_REPLY_FROZEN = 10,  /* init: every process is stopped */
+    SPEC_REPLY_FAILED = 1,    /* err, what */
+    SPEC_REPLY_KEEPER = 2,    /* starter: the keeper's pidfd follows */
+    SPEC_REPLY_IDMAP = 3,     /* starter: a user namespace descriptor follows */
+    SPEC_REPLY_OPENED = 4,    /* keeper: layers that are on; SpecTreeFd; READY comes next */
+    SPEC_REPLY_READY = 5,     /* keeper: the staged init's pidfd and its socket follow */
+    SPEC_REPLY_DONE = 6,      /* init: how the command ended */
+    SPEC_REPLY_TREE = 7,      /* keeper: SpecTreeFd; READY comes next */
+    SPEC_REPLY_COPIED = 8,    /* keeper: a generation follows */
+    SPEC_REPLY_TERMINAL = 9,  /* init: the terminal's master follows */
+    SPEC_REPLY_FROZEN = 10,   /* init: every process is stopped */
+    SPEC_REPLY_LISTENER = 11, /* keeper, before OPENED: the proxy's listener follows */
 } SpecReplyKind;
 
 /* What comes with a tree. */

@@ -108,6 +108,8 @@ gboolean lab_init(int *argc, char ***argv)
     g_assert_cmpint(chmod(lab_dir, 0755), ==, 0);
     copy_in(g_getenv("ASSAY_TEST_PAYLOAD"), "payload");
     copy_in(g_getenv("ASSAY_TEST_BOX"), "assay-box");
+    if (g_getenv("ASSAY_TEST_EGRESS") != NULL)
+        copy_in(g_getenv("ASSAY_TEST_EGRESS"), "assay-egress");
     if (g_getenv("ASSAY_TEST_TOOL") != NULL) {
         copy_in(g_getenv("ASSAY_TEST_TOOL"), "box-tool");
         g_autofree char *tool = g_build_filename(lab_dir, "box-tool", NULL);

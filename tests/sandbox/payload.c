@@ -14,6 +14,7 @@
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -427,10 +428,33 @@ static const Attempt attempts[] = {
 #define ROW(name, expression) {#name, attempt_##name},
     ATTEMPTS(ROW)};
 
+/* Memory that no page table shows: what was written to pipes or sockets and never read. */
+static int hog_unread(bool pipes, size_t bytes)
+{
+    static char block[1 << 16];
+    size_t done = 0;
+    for (;;) {
+        int fds[2];
+        if ((pipes ? pipe(fds) : socketpair(AF_UNIX, SOCK_STREAM, 0, fds)) < 0)
+            break;
+        if (pipes)
+            fcntl(fds[1], F_SETPIPE_SZ, 1 << 20);
+        fcntl(fds[1], F_SETFL, O_NONBLOCK);
+        for (ssize_t n; (n = write(fds[1], block, sizeof block)) > 0;)
+            done += (size_t)n;
+        if (done >= bytes)
+            break;
+    }
+    printf("survived with %zu MiB\n", done >> 20);
+    return 0;
+}
+
 /* Memory in several disguises, touched. */
 static int hog(const char *kind, size_t bytes)
 {
     char *at = MAP_FAILED;
+    if (strcmp(kind, "pipes") == 0 || strcmp(kind, "sockets") == 0)
+        return hog_unread(kind[0] == 'p', bytes);
     if (strcmp(kind, "private") == 0)
         at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     else if (strcmp(kind, "shared") == 0)
@@ -558,6 +582,58 @@ static int fill_inodes(const char *top)
     }
 }
 
+/* For ever: "real" and "away" change places. */
+static int swap_dirs(void)
+{
+    for (;;)
+        if (renameat2(AT_FDCWD, "real", AT_FDCWD, "away", RENAME_EXCHANGE) < 0)
+            return 1;
+}
+
+/* Sends what standard input says to a port of loopback; prints the answer, to its end. */
+static int talk(int port)
+{
+    static char text[1 << 20];
+    struct sockaddr_in to = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)port),
+                             .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct timeval patience = {5, 0};
+    int sock = socket(AF_INET, SOCK_STREAM, 0);
+    ssize_t n, len = 0;
+    while ((n = read(0, text + len, sizeof text - (size_t)len)) > 0)
+        len += n;
+    setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (connect(sock, (struct sockaddr *)&to, sizeof to) < 0) {
+        puts(strerrorname_np(errno));
+        return 1;
+    }
+    (void)send(sock, text, (size_t)len, MSG_NOSIGNAL);
+    while ((n = read(sock, text, sizeof text)) > 0)
+        fwrite(text, 1, (size_t)n, stdout);
+    if (n < 0)
+        puts(strerrorname_np(errno));
+    return 0;
+}
+
+/* N connections that say nothing, 200 of them at a time. */
+static int talk_many(int port, int n)
+{
+    static int open_ones[200];
+    int made = 0;
+    for (int i = 0; i < n; i++) {
+        struct sockaddr_in to = {.sin_family = AF_INET,
+                                 .sin_port = htons((uint16_t)port),
+                                 .sin_addr = {htonl(INADDR_LOOPBACK)}};
+        int *slot = &open_ones[i % 200];
+        if (*slot > 0)
+            close(*slot);
+        *slot = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        made += connect(*slot, (struct sockaddr *)&to, sizeof to) == 0 || errno == EINPROGRESS;
+    }
+    printf("%d\n", made);
+    return 0;
+}
+
 static int signal_by(const char *name)
 {
     if (strcmp(name, "stack") == 0) {
@@ -582,6 +658,10 @@ int main(int argc, char **argv)
         }
     if (strcmp(word, "hog") == 0)
         return hog(arg, strtoul(argv[3], NULL, 10) << 20);
+    if (strcmp(word, "talk") == 0)
+        return talk((int)strtoul(arg, NULL, 10));
+    if (strcmp(word, "talk_many") == 0)
+        return talk_many((int)strtoul(arg, NULL, 10), (int)strtoul(argv[3], NULL, 10));
     if (strcmp(word, "fork_bomb") == 0)
         return fork_bomb();
     if (strcmp(word, "zombies") == 0)
@@ -590,6 +670,8 @@ int main(int argc, char **argv)
         return stay(strcmp(arg, "hold") == 0);
     if (strcmp(word, "spin") == 0)
         return spin();
+    if (strcmp(word, "swap_dirs") == 0)
+        return swap_dirs();
     if (strcmp(word, "fds") == 0)
         return list_fds();
     if (strcmp(word, "open_many") == 0)

@@ -168,22 +168,34 @@ static void any_owners_tree_is_writable_inside_and_untouched_outside(void)
     }
 }
 
-static void a_root_directory_replaces_the_hosts(void)
+/* A root directory that has only one program, at PATH. */
+static int root_with_payload(const char *name, const char *path)
 {
-    scratch_new();
-    int root = store_dir("root");
-    close(store_dir("root/bin"));
-    g_autofree char *to = g_build_filename(scratch, "root/bin/payload", NULL);
     g_autofree char *data = NULL;
     gsize len = 0;
+    int root = store_dir(name);
+    g_autofree char *bin = g_build_filename(name, "bin", NULL);
+    close(store_dir(bin));
+    g_autofree char *to = g_build_filename(scratch, name, path, NULL);
     g_assert_true(g_file_get_contents(g_getenv("ASSAY_TEST_PAYLOAD"), &data, &len, NULL));
     g_assert_true(g_file_set_contents(to, data, (gssize)len, NULL));
     g_assert_cmpint(chmod(to, 0755), ==, 0);
+    return root;
+}
+
+static void root_directories_stack_and_replace_the_hosts(void)
+{
+    scratch_new();
+    const int roots[] = {root_with_payload("top", "bin/above"),
+                         root_with_payload("bottom", "bin/below")};
     BoxSpec spec = lab_spec(1000);
-    spec.root_fd = root;
+    spec.root_fds = roots;
+    spec.n_root = G_N_ELEMENTS(roots);
     g_autoptr(Box) box = lab_open(&spec);
-    static const char *const rows[][2] = {
-        {"/bin/payload", "exited"}, {"/bin/sh", "start_error"}, {"/usr/bin/env", "start_error"}};
+    static const char *const rows[][2] = {{"/bin/above", "exited"},
+                                          {"/bin/below", "exited"},
+                                          {"/bin/sh", "start_error"},
+                                          {"/usr/bin/env", "start_error"}};
     for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
         BoxCommand command = {.argv = (const char *const[]){rows[i][0], "fds", NULL}};
         g_auto(BoxResult) result = {0};
@@ -191,7 +203,8 @@ static void a_root_directory_replaces_the_hosts(void)
         g_assert_cmpstr(box_outcome_str(result.outcome), ==, rows[i][1]);
     }
     g_clear_pointer(&box, box_close);
-    close(root);
+    for (gsize i = 0; i < G_N_ELEMENTS(roots); i++)
+        close(roots[i]);
     scratch_remove();
 }
 
@@ -284,7 +297,7 @@ int main(int argc, char **argv)
     ADD(a_kept_upper_is_a_layer_of_the_next_box);
     ADD(a_layer_shows_below_usr_local);
     ADD(any_owners_tree_is_writable_inside_and_untouched_outside);
-    ADD(a_root_directory_replaces_the_hosts);
+    ADD(root_directories_stack_and_replace_the_hosts);
     ADD(a_layer_with_links_for_mount_points_is_refused);
     ADD(an_upper_of_somebody_else_is_refused);
     ADD(a_lock_in_one_box_is_not_seen_in_another);

@@ -28,6 +28,7 @@ static SpecOpen sample_open(void)
     SpecOpen open = {.flags = SPEC_OPEN_HOST_ROOT | SPEC_OPEN_WORK_UPPER,
                      .uid = 1000,
                      .gid = 1001,
+                     .n_root = 1,
                      .n_layers = 2,
                      .n_work = 3,
                      .n_mounts = 1,
@@ -58,6 +59,7 @@ static void an_open_request_comes_out_as_it_went_in(void)
     g_assert_cmpuint(got.flags, ==, want.flags);
     g_assert_cmpuint(got.uid, ==, want.uid);
     g_assert_cmpuint(got.gid, ==, want.gid);
+    g_assert_cmpuint(got.n_root, ==, want.n_root);
     g_assert_cmpuint(got.n_layers, ==, want.n_layers);
     g_assert_cmpuint(got.n_work, ==, want.n_work);
     g_assert_cmpstr(got.work_path, ==, want.work_path);
