@@ -465,33 +465,6 @@ static void account(const BoxRun *run, BoxResult *result)
     result->leftover_procs = run->reply.leftover;
 }
 
-/* Init died without a word and nobody we know of did it. The command cannot kill its init, so this
- * is our machine's doing; blaming the command would make it a verdict. */
-static gboolean init_was_lost(const BoxRun *run, const BoxResult *result)
-{
-    return !run->box->is_used_up && !run->has_report && run->cause == BOX_NONE &&
-           result->oom_kills == 0;
-}
-
-static gboolean conclude(BoxRun *run, BoxResult *ret_result, GError **error)
-{
-    BoxResult result = {0};
-    account(run, &result);
-    if (init_was_lost(run, &result))
-        return error_set(error, ASSAY_ERROR_SYSTEM, "the box's init was killed from outside");
-    judge(run, &result);
-    result.out_bytes = run->kept[0].total;
-    result.err_bytes = run->kept[1].total;
-    result.out = output_finish(&run->kept[0], &result.truncated);
-    result.err = output_finish(&run->kept[1], &result.truncated);
-    result.setup_us = (guint64)(run->start_ns - run->called_ns) / 1000;
-    result.wall_us = (guint64)(run->ended_ns - run->start_ns) / 1000;
-    result.teardown_us = (guint64)(clock_mono_ns() - run->ended_ns) / 1000;
-    box_result_clear(ret_result);
-    *ret_result = result;
-    return TRUE;
-}
-
 /* Its socket closes a little before it is dead. */
 static gboolean keeper_is_dead(const Box *box)
 {
@@ -510,6 +483,43 @@ static gboolean use_up_if_oom(BoxRun *run)
     run->box->is_used_up = TRUE;
     run->done = TRUE;
     run->ended_ns = clock_mono_ns();
+    return TRUE;
+}
+
+/* Init died without a word and nobody we know of did it. The command cannot kill its init, so this
+ * is our machine's doing; blaming the command would make it a verdict. */
+static gboolean init_was_lost(BoxRun *run, const BoxResult *result)
+{
+    return !run->box->is_used_up && !run->has_report && run->cause == BOX_NONE &&
+           result->oom_kills == 0 && !use_up_if_oom(run);
+}
+
+/* A step of ours failed on the way to the command, and no limit is the reason. */
+static gboolean start_was_ours(const BoxRun *run, const BoxResult *result)
+{
+    return run->has_report && run->reply.start_failed == SPEC_START_OURS &&
+           run->cause == BOX_NONE && result->oom_kills == 0 && !run->box->is_used_up;
+}
+
+static gboolean conclude(BoxRun *run, BoxResult *ret_result, GError **error)
+{
+    BoxResult result = {0};
+    account(run, &result);
+    if (init_was_lost(run, &result))
+        return error_set(error, ASSAY_ERROR_SYSTEM, "the box's init was killed from outside");
+    if (start_was_ours(run, &result))
+        return error_set_errno(error, run->reply.err, "run a command: assay-box: %s",
+                               run->reply.what);
+    judge(run, &result);
+    result.out_bytes = run->kept[0].total;
+    result.err_bytes = run->kept[1].total;
+    result.out = output_finish(&run->kept[0], &result.truncated);
+    result.err = output_finish(&run->kept[1], &result.truncated);
+    result.setup_us = (guint64)(run->start_ns - run->called_ns) / 1000;
+    result.wall_us = (guint64)(run->ended_ns - run->start_ns) / 1000;
+    result.teardown_us = (guint64)(clock_mono_ns() - run->ended_ns) / 1000;
+    box_result_clear(ret_result);
+    *ret_result = result;
     return TRUE;
 }
 

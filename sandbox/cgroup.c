@@ -87,8 +87,10 @@ static void make_group(Cgroup *cgroup, Hierarchy hierarchy, const char *name)
         return;
     }
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
+    if (fd < 0) {
+        rmdir(dir);
         return;
+    }
     cgroup->fds[hierarchy] = fd;
     cgroup->dirs[hierarchy] = g_steal_pointer(&dir);
 }
@@ -170,8 +172,9 @@ static gboolean set_memory_v1(const Cgroup *cgroup, const BoxLimits *limits, GEr
     return TRUE;
 }
 
-/* The starter, the keeper and init are inside the limited group. */
-#define PIDS_OURS 3
+/* Inside the limited group: the starter, its spare keeper with an init, the keeper, the init of the
+ * running command, the staged one with its payload-to-be, and the one for the next reset. */
+#define PIDS_OURS 8
 
 static gboolean set_pids(const Cgroup *cgroup, const BoxLimits *limits, GError **error)
 {

@@ -37,6 +37,8 @@
      SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |       \
      SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
 
+int keeper_landlock_abi;
+
 static char *arg_list[SPEC_ARGV_MAX + 1];
 static char *env_list[SPEC_ENVP_MAX + 1];
 
@@ -172,16 +174,6 @@ static int no_capabilities_left(const SpecOpen *open, Fail *failed)
     return 0;
 }
 
-int keeper_landlock_abi(void)
-{
-    static int known; /* 0: not asked yet */
-    if (known == 0) {
-        known = kernel_landlock_abi();
-        known = known > 0 ? known : -1;
-    }
-    return known;
-}
-
 static uint64_t landlock_fs(int abi)
 {
     uint64_t all = (1ull << 13) - 1;
@@ -244,8 +236,8 @@ static int landlock_host(int ruleset, uint64_t all, int copy_fd)
 static int landlock(const Keeper *keeper, Fail *failed)
 {
     bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
-    int abi = keeper_landlock_abi();
-    if (abi <= 0) {
+    int abi = keeper_landlock_abi;
+    if (abi == 0) {
         errno = ENOSYS; /* reported as missing, unless it is the only wall */
         return degraded ? fail(failed, "landlock", NULL) : 0;
     }
@@ -370,6 +362,7 @@ void keeper_payload(const Keeper *keeper, int sock, int error_fd)
     if (r < 0 || !spec_get_exec(request.bytes, request.len, &exec) || stdio(&request, &failed) < 0)
         die(error_fd, &failed);
     load_lists(&exec);
+    failed.by_command = true; /* from here on it is about what it named */
     if (chdir(exec.cwd) < 0) {
         fail(&failed, "enter", exec.cwd);
         die(error_fd, &failed);

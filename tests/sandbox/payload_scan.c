@@ -31,7 +31,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
@@ -512,56 +511,6 @@ static int connect_to(const char *path, int port)
     return 0;
 }
 
-/* Every wall that this process can tell by itself, in one line; with no call that test_faults.c may
- * make fail. */
-static int walls(void)
-{
-    char line[256];
-    FILE *status = fopen("/proc/self/status", "r"), *limits = fopen("/proc/self/limits", "r");
-    int no_caps = 0, no_new_privs = 0, no_core = 0, n_fds = 0;
-    while (status != NULL && fgets(line, sizeof line, status) != NULL) {
-        no_caps += strncmp(line, "Cap", 3) == 0 && strstr(line, "\t0000000000000000\n") != NULL;
-        no_new_privs += strcmp(line, "NoNewPrivs:\t1\n") == 0;
-    }
-    while (limits != NULL && fgets(line, sizeof line, limits) != NULL)
-        no_core += strncmp(line, "Max core file size", 18) == 0 && strstr(line, " 0 ") != NULL;
-    for (int fd = 0; fd < 256; fd++)
-        n_fds += fcntl(fd, F_GETFD) >= 0;
-    int sys = open("/proc/sys/kernel/core_pattern", O_WRONLY), sys_err = errno;
-    int device = mknod("/tmp/walls", S_IFCHR | 0666, makedev(1, 3)), device_err = errno;
-    int masked = open("/proc/kallsyms", O_RDONLY);
-    int world =
-        connect(socket(AF_INET, SOCK_DGRAM, 0),
-                (struct sockaddr *)&(struct sockaddr_in){
-                    .sin_family = AF_INET, .sin_port = htons(53), .sin_addr = {htonl(0x01010101)}},
-                sizeof(struct sockaddr_in));
-    int world_err = errno;
-    const struct {
-        const char *name;
-        int stands;
-    } rows[] = {
-        {"caps", no_caps == 5},
-        {"no_new_privs", no_new_privs},
-        {"seccomp", syscall(SYS_keyctl, 0, -3, 1) < 0 && errno == EPERM &&
-                        syscall(435, NULL, 0) < 0 && errno == ENOSYS},
-        {"landlock", device < 0 && device_err == EACCES},
-        {"rlimits", no_core},
-        {"fds", n_fds == 5 && masked == 5},
-        {"sys", sys < 0 && (sys_err == EROFS || sys_err == EACCES)},
-        {"masks", read(masked, line, 1) == 0},
-        {"pid", getppid() == 1 && getpid() < 100},
-        {"net", world < 0 && world_err == ENETUNREACH},
-        {"root", access("/home", F_OK) < 0 || access("/boot", F_OK) < 0},
-        {"hostname", gethostname(line, sizeof line) == 0 && strcmp(line, "sandbox") == 0},
-        {"user", access("/proc/1/environ", R_OK) < 0},
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (rows[i].stands)
-            printf("%s ", rows[i].name);
-    puts("");
-    return 0;
-}
-
 /* Which pages of a file are in the page cache, as far as this process may know. */
 static int residency(const char *path)
 {
@@ -602,7 +551,6 @@ int payload_more(int argc, char **argv)
         {"truncated_map", truncated_map, NULL},
         {"forge_marks", NULL, forge_marks},
         {"rename", NULL, rename_it},
-        {"walls", walls, NULL},
         {"residency", NULL, residency},
     };
     const char *arg = argc > 2 ? argv[2] : "";

@@ -1,443 +1,312 @@
 /*
- * Every call that sets a box up fails once: an error that says something, or an outcome that is
- * documented; never a hang, a leak, or a command that runs with a wall missing.
+ * A fault at each call that sets a box up: an error that names the step, or a box that says what it
+ * lacks; nothing leaks, nothing hangs, and no payload runs with a layer less than was reported.
  *
- * A child process puts a filter over itself that asks us about each of those calls
- * (SECCOMP_RET_USER_NOTIF), then opens a box, runs one command and closes it, twice. The filter is
- * inherited by the starter, the keeper, init and the payload, so their calls are asked about too.
- * We let all of them go on but one, which gets an errno. The second time nothing fails, and all must
- * be as if nothing had happened.
+ * Each try is a process of its own that opens a box, runs one command and closes the box, while one
+ * call (fault.h) fails. The command lists the layers it finds around itself.
  *
- * In the default suite one call of each kind fails; "--long" fails every one, with each errno.
+ * ASSAY_OPTIN=faults fails every single call with every error; else a sample of them.
  */
+#include "tests/sandbox/fault.h"
 #include "tests/sandbox/lab.h"
 
-#include "base/fd.h"
+#include "base/id.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <poll.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define SLOT     108u
-#define PHASE    0x41535359 /* prctl: the second attempt begins */
-#define HANG_MS  15000
-#define TICK_MS  5 /* how often the dead are looked for */
-#define TEXT_MAX 512
+#define SLOT        120u
+#define HANG_S      40u /* more than any wait of the library */
+#define SLOW_MS     8000
+#define SAMPLE      5u /* calls of a kind that are tried by default */
+#define LEAVING_MS  5000
+#define MESSAGE_MAX 512
+#define LAYERS_MAX  512
 
-typedef struct Call {
-    const char *name;
-    int nr;
-} Call;
+typedef struct Try {
+    FaultTally tally;
+    gboolean is_degraded, is_supported, is_open, is_run;
+    BoxOutcome outcome;
+    int exit_code, start_errno;
+    guint enforced;
+    gint64 took_ms;
+    guint fds_before, fds_after, groups_before, groups_after;
+    gboolean is_left; /* a process of ours lives */
+    char message[MESSAGE_MAX], seen[LAYERS_MAX];
+} Try;
 
-/* Numbers that the C library has no names for are given as they are everywhere. */
-static const Call calls[] = {
-    {"clone", SYS_clone},
-    {"clone3", 435},
-    {"unshare", SYS_unshare},
-    {"setns", SYS_setns},
-    {"mount", SYS_mount},
-    {"umount2", SYS_umount2},
-    {"pivot_root", SYS_pivot_root},
-    {"open_tree", 428},
-    {"move_mount", 429},
-    {"fsopen", 430},
-    {"fsconfig", 431},
-    {"fsmount", 432},
-    {"mount_setattr", 442},
-    {"mkdirat", SYS_mkdirat},
-    {"symlinkat", SYS_symlinkat},
-    {"socketpair", SYS_socketpair},
-    {"pipe2", SYS_pipe2},
-    {"memfd_create", SYS_memfd_create},
-    {"sendmsg", SYS_sendmsg},
-    {"openat2", 437},
-    {"setresuid", SYS_setresuid},
-    {"setresgid", SYS_setresgid},
-    {"setgroups", SYS_setgroups},
-    {"capset", SYS_capset},
-    {"capget", SYS_capget},
-    {"prctl", SYS_prctl},
-    {"seccomp", SYS_seccomp},
-    {"landlock_create_ruleset", 444},
-    {"landlock_add_rule", 445},
-    {"landlock_restrict_self", 446},
-    {"prlimit64", SYS_prlimit64},
-    {"close_range", 436},
-    {"sethostname", SYS_sethostname},
-    {"setsid", SYS_setsid},
-    {"chdir", SYS_chdir},
-    {"fchdir", SYS_fchdir},
-    {"dup3", SYS_dup3},
-    {"execve", SYS_execve},
-#ifdef __x86_64__
-    {"mkdir", SYS_mkdir},
-    {"symlink", SYS_symlink},
-    {"dup2", SYS_dup2},
-    {"chown", SYS_chown},
-    {"fork", SYS_fork},
-#endif
-};
-#define N_CALLS G_N_ELEMENTS(calls)
+static const int faults[] = {EPERM, ENOMEM, ENOSPC, EMFILE, EAGAIN};
+static char hosts[8][64]; /* NAME=INODE */
 
-static const int errnos[] = {EPERM, ENOMEM, EMFILE, ENOSPC, EAGAIN, EINTR};
-
-/* What the child says at its end, as exit status. */
-typedef enum Said {
-    SAID_FINE = 0,
-    SAID_OPEN_FAILED = 10, /* with a message, which it has written */
-    SAID_EXEC_FAILED = 11,
-    SAID_START_ERROR = 12,
-    SAID_WALL_MISSING = 20,
-    SAID_NO_MESSAGE = 21,
-    SAID_WRONG_OUTCOME = 22,
-    SAID_AGAIN_FAILED = 23, /* the second attempt */
-    SAID_LEAKED = 24,
-} Said;
-
-/* The call that fails: the nth (from 0) of a kind, or every one. */
-typedef struct Fault {
-    int nr, err;
-    guint nth;
-    gboolean always;
-    gboolean library_only; /* only in the child itself, not in assay-box */
-} Fault;
-
-typedef struct Seen {
-    guint n[N_CALLS]; /* of the first attempt */
-    Said said;
-    gboolean hung, injected;
-    char text[TEXT_MAX];
-} Seen;
-
-/* --- the child ------------------------------------------------------------------------------- */
-
-static int ask_about_calls(void)
+static void name_hosts(void)
 {
-    struct sock_filter code[2 * N_CALLS + 4];
-    gsize n = 0;
-    code[n++] =
-        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-    for (gsize i = 0; i < N_CALLS; i++) {
-        code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i].nr, 0, 1);
-        code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
+    static const char *const names[] = {"user", "mnt", "pid",  "net",
+                                        "ipc",  "uts", "time", "cgroup"};
+    for (gsize i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autofree char *path = g_strdup_printf("/proc/self/ns/%s", names[i]);
+        g_autofree char *target = g_file_read_link(path, NULL);
+        const char *number = target == NULL ? NULL : strchr(target, '[');
+        g_snprintf(hosts[i], sizeof hosts[i], "%s=%s", names[i], number == NULL ? "" : number + 1);
     }
-    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    struct sock_fprog program = {(unsigned short)n, code};
-    if (geteuid() != 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        return -1;
-    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER,
-                        &program);
 }
 
-static void say(int out, const char *text)
+static void run_in(Box *box, const BoxFile *program, Try *ret)
 {
-    (void)!write(out, text, strlen(text));
+    const char *argv[2 + G_N_ELEMENTS(hosts) + 1] = {program->path, "layers"};
+    for (gsize i = 0; i < G_N_ELEMENTS(hosts); i++)
+        argv[2 + i] = hosts[i];
+    g_autoptr(GError) error = NULL;
+    g_auto(BoxResult) result = {0};
+    BoxCommand command = {
+        .argv = argv, .files = program, .n_files = 1, .stdin_data = "x", .stdin_len = 1};
+    ret->is_run = box_exec(box, &command, &result, &error);
+    if (!ret->is_run) {
+        g_strlcpy(ret->message, error->message, sizeof ret->message);
+        return;
+    }
+    gsize len = 0;
+    const char *out = g_bytes_get_data(result.out, &len);
+    if (len > 0)
+        memcpy(ret->seen, out, MIN(len, sizeof ret->seen - 1));
+    ret->outcome = result.outcome;
+    ret->exit_code = result.exit_code;
+    ret->start_errno = result.start_errno;
 }
 
-/* The walls that a command must see when the box has those layers. */
-static gboolean walls_stand(const char *seen, guint layers, int out)
+/* The whole life of a box in this process; the command is the payload, sent as a file. */
+static void live(const BoxFile *program, Try *ret)
 {
-    static const struct {
-        const char *name;
-        guint layer; /* 0: always */
-    } rows[] = {{"caps ", 0},
-                {"no_new_privs ", 0},
-                {"seccomp ", 0},
-                {"landlock ", BOX_LAYER_LANDLOCK},
-                {"rlimits ", 0},
-                {"fds ", 0},
-                {"sys ", 0},
-                {"masks ", BOX_LAYER_MOUNT},
-                {"pid ", BOX_LAYER_PID},
-                {"net ", BOX_LAYER_NET},
-                {"root ", BOX_LAYER_MOUNT},
-                {"hostname ", BOX_LAYER_UTS},
-                {"user ", 0}};
-    for (gsize i = 0; i < G_N_ELEMENTS(rows); i++)
-        if ((rows[i].layer == 0 || (layers & rows[i].layer)) && !strstr(seen, rows[i].name)) {
-            say(out, "missing: ");
-            say(out, rows[i].name);
-            return FALSE;
+    BoxSpec spec = lab_spec(0);
+    spec.slot = SLOT;
+    spec.n_mounts = 0;
+    spec.allow_degraded = ret->is_degraded;
+    g_autoptr(GError) error = NULL;
+    gint64 then = clock_mono_ns();
+    Box *box = box_open(&spec, &error);
+    ret->is_open = box != NULL;
+    if (box != NULL) {
+        ret->enforced = box_enforced(box);
+        run_in(box, program, ret);
+    } else {
+        g_strlcpy(ret->message, error->message, sizeof ret->message);
+    }
+    box_close(box);
+    box_shutdown();
+    ret->took_ms = (clock_mono_ns() - then) / 1000000;
+}
+
+/* Orphans come to us: when there is no child left, nothing of the box lives. */
+static gboolean is_alone(void)
+{
+    for (int i = 0; i < LEAVING_MS / 10; i++) {
+        pid_t pid = waitpid(-1, NULL, WNOHANG);
+        if (pid < 0)
+            return TRUE;
+        if (pid == 0)
+            g_usleep(10000);
+    }
+    return FALSE;
+}
+
+static void try_here(const FaultPlan *plan, const BoxFile *program, Try *ret)
+{
+    alarm(HANG_S);
+    g_log_set_always_fatal(G_LOG_FATAL_MASK); /* what cannot be removed is a warning */
+    if (ret->is_degraded)
+        g_setenv("ASSAY_BOX_FORCE", "landlock", TRUE);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    ret->fds_before = lab_count_fds() + 1;           /* the listener */
+    ret->groups_before = lab_count_groups(getpid()); /* of a process that had our number */
+    ret->is_supported = fault_watch(plan, &ret->tally);
+    if (!ret->is_supported)
+        return;
+    live(program, ret);
+    fault_stop();
+    ret->is_left = !is_alone();
+    ret->fds_after = lab_count_fds();
+    ret->groups_after = lab_count_groups(getpid());
+}
+
+/* One try in a process of its own; how that process ended. */
+static int try_one(const FaultPlan *plan, const BoxFile *program, Try *ret)
+{
+    int status = 0;
+    *ret = (Try){.is_degraded = ret->is_degraded};
+    pid_t pid = fork();
+    if (pid == 0) {
+        try_here(plan, program, ret);
+        _exit(0);
+    }
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    return status;
+}
+
+/* Every reported layer is one that the command found; a cgroup cannot be seen from inside. */
+static char *layers_not_seen(const Try *try)
+{
+    g_autoptr(GString) list = g_string_new(NULL);
+    g_auto(GStrv) seen = g_strsplit(try->seen, " ", -1);
+    for (guint bit = 1; bit < BOX_LAYER_CGROUP; bit <<= 1) {
+        const char *name = box_layer_str((BoxLayer)bit);
+        if ((try->enforced & bit) && !g_strv_contains((const char *const *)seen, name))
+            g_string_append_printf(list, "%s ", name);
+    }
+    return g_string_free(g_steal_pointer(&list), FALSE);
+}
+
+/* What is wrong with how it went, or NULL. */
+static char *verdict(const Try *try, int status, int err)
+{
+    if (status != 0)
+        return g_strdup_printf("the process ended with wait status %d", status);
+    if (try->took_ms > SLOW_MS)
+        return g_strdup_printf("it took %d ms (%s)", (int)try->took_ms, try->message);
+    if (try->is_left)
+        return g_strdup("a process was left behind");
+    if (try->fds_after > try->fds_before)
+        return g_strdup_printf("%u descriptors became %u", try->fds_before, try->fds_after);
+    if (try->groups_after > try->groups_before)
+        return g_strdup_printf("%u cgroups were left behind",
+                               try->groups_after - try->groups_before);
+    if (!try->is_open || !try->is_run) {
+        gsize most = strlen("run a command: ");
+        return strlen(try->message) > most ? NULL : g_strdup("an error without a reason");
+    }
+    if (try->outcome == BOX_START_ERROR)
+        return try->start_errno == err ? NULL : g_strdup("a start error with another errno");
+    g_autofree char *lacking = layers_not_seen(try);
+    if (try->outcome != BOX_EXITED || try->exit_code != 0)
+        return g_strdup_printf("outcome %s, exit code %d", box_outcome_str(try->outcome),
+                               try->exit_code);
+    return *lacking == '\0' ? NULL : g_strdup_printf("layers reported but not there: %s", lacking);
+}
+
+static void judge(const FaultPlan *plan, const Try *try, int status)
+{
+    g_autofree char *wrong = verdict(try, status, plan->err);
+    if (g_test_verbose())
+        g_printerr("%s %u %s in %s: %s %s\n", fault_kinds[plan->kind].name, plan->nth,
+                   g_strerror(plan->err), try->tally.comm,
+                   try->is_run ? box_outcome_str(try->outcome) : "error", try->message);
+    if (wrong != NULL)
+        g_test_message("call %u of %s fails with \"%s\" in %s: %s", plan->nth,
+                       fault_kinds[plan->kind].name, g_strerror(plan->err), try->tally.comm, wrong);
+    if (wrong != NULL)
+        g_test_fail();
+}
+
+typedef struct Bench {
+    BoxFile program;
+    Try *try;
+    Try clean;
+} Bench;
+
+static gboolean wants_all(void)
+{
+    const char *asked = g_getenv("ASSAY_OPTIN");
+    return asked != NULL && (g_str_equal(asked, "1") || strstr(asked, "faults") != NULL);
+}
+
+/* Which of N calls are tried: all, or a sample that has the first and the last. */
+static gboolean is_picked(guint nth, guint n)
+{
+    return wants_all() || n <= SAMPLE || nth == n || (nth - 1) % (n / SAMPLE + 1) == 0;
+}
+
+static void try_kind(Bench *bench, guint kind, guint *n_hit, guint *n_tried)
+{
+    guint n = bench->clean.tally.seen[kind];
+    for (guint nth = 1; nth <= n; nth++)
+        for (guint e = 0; e < (wants_all() ? G_N_ELEMENTS(faults) : 1); e++) {
+            FaultPlan plan = {kind, nth, faults[(nth + kind + e) % G_N_ELEMENTS(faults)]};
+            if (!is_picked(nth, n))
+                continue;
+            int status = try_one(&plan, &bench->program, bench->try);
+            judge(&plan, bench->try, status);
+            *n_hit += bench->try->tally.n_injected > 0;
+            (*n_tried)++;
         }
+}
+
+static void bench_open(Bench *bench, gboolean is_degraded)
+{
+    g_autofree char *data = NULL;
+    gsize len = 0;
+    g_assert_true(g_file_get_contents(g_getenv("ASSAY_TEST_PAYLOAD"), &data, &len, NULL));
+    bench->program = (BoxFile){"/tmp/payload", g_steal_pointer(&data), len, 0755};
+    bench->try =
+        mmap(NULL, sizeof *bench->try, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    g_assert_true(bench->try != MAP_FAILED);
+    bench->try->is_degraded = is_degraded;
+}
+
+static void bench_close(Bench *bench)
+{
+    munmap(bench->try, sizeof *bench->try);
+    g_free((void *)(gsize)bench->program.data);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Bench, bench_close)
+
+/* The run without a fault: what there is to fail. */
+static gboolean bench_clean(Bench *bench)
+{
+    int status = try_one(&(FaultPlan){0}, &bench->program, bench->try);
+    if (!bench->try->is_supported) {
+        g_test_skip("this host does not hand system calls to a supervisor");
+        return FALSE;
+    }
+    g_autofree char *wrong = verdict(bench->try, status, 0);
+    g_assert_cmpstr(wrong, ==, NULL);
+    g_assert_cmpint(bench->try->outcome, ==, BOX_EXITED);
+    bench->clean = *bench->try;
     return TRUE;
 }
 
-static Said attempt(guint require, guint *ret_layers, int out)
+static void every_call_that_fails_is_an_error_or_a_known_outcome(gconstpointer is_degraded)
 {
-    g_autoptr(GError) error = NULL;
-    BoxSpec spec = lab_spec(1000);
-    spec.slot = SLOT;
-    spec.require = require;
-    g_autoptr(Box) box = box_open(&spec, &error);
-    if (box == NULL) {
-        say(out, error != NULL ? error->message : "");
-        return error != NULL && strlen(error->message) > 12 ? SAID_OPEN_FAILED : SAID_NO_MESSAGE;
-    }
-    *ret_layers = box_enforced(box);
-    BoxCommand command = {.argv = (const char *const[]){"/payload/payload", "walls", NULL}};
-    g_auto(BoxResult) result = {0};
-    if (!box_exec(box, &command, &result, &error)) {
-        say(out, error != NULL ? error->message : "");
-        return error != NULL && strlen(error->message) > 3 ? SAID_EXEC_FAILED : SAID_NO_MESSAGE;
-    }
-    if (result.outcome == BOX_START_ERROR)
-        return result.start_errno != 0 ? SAID_START_ERROR : SAID_NO_MESSAGE;
-    gsize len = 0;
-    const char *data = g_bytes_get_data(result.out, &len);
-    g_autofree char *seen = g_strndup(data != NULL ? data : "", len);
-    if (result.outcome != BOX_EXITED || result.exit_code != 0) {
-        say(out, box_outcome_str(result.outcome));
-        return SAID_WRONG_OUTCOME;
-    }
-    return walls_stand(seen, *ret_layers, out) ? SAID_FINE : SAID_WALL_MISSING;
-}
-
-static guint count_fds(void)
-{
-    guint n = 0;
-    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
-    while (g_dir_read_name(dir) != NULL)
-        n++;
-    return n;
-}
-
-/* The sealed program is kept for the life of a process: one descriptor. */
-static void child_main(int tell, int go, int out, guint require) __attribute__((noreturn));
-static void child_main(int tell, int go, int out, guint require)
-{
-    char byte;
-    guint layers = 0, again = 0;
-    guint fds = count_fds();
-    int listener = ask_about_calls();
-    (void)!write(tell, &listener, sizeof listener);
-    (void)!read(go, &byte, 1); /* until we have its other end */
-    if (listener < 0)
-        _exit(77);
-    close(listener);
-    Said said = attempt(require, &layers, out);
-    prctl(PHASE, 0, 0, 0, 0);
-    if (said < SAID_WALL_MISSING && require == 0) {
-        Said second = attempt(0, &again, out);
-        if (second != SAID_FINE)
-            said = SAID_AGAIN_FAILED;
-    }
-    box_shutdown();
-    if (said < SAID_WALL_MISSING && count_fds() > fds + 1)
-        said = SAID_LEAKED;
-    (void)!write(tell, &layers, sizeof layers);
-    _exit((int)said);
-}
-
-/* --- us -------------------------------------------------------------------------------------- */
-
-static gsize index_of(int nr)
-{
-    gsize i = 0;
-    while (i < N_CALLS - 1 && calls[i].nr != nr)
-        i++;
-    return i;
-}
-
-static gboolean is_hit(const Fault *fault, const struct seccomp_notif *asked, guint nth,
-                       pid_t child)
-{
-    return fault != NULL && fault->nr == asked->data.nr &&
-           (!fault->library_only || (pid_t)asked->pid == child) &&
-           (fault->always || fault->nth == nth);
-}
-
-/* Answers one question. */
-static void answer(int listener, const Fault *fault, pid_t child, gboolean *first, Seen *seen)
-{
-    struct seccomp_notif asked = {0};
-    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &asked) < 0)
-        return; /* whoever asked is dead */
-    struct seccomp_notif_resp reply = {.id = asked.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
-    gsize i = index_of(asked.data.nr);
-    if (asked.data.nr == SYS_prctl && asked.data.args[0] == PHASE)
-        *first = FALSE;
-    else if ((*first || fault == NULL || fault->always) &&
-             is_hit(fault, &asked, seen->n[i], child)) {
-        reply = (struct seccomp_notif_resp){.id = asked.id, .error = -fault->err};
-        seen->injected = TRUE;
-    }
-    if (*first)
-        seen->n[i]++;
-    ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &reply);
-}
-
-static gint64 now_ms(void)
-{
-    return g_get_monotonic_time() / 1000;
-}
-
-/* Reaps what has ended; orphans are children of ours too (we are the subreaper). FALSE: nobody is
- * left. */
-static gboolean reap(pid_t child, int flags, Seen *seen)
-{
-    int status;
-    pid_t pid;
-    while ((pid = waitpid(-1, &status, flags)) > 0)
-        if (pid == child)
-            seen->said = WIFEXITED(status) ? (Said)WEXITSTATUS(status) : SAID_WRONG_OUTCOME;
-    return pid == 0;
-}
-
-/* Answers until the child and everything of it have ended. */
-static void supervise(int listener, pid_t child, const Fault *fault, Seen *seen)
-{
-    gboolean first = TRUE;
-    gint64 end = now_ms() + HANG_MS;
-    while (reap(child, WNOHANG, seen)) {
-        struct pollfd polled = {.fd = listener, .events = POLLIN};
-        if (poll(&polled, 1, TICK_MS) > 0 && (polled.revents & POLLIN))
-            answer(listener, fault, child, &first, seen);
-        if (now_ms() > end) {
-            seen->hung = TRUE;
-            kill(child, SIGKILL);
-            return;
-        }
-    }
-}
-
-/* One child with that fault, to its end. */
-static gboolean run(const Fault *fault, guint require, guint *ret_layers, Seen *seen)
-{
-    int tell[2], go[2], out[2], number = -1;
-    *seen = (Seen){0};
-    g_assert_cmpint(pipe2(tell, O_CLOEXEC), ==, 0);
-    g_assert_cmpint(pipe2(go, O_CLOEXEC), ==, 0);
-    g_assert_cmpint(pipe2(out, O_CLOEXEC), ==, 0);
-    pid_t child = fork();
-    if (child == 0) {
-        close(go[1]); /* its end is what the child waits for */
-        child_main(tell[1], go[0], out[1], require);
-    }
-    close(tell[1]);
-    close(go[0]);
-    close(out[1]);
-    g_assert_cmpint(read(tell[0], &number, sizeof number), ==, sizeof number);
-    AUTO_FD process = (int)syscall(SYS_pidfd_open, child, 0);
-    AUTO_FD listener = number < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, process, number, 0);
-    close(go[1]);
-    if (listener >= 0)
-        supervise(listener, child, fault, seen);
-    reap(child, 0, seen);
-    if (ret_layers != NULL)
-        (void)!read(tell[0], ret_layers, sizeof *ret_layers);
-    ssize_t n = read(out[0], seen->text, sizeof seen->text - 1);
-    seen->text[MAX(n, 0)] = '\0';
-    close(tell[0]);
-    close(out[0]);
-    return listener >= 0;
-}
-
-static void check(const Fault *fault, guint *counts)
-{
-    Seen seen;
-    g_autofree char *before = lab_host_picture();
-    run(fault, 0, NULL, &seen);
-    g_autofree char *after = lab_host_picture();
-    const char *name = calls[index_of(fault->nr)].name;
-    counts[0] += seen.injected;
-    counts[1] += seen.said == SAID_OPEN_FAILED || seen.said == SAID_EXEC_FAILED;
-    counts[2] += seen.said == SAID_START_ERROR;
-    if (seen.hung || seen.said >= SAID_WALL_MISSING || !g_str_equal(before, after))
-        g_test_fail_printf("%s number %u with %s: %s, said %d: %s%s", name, fault->nth,
-                           g_strerror(fault->err), seen.hung ? "hung" : "ended", seen.said,
-                           seen.text, g_str_equal(before, after) ? "" : "; the host changed");
-    else
-        g_test_message("%s number %u with %s: %d %s", name, fault->nth, g_strerror(fault->err),
-                       seen.said, seen.text);
-}
-
-static gboolean is_long;
-
-static void every_call_that_fails_is_an_error_or_a_known_outcome(void)
-{
-    Seen clean;
-    guint counts[3] = {0}, total = 0, turn = 0;
-    if (!run(NULL, 0, NULL, &clean)) {
-        g_test_skip("system calls cannot be asked about here");
+    g_auto(Bench) bench = {0};
+    guint n_hit = 0, n_tried = 0;
+    bench_open(&bench, is_degraded != NULL);
+    if (!bench_clean(&bench))
         return;
-    }
-    if (clean.said != SAID_FINE || clean.hung)
-        g_error("without a fault it says %d: %s", clean.said, clean.text);
-    for (gsize i = 0; i < N_CALLS; i++) {
-        /* In the default suite the last one: it is the nearest to the payload. */
-        guint from = is_long || clean.n[i] == 0 ? 0 : clean.n[i] - 1;
-        g_test_message("%s: %u calls", calls[i].name, clean.n[i]);
-        for (guint nth = from; nth < clean.n[i]; nth++)
-            for (guint e = 0; e < (is_long ? G_N_ELEMENTS(errnos) : 1); e++) {
-                Fault fault = {
-                    .nr = calls[i].nr, .err = errnos[(turn++) % G_N_ELEMENTS(errnos)], .nth = nth};
-                check(&fault, counts);
-                total++;
-            }
-    }
-    g_test_message("%u faults, %u met, %u errors, %u start errors", total, counts[0], counts[1],
-                   counts[2]);
-    g_assert_cmpuint(counts[0], >=, total / 2); /* what helpers do ahead varies a little */
+    for (guint kind = 0; kind < fault_n_kinds; kind++)
+        try_kind(&bench, kind, &n_hit, &n_tried);
+    g_test_message("%u calls failed of %u tried", n_hit, n_tried);
+    g_assert_cmpuint(n_hit * 10, >=, n_tried * 9); /* scheduling moves a few */
 }
 
-typedef struct Lack {
-    const char *name;
-    Fault fault;
-    gboolean refused; /* no box at all */
-    guint layer;      /* else: that layer is not reported, and cannot be required */
-} Lack;
-
-static const Lack lacks[] = {
-    {"no Landlock", {.nr = 444, .err = ENOSYS, .always = TRUE}, FALSE, BOX_LAYER_LANDLOCK},
-    {"no user namespaces", {.nr = 435, .err = ENOSPC, .always = TRUE}, TRUE, 0},
-    {"no overlay", {.nr = SYS_mount, .err = ENODEV, .always = TRUE}, TRUE, 0},
-    {"no filter", {.nr = SYS_seccomp, .err = EINVAL, .always = TRUE}, TRUE, 0},
-    {"no pivot_root", {.nr = SYS_pivot_root, .err = EPERM, .always = TRUE}, TRUE, 0},
-    {"no capset", {.nr = SYS_capset, .err = EPERM, .always = TRUE}, TRUE, 0},
-};
-
-static void a_layer_that_cannot_be_had_is_not_reported(void)
+/* A host that lacks a call altogether: a box that says so, or none. */
+static void a_layer_that_cannot_be_had_is_not_reported(gconstpointer is_degraded)
 {
-    for (gsize i = 0; i < G_N_ELEMENTS(lacks); i++) {
-        const Lack *lack = &lacks[i];
-        Seen seen;
-        guint layers = 0;
-        if (!run(&lack->fault, 0, &layers, &seen)) {
-            g_test_skip("system calls cannot be asked about here");
-            return;
-        }
-        gboolean ran = seen.said == SAID_FINE;
-        if (seen.hung || (!lack->refused && (!ran || (layers & lack->layer))) ||
-            (lack->refused && ran))
-            g_test_fail_printf("%s: %s, said %d, layers %#x: %s", lack->name,
-                               seen.hung ? "hung" : "ended", seen.said, layers, seen.text);
-        if (lack->refused)
+    g_auto(Bench) bench = {0};
+    bench_open(&bench, is_degraded != NULL);
+    if (!bench_clean(&bench))
+        return;
+    for (guint kind = 0; kind < fault_n_kinds; kind++) {
+        FaultPlan plan = {kind, FAULT_ALWAYS, ENOSYS};
+        if (bench.clean.tally.seen[kind] == 0)
             continue;
-        run(&lack->fault, lack->layer, &layers, &seen);
-        if (seen.said != SAID_OPEN_FAILED)
-            g_test_fail_printf("%s and required: said %d", lack->name, seen.said);
+        int status = try_one(&plan, &bench.program, bench.try);
+        judge(&plan, bench.try, status);
     }
 }
 
-#define ADD(fn) g_test_add_func("/faults/" #fn, fn)
+#define ADD(fn)                                                                                    \
+    g_test_add_data_func("/faults/namespaces/" #fn, NULL, fn);                                     \
+    g_test_add_data_func("/faults/landlock/" #fn, "yes", fn)
 
 int main(int argc, char **argv)
 {
-    if (!lab_is_wanted(&argc, argv, "faults", &is_long) || !lab_init(&argc, &argv))
+    if (!lab_init(&argc, &argv))
         return 0;
-    box_shutdown(); /* children start with nothing */
-    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    name_hosts();
+    box_shutdown(); /* no starter of ours is to be inherited */
     ADD(every_call_that_fails_is_an_error_or_a_known_outcome);
     ADD(a_layer_that_cannot_be_had_is_not_reported);
     return lab_end(g_test_run());
