@@ -336,6 +336,9 @@ static int deep(void)
     while (n < 100000 && mkdir(name, 0700) == 0 && chdir(name) == 0)
         n++;
     printf("%s %s\n", n < 100000 ? "bounded" : "unbounded", strerrorname_np(errno));
+    for (; n > 0; n--)
+        if (chdir("..") < 0 || rmdir(name) < 0)
+            return 1;
     return 0;
 }
 
