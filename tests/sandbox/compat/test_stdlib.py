@@ -1,6 +1,6 @@
 """CPython's own tests inside a box: each ends as it does outside.
 
-    test_stdlib.py BOX_TOOL        prints TAP; opt-in: ASSAY_OPTIN=compat
+    test_stdlib.py BOX_TOOL [MODULE ...]        prints TAP; opt-in: ASSAY_OPTIN=compat
 
 The tests of the standard library run outside, as an ordinary user, and inside. Every one that
 passes outside must pass inside, but for those that known.txt names with the reason. What fails
@@ -85,9 +85,10 @@ def known_differences():
 
 def standard_library():
     known, met = known_differences(), set()
-    print(f"1..{len(MODULES) + 1}")
+    modules = sys.argv[2:] or MODULES
+    print(f"1..{len(modules) + 1}")
     total = 0
-    for module in MODULES:
+    for module in modules:
         line = f"/usr/bin/python3 -m test -v --timeout 100 {module}"
         before, after = outcomes(outside(line).stdout), outcomes(inside(line).stdout)
         notes = []
@@ -102,7 +103,7 @@ def standard_library():
                     notes.append(f"{test}: {how} outside, {after.get(test, 'missing')} inside")
         report(not notes, f"{module} ends inside as outside, {len(before)} tests",
                None if before else "it does not run outside", notes)
-    report(total > 1000, f"{total} tests passed outside, {len(met)} known to differ")
+    report(total > 0, f"{total} tests passed outside, {len(met)} known to differ")
 
 
 def main():
