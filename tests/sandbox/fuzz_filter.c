@@ -27,7 +27,7 @@ typedef struct Test {
     guint32 mask, value;
 } Test;
 
-typedef enum Only { IN_BOTH, IN_BOX, IN_BARE } Only;
+typedef enum Only { IN_BOTH, IN_BARE } Only;
 
 typedef struct Row {
     const char *name;
@@ -42,7 +42,6 @@ static Row rows[] = {
 #define ALLOW(name, why)                            {#name, 0, -1, {{0, 0, 0}}, IN_BOTH, 0},
 #define REFUSE(name, err, why)                      {#name, err, -1, {{0, 0, 0}}, IN_BOTH, 0},
 #define WHEN(name, err, arg, mask, value, why)      {#name, err, 1, {{arg, mask, value}}, IN_BOTH, 0},
-#define WHEN_BOX(name, err, arg, mask, value, why)  {#name, err, 1, {{arg, mask, value}}, IN_BOX, 0},
 #define WHEN_BARE(name, err, arg, mask, value, why) {#name, err, 1, {{arg, mask, value}}, IN_BARE, 0},
 #define WHEN2(name, err, a, m, v, b, n, w, why)     {#name, err, 2, {{a, m, v}, {b, n, w}}, IN_BOTH, 0},
 #define OTHERWISE(name, err, why)                   {#name, err, 0, {{0, 0, 0}}, IN_BOTH, 0},
@@ -84,7 +83,7 @@ static guint32 read_rows(FilterKind kind, const struct seccomp_data *data)
             continue;
         if (row->n_tests < 0)
             plain = decided(row->err);
-        else if (row->only != (kind == FILTER_BOX ? IN_BARE : IN_BOX) && holds(row, data))
+        else if ((row->only == IN_BOTH || kind == FILTER_BARE) && holds(row, data))
             return decided(row->err);
     }
     return plain;

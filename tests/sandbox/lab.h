@@ -12,6 +12,10 @@
  * reason printed as TAP. */
 gboolean lab_init(int *argc, char ***argv);
 
+/* Takes "--long" out of the arguments: an opt-in suite of that name. FALSE, with the reason printed
+ * as TAP, when it is not wanted (ASSAY_OPTIN is 1, or a list of names). */
+gboolean lab_is_wanted(int *argc, char **argv, const char *suite, gboolean *ret_is_long);
+
 /* Removes what lab_init made; every box must be closed. Returns `status`. */
 int lab_end(int status);
 

@@ -120,7 +120,7 @@ static int scan_file(const char *path, const struct stat *st, int kind, struct F
     (void)at;
     if (kind == FTW_D && strcmp(path, "/usr") == 0)
         return FTW_SKIP_SUBTREE; /* the host's programs: the daemon writes nothing there */
-    const char *name = strrchr(path, '/') + 1;
+    const char *slash = strrchr(path, '/'), *name = slash != NULL ? slash + 1 : path;
     if (kind == FTW_D && strcmp(name, "task") == 0)
         return FTW_SKIP_SUBTREE; /* a thread has what its process has */
     if (kind != FTW_F || !S_ISREG(st->st_mode) || strcmp(name, "mem") == 0 ||
@@ -336,6 +336,9 @@ static int deep(void)
     while (n < 100000 && mkdir(name, 0700) == 0 && chdir(name) == 0)
         n++;
     printf("%s %s\n", n < 100000 ? "bounded" : "unbounded", strerrorname_np(errno));
+    for (; n > 0; n--)
+        if (chdir("..") < 0 || rmdir(name) < 0)
+            return 1;
     return 0;
 }
 

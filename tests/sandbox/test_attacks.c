@@ -147,8 +147,7 @@ static const Attack attacks[] = {
 
     /* D: files */
     {48, "more than the quota cannot be reserved", "fallocate", NULL, "ENOSPC", LOST},
-    {47, "deep trees of long names are bounded", NULL,
-     "mkdir deep && cd deep && /payload/payload deep; cd ..; rm -rf deep",
+    {47, "deep trees of long names are bounded", NULL, "/payload/payload deep",
      "bounded ENOSPC|bounded ENAMETOOLONG|bounded EDQUOT", LOST},
     {56, "trusted attributes are refused", "trusted_xattr", NULL, "EPERM"},
     {9, "file capabilities are refused", "security_xattr", NULL, "EPERM"},
@@ -271,16 +270,20 @@ static void attempt(const Attack *attack, int which)
         return;
     }
     Box *box = box_for(which);
-    g_autofree char *before = lab_host_picture();
+    static char *before; /* what the last attempt left */
+    if (before == NULL)
+        before = lab_host_picture();
     g_auto(BoxResult) result = {0};
     g_autofree char *got = attack->word != NULL ? lab_try(box, attack->word, &result)
                                                 : lab_sh(box, attack->line, &result);
     if (result.outcome != BOX_EXITED || !is_expected(got, expect))
         g_test_fail_printf("%s: expected %s, got %s (%s)", attack->name, expect, got,
                            box_outcome_str(result.outcome));
-    g_autofree char *after = lab_host_picture();
+    char *after = lab_host_picture();
     if (!g_str_equal(before, after))
         g_test_fail_printf("%s: the host changed from\n%s\nto\n%s", attack->name, before, after);
+    g_free(before);
+    before = after;
 }
 
 static void as_root_inside(gconstpointer data)

@@ -16,7 +16,7 @@
 #define PARALLEL_SLOT 300u
 #define GROWN_MAX     (256 << 10) /* bytes that an allocator may keep back */
 
-static guint n_sequential = 300, n_parallel = 40;
+static guint n_sequential, n_parallel;
 
 /* What must be the same. */
 typedef struct Held {
@@ -202,33 +202,15 @@ static void many_boxes_at_once_leave_nothing(void)
     g_assert_cmpuint(after.helpers, ==, 0);
 }
 
-/* "--long" runs only when it is asked for. */
-static gboolean is_wanted(int *argc, char **argv)
-{
-    for (int i = 1; i < *argc; i++) {
-        if (!g_str_equal(argv[i], "--long"))
-            continue;
-        memmove(argv + i, argv + i + 1, (gsize)(*argc - i) * sizeof *argv);
-        *argc -= 1;
-        const char *wanted = g_getenv("ASSAY_OPTIN");
-        n_sequential = 10000;
-        n_parallel = 200;
-        return g_strcmp0(wanted, "1") == 0 ||
-               (wanted != NULL && strstr(wanted, "endurance") != NULL);
-    }
-    return TRUE;
-}
-
 #define ADD(fn) g_test_add_func("/endurance/" #fn, fn)
 
 int main(int argc, char **argv)
 {
-    if (!is_wanted(&argc, argv)) {
-        puts("1..0 # SKIP long: set ASSAY_OPTIN=endurance");
+    gboolean is_long;
+    if (!lab_is_wanted(&argc, argv, "endurance", &is_long) || !lab_init(&argc, &argv))
         return 0;
-    }
-    if (!lab_init(&argc, &argv))
-        return 0;
+    n_sequential = is_long ? 10000 : 300;
+    n_parallel = is_long ? 200 : 40;
     ADD(many_boxes_one_after_another_leave_nothing);
     ADD(many_boxes_at_once_leave_nothing);
     return lab_end(g_test_run());

@@ -281,7 +281,6 @@ static void every_name_rule_holds_and_the_rest_is_unknown(void)
 #define REFUSE(name, err, why) {#name, err},
 #define WHEN(...)
 #define WHEN2(...)
-#define WHEN_BOX(...)
 #define WHEN_BARE(...)
 #define OTHERWISE(...)
 #define OTHERWISE_BARE(...)
