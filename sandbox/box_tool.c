@@ -14,6 +14,7 @@
 #include "base/fd.h"
 #include "base/json.h"
 #include "sandbox/box.h"
+#include "sandbox/image.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +31,7 @@
 #define TOOL_SLOTS      1000u /* spread over pids: two tools rarely share one */
 
 typedef struct ToolOptions {
-    char *net, *mem, *wall, *disk, *work, *root, *work_path;
+    char *net, *mem, *wall, *disk, *work, *root, *work_path, *image, *images;
     int pids, uid;
     gboolean allow_degraded, json;
     char **command;
@@ -38,8 +39,9 @@ typedef struct ToolOptions {
 
 static void tool_options_clear(ToolOptions *options)
 {
-    char *texts[] = {options->net,  options->mem,  options->wall,     options->disk,
-                     options->work, options->root, options->work_path};
+    char *texts[] = {options->net,       options->mem,   options->wall,
+                     options->disk,      options->work,  options->root,
+                     options->work_path, options->image, options->images};
     for (gsize i = 0; i < G_N_ELEMENTS(texts); i++)
         g_free(texts[i]);
     g_strfreev(options->command);
@@ -86,6 +88,10 @@ static gboolean parse_command_line(int argc, char **argv, ToolOptions *options, 
          "where it appears inside (default /work)", "PATH"},
         {"root", 0, 0, G_OPTION_ARG_FILENAME, &options->root,
          "directory with a root file system, instead of the host's /usr", "DIR"},
+        {"image", 0, 0, G_OPTION_ARG_STRING, &options->image,
+         "image of the store as the root (assay image ls)", "NAME"},
+        {"images", 0, 0, G_OPTION_ARG_FILENAME, &options->images,
+         "the store (default: images of ASSAY_STATE, else of the state directory)", "DIR"},
         {"uid", 0, 0, G_OPTION_ARG_INT, &options->uid, "inside uid and gid (default 1000)", "N"},
         {"allow-degraded", 0, 0, G_OPTION_ARG_NONE, &options->allow_degraded,
          "run without namespaces where there are none", NULL},
@@ -118,6 +124,59 @@ static gboolean open_dir(const char *path, int *ret_fd, GError **error)
         return TRUE;
     *ret_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return *ret_fd >= 0 || error_set_errno(error, errno, "open %s", path);
+}
+
+/* The root of a box: the layers of an image, one directory, or nothing. */
+typedef struct ToolRoot {
+    int fds[IMAGE_LAYERS_MAX];
+    gsize n;
+    Image *image; /* NULL: none */
+} ToolRoot;
+
+static void tool_root_clear(ToolRoot *root)
+{
+    for (gsize i = 0; i < root->n; i++)
+        close(root->fds[i]);
+    image_free(root->image);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(ToolRoot, tool_root_clear)
+
+static Depot *open_depot(const char *dir, GError **error)
+{
+    const char *state = g_getenv("ASSAY_STATE");
+    g_autofree char *usual =
+        state != NULL && state[0] != '\0'
+            ? g_build_filename(state, "images", NULL)
+            : g_build_filename(g_get_user_state_dir(), "assay", "images", NULL);
+    return depot_open(dir != NULL ? dir : usual, 0, error);
+}
+
+static gboolean open_root(const ToolOptions *options, ToolRoot *root, GError **error)
+{
+    int fd = -1;
+    if (options->image != NULL) {
+        g_autoptr(Depot) depot = open_depot(options->images, error);
+        root->image = depot == NULL ? NULL : image_get(depot, options->image, error);
+        return root->image != NULL &&
+               image_layers_open(depot, root->image, root->fds, &root->n, error);
+    }
+    if (!open_dir(options->root, &fd, error))
+        return FALSE;
+    if (fd >= 0)
+        root->fds[root->n++] = fd;
+    return TRUE;
+}
+
+/* The command; without one, what the image says. */
+static GStrv image_argv(const ToolOptions *options, const ToolRoot *root)
+{
+    return options->command != NULL || root->image == NULL ? g_strdupv(options->command)
+                                                           : image_config_argv(root->image);
+}
+
+static GStrv image_envp(const ToolOptions *options, const ToolRoot *root)
+{
+    return root->image != NULL ? image_config_envp(root->image, (guint)options->uid) : NULL;
 }
 
 static int exit_status(const BoxResult *result)
@@ -203,14 +262,14 @@ static gboolean run(const ToolOptions *options, gboolean shell, int *ret_status,
                     .net = g_strcmp0(options->net, "host") == 0 ? BOX_NET_HOST : BOX_NET_NONE,
                     .allow_degraded = options->allow_degraded};
     AUTO_FD work = -1;
-    AUTO_FD root = -1;
+    g_auto(ToolRoot) root = {0};
     if (!fill_limits(options, &spec.limits, error) || !open_dir(options->work, &work, error) ||
-        !open_dir(options->root, &root, error))
+        !open_root(options, &root, error))
         return FALSE;
     if (shell)
         spec.limits.wall_ms = spec.limits.output_bytes_kill = 0;
-    spec.root_fds = &root;
-    spec.n_root = root >= 0 ? 1 : 0;
+    spec.root_fds = root.fds;
+    spec.n_root = root.n;
     spec.work_fds = &work;
     spec.n_work = work >= 0 ? 1 : 0;
 
@@ -218,9 +277,12 @@ static gboolean run(const ToolOptions *options, gboolean shell, int *ret_status,
     if (box == NULL)
         return FALSE;
     warn_if_degraded(box);
-    BoxCommand command = {.argv = shell && options->command == NULL
-                                      ? shell_argv
-                                      : (const char *const *)options->command};
+    g_auto(GStrv) argv = image_argv(options, &root), envp = image_envp(options, &root);
+    const char *cwd = root.image != NULL ? image_config_str(root.image, "WorkingDir") : "";
+    const BoxCommand command = {
+        .argv = shell && options->command == NULL ? shell_argv : (const char *const *)argv,
+        .envp = (const char *const *)envp,
+        .cwd = cwd[0] == '/' && options->work == NULL ? cwd : NULL};
     g_auto(BoxResult) result = {0};
     if (!(shell ? box_exec_terminal : box_exec)(box, &command, &result, error))
         return FALSE;
@@ -260,7 +322,7 @@ int box_tool_main(int argc, char **argv)
         fprintf(stderr, "assay box: %s\n", error->message);
         return EXIT_NO_BOX;
     }
-    if (!shell && options.command == NULL)
+    if (!shell && options.command == NULL && options.image == NULL)
         return usage();
     if (!run(&options, shell, &status, &error))
         fprintf(stderr, "assay box: %s\n", error->message);

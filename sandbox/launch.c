@@ -45,7 +45,7 @@ SpecWriter launch_writer(GByteArray *bytes)
 }
 
 /* ASSAY_LIBEXEC, next to the running program, the build tree, the installed place. */
-static int open_program(GError **error)
+int launch_open_program(const char *name, GError **error)
 {
     const char *libexec = g_getenv("ASSAY_LIBEXEC");
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
@@ -60,7 +60,7 @@ static int open_program(GError **error)
     for (gsize i = 0; i < G_N_ELEMENTS(places); i++) {
         if (places[i].top == NULL)
             continue;
-        g_autofree char *path = g_build_filename(places[i].top, places[i].below, PROGRAM, NULL);
+        g_autofree char *path = g_build_filename(places[i].top, places[i].below, name, NULL);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd >= 0)
             return fd;
@@ -68,7 +68,7 @@ static int open_program(GError **error)
     error_set(error, ASSAY_ERROR_NOT_FOUND,
               "the program %s is neither next to this one nor in %s; set ASSAY_LIBEXEC to its "
               "directory",
-              PROGRAM, ASSAY_LIBEXECDIR);
+              name, ASSAY_LIBEXECDIR);
     return -1;
 }
 
@@ -86,7 +86,7 @@ static int program_fd(GError **error)
     if (sealed >= 0)
         return sealed;
 
-    AUTO_FD from = open_program(error);
+    AUTO_FD from = launch_open_program(PROGRAM, error);
     if (from < 0)
         return -1;
     AUTO_FD to = memfd_create(PROGRAM, MFD_CLOEXEC | MFD_ALLOW_SEALING);

@@ -31,6 +31,9 @@ void launch_leave_keeper(Starter *starter, int pidfd);
 /* Waits until all of those are dead. */
 void launch_wait_keepers(Starter *starter);
 
+/* Opens one of our helper programs, wherever it is installed. -1 on error. */
+int launch_open_program(const char *name, GError **error);
+
 /* Ends every starter of this process and waits for them. */
 void launch_stop_all(void);
 
