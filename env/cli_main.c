@@ -95,7 +95,7 @@ static const CliOption image_options[] = {
 static const CliOption pull_options[] = {
     {"platform", "P", "os/architecture[/variant] (else this machine's)"},
     {"auth", "FILE", "credentials: a docker config.json (else ~/.docker/config.json)"},
-    {"insecure", NULL, "permit plain http and unknown certificates"}, {NULL, NULL, NULL}};
+    {"insecure", NULL, "plain http (loopback addresses need no permission)"}, {NULL, NULL, NULL}};
 static const CliOption help_options[] = {
     {"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
 

@@ -38,7 +38,7 @@ typedef struct ImageOptions {
     guint slot;           /* of the box that unpacks */
     const char *platform; /* NULL: this machine's */
     const char *auth;     /* registry credentials: a docker config.json; NULL: the usual one */
-    gboolean insecure;    /* plain http, and certificates nobody signed */
+    gboolean insecure;    /* plain http also beyond loopback */
     int cancel_fd;        /* > 0: readable means stop */
     ImageProgress progress;
     gpointer progress_data;

@@ -5,8 +5,8 @@
  * and counted; the second reads tar headers from it.
  *
  * Invariants:
- *   1. Every path is split into plain components first; absolute paths, ".." and names too long
- *      or too deep are refused. Then every step is taken by descriptor, beneath the tree, through
+ *   1. Every path is split into plain components first; ".." and names too long or too deep
+ *      are refused. Then every step is taken by descriptor, beneath the tree, through
  *      no symlink.
  *   2. Nothing is made twice, directories excepted, and nothing that exists is written to: a file
  *      is created with O_EXCL or it is an error.
@@ -53,6 +53,8 @@ typedef struct Unpack {
     struct archive *raw;
     GChecksum *sum;
     guint64 stream_bytes;
+    gboolean at_end;  /* of the stream */
+    gboolean is_cut;  /* the archive ends with the last file's last byte */
     GHashTable *dirs; /* path -> DirMeta */
     UnpackSums sums;
 } Unpack;
@@ -74,19 +76,18 @@ static gboolean component_ok(const char *name, gsize len, GError **error)
            error_set(error, ASSAY_ERROR_LIMIT, "a name is longer than %d bytes", NAME_BYTES_MAX);
 }
 
-/* "./a//b/" becomes "a/b"; the top itself is "". NULL: refused. */
+/* "./a//b/" and "/a/b" become "a/b": a layer's "/" is the tree, as for tar and docker. The top
+ * itself is "". NULL: refused. */
 static char *path_normal(const char *raw, GError **error)
 {
-    if (raw == NULL || raw[0] == '/' || strnlen(raw, UNPACK_PATH_MAX) == UNPACK_PATH_MAX) {
+    if (raw == NULL || strnlen(raw, UNPACK_PATH_MAX) == UNPACK_PATH_MAX) {
         error_set(error, ASSAY_ERROR_INPUT,
-                  raw == NULL     ? "the path has no readable name"
-                  : raw[0] == '/' ? "the path is absolute"
-                                  : "the path is too long");
+                  raw == NULL ? "the path has no readable name" : "the path is too long");
         return NULL;
     }
     g_autoptr(GString) path = g_string_new(NULL);
     guint depth = 0;
-    for (const char *part = raw; *part != '\0';) {
+    for (const char *part = raw + strspn(raw, "/"); *part != '\0';) {
         gsize len = strcspn(part, "/");
         if (len > 0 && !(len == 1 && part[0] == '.')) {
             if (!component_ok(part, len, error))
@@ -203,14 +204,24 @@ static gboolean set_xattrs(int fd, struct archive_entry *entry, GError **error)
     return TRUE;
 }
 
-static gboolean write_data(struct archive *tar, int fd, guint64 size, GError **error)
+/* Some writers leave out the padding after the last file: all its bytes are there, and nothing can
+ * follow. */
+static gboolean is_cut_padding(Unpack *unpack, guint64 end, guint64 size)
 {
+    unpack->is_cut = end == size && unpack->at_end;
+    return unpack->is_cut;
+}
+
+static gboolean write_data(Unpack *unpack, struct archive *tar, int fd, guint64 size,
+                           GError **error)
+{
+    guint64 end = 0;
     for (;;) {
         const void *data;
         size_t len;
         la_int64_t offset;
         int r = archive_read_data_block(tar, &data, &len, &offset);
-        if (r == ARCHIVE_EOF)
+        if (r == ARCHIVE_EOF || (r != ARCHIVE_OK && is_cut_padding(unpack, end, size)))
             break;
         if (r != ARCHIVE_OK)
             return error_set(error, ASSAY_ERROR_INPUT, "%s", archive_error_string(tar));
@@ -222,6 +233,7 @@ static gboolean write_data(struct archive *tar, int fd, guint64 size, GError **e
                 return error_set_errno(error, errno, "write");
             done += n > 0 ? (gsize)n : 0;
         }
+        end = (guint64)offset + len;
     }
     return ftruncate(fd, (off_t)size) == 0 || error_set_errno(error, errno, "set its size");
 }
@@ -243,7 +255,7 @@ static gboolean make_file(Unpack *unpack, struct archive *tar, struct archive_en
         return set_make_errno(error, errno);
     const struct timespec times[2] = {mtime_of(entry), mtime_of(entry)};
     unpack->sums.bytes += (guint64)size;
-    if (!write_data(tar, fd, (guint64)size, error) || !set_xattrs(fd, entry, error))
+    if (!write_data(unpack, tar, fd, (guint64)size, error) || !set_xattrs(fd, entry, error))
         return FALSE;
     if (fchmod(fd, archive_entry_perm(entry) & 0777) < 0 || futimens(fd, times) < 0)
         return error_set_errno(error, errno, "set its mode and time");
@@ -388,8 +400,10 @@ static la_ssize_t read_stream(struct archive *tar, void *data, const void **ret_
     size_t len;
     la_int64_t offset;
     int r = archive_read_data_block(unpack->raw, ret_chunk, &len, &offset);
-    if (r == ARCHIVE_EOF)
+    if (r == ARCHIVE_EOF) {
+        unpack->at_end = TRUE;
         return 0;
+    }
     if (r != ARCHIVE_OK) {
         archive_set_error(tar, EINVAL, "%s", archive_error_string(unpack->raw));
         return ARCHIVE_FATAL;
@@ -437,6 +451,8 @@ static gboolean make_entries(Unpack *unpack, struct archive *tar, GError **error
             g_prefix_error(error, "entry \"%.200s\": ", shown);
             return FALSE;
         }
+        if (unpack->is_cut)
+            return TRUE;
     }
     if (r != ARCHIVE_EOF)
         return error_set(error, ASSAY_ERROR_INPUT, "after %" G_GUINT64_FORMAT " entries: %s",

@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <locale.h>
 #include <stdio.h>
 
 static void put_note(UnpackNote kind, const char *path, guint uid, guint gid, gpointer data)
@@ -42,7 +41,6 @@ static gboolean run(char **argv, GError **error)
 int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
-    setlocale(LC_CTYPE, "C.UTF-8"); /* names are kept byte by byte only in a UTF-8 locale */
     if (argc != 4 || run(argv, &error))
         return argc != 4;
     fprintf(stderr, "%s\n", error->message);
