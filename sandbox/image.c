@@ -18,6 +18,7 @@
 #include "sandbox/box.h"
 
 #include <string.h>
+#include <sys/xattr.h>
 
 #define PREFIX "image/"
 
@@ -91,6 +92,9 @@ gboolean image_layers_open(Depot *depot, const Image *image, int ret_fds[IMAGE_L
                          IMAGE_LAYERS_MAX);
     for (gsize i = 0; i < n; i++) {
         ret_fds[i] = depot_layer_open(depot, image->layers[n - 1 - i], error);
+        char opaque; /* of the top itself, which overlay does not look at */
+        if (ret_fds[i] >= 0 && fgetxattr(ret_fds[i], "user.overlay.opaque", &opaque, 1) == 1)
+            n = i + 1;
         if (ret_fds[i] >= 0)
             continue;
         while (i-- > 0)
