@@ -19,7 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define ROUNDS_DEFAULT 1500
+#define ROUNDS_DEFAULT 600
 #define SEED           20260101u
 
 static const char hex64[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -44,7 +44,8 @@ static GByteArray *mutate(const void *seed, gsize len)
     g_byte_array_append(bytes, seed, (guint)len);
     for (int n = g_rand_int_range(randomness, 1, 6); n > 0 && bytes->len > 4; n--) {
         guint at = (guint)g_rand_int_range(randomness, 0, (gint32)bytes->len - 2);
-        guint many = MIN(bytes->len - at, (guint)g_rand_int_range(randomness, 1, 40));
+        guint many = (guint)g_rand_int_range(randomness, 1, 40);
+        many = MIN(many, bytes->len - at);
         const char *word = words[g_rand_int_range(randomness, 0, G_N_ELEMENTS(words))];
         switch (g_rand_int_range(randomness, 0, 5)) {
         case 0:
