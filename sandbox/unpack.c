@@ -342,10 +342,15 @@ static gboolean take_whiteout(Unpack *unpack, const char *path, gboolean *ret_is
     }
     if (*what == '\0' || strcmp(what, ".") == 0 || strcmp(what, "..") == 0)
         return error_set(error, ASSAY_ERROR_INPUT, "the whiteout names nothing");
+    g_autofree char *above = g_strndup(path, (gsize)(name - path));
+    AUTO_FD there = open_dir(unpack, above, O_PATH);
+    if (there < 0 && errno == ENOTDIR) { /* the layer has a file there: nothing below shows */
+        unpack->note(UNPACK_SKIPPED, path, 0, 0, unpack->data);
+        return TRUE;
+    }
     AUTO_FD dir = ensure_parent(unpack, path, &name, error);
     if (dir < 0)
         return FALSE;
-    g_autofree char *above = g_strndup(path, (gsize)(name - path));
     g_autofree char *target = opaque ? g_strndup(above, above[0] != '\0' ? strlen(above) - 1 : 0)
                                      : g_strconcat(above, what, NULL);
     unpack->note(opaque ? UNPACK_OPAQUE : UNPACK_WHITEOUT, target, 0, 0, unpack->data);

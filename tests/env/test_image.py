@@ -1,6 +1,6 @@
 """assay image over a loopback registry and local archives, to a box and a grade. Prints TAP.
 
-    test_image.py ASSAY LIBEXEC [--as-user]
+    test_image.py ASSAY LIBEXEC [--as-user] [WORD ...]        WORD selects cases by name
 
 The registry is a stub in this process that can misbehave; no other network is used. Where boxes
 are refused every case is a skip, unless ASSAY_BOX_MUST_WORK=1.
@@ -26,8 +26,9 @@ import traceback
 
 ASSAY, LIBEXEC = sys.argv[1:3]
 AS_USER = "--as-user" in sys.argv
+WORDS = [word for word in sys.argv[3:] if not word.startswith("--")]
 USER_ID = 61234
-OURSELVES = os.getpid()
+WHO = {"user": USER_ID, "group": USER_ID, "extra_groups": []} if AS_USER else {}
 DIR, LINK = tarfile.DIRTYPE, tarfile.SYMTYPE
 CASES = []
 
@@ -223,6 +224,8 @@ class Place:
 
     def __init__(self):
         self.top = pathlib.Path(tempfile.mkdtemp(prefix="assay-image-"))
+        if AS_USER:
+            os.chown(self.top, USER_ID, USER_ID)
         self.environ = {"PATH": os.environ["PATH"], "HOME": str(self.top), "NO_COLOR": "1",
                         "ASSAY_STATE": str(self.top / "state"), "ASSAY_LIBEXEC": LIBEXEC}
 
@@ -234,7 +237,7 @@ class Place:
         shutil.rmtree(self.top)
 
     def run(self, *words, status=0):
-        done = subprocess.run([ASSAY, *map(str, words)], env=self.environ, text=True, check=False,
+        done = subprocess.run([ASSAY, *map(str, words)], env=self.environ, text=True, check=False, **WHO,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
         assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
         self.error = done.stderr
@@ -410,7 +413,7 @@ def what_a_registry_sends_is_checked():
 @case
 def ctrl_c_leaves_nothing():
     with Place() as place, Registry(SAMPLE, stall=1) as registry:
-        pull = subprocess.Popen([ASSAY, "image", "pull", registry.ref], env=place.environ,
+        pull = subprocess.Popen([ASSAY, "image", "pull", registry.ref], env=place.environ, **WHO,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert registry.server.stalled.wait(20)
         time.sleep(0.1)
@@ -477,7 +480,7 @@ def a_prebuilt_image_is_the_environment_of_a_task():
 
 def boxes_work():
     with Place() as place:
-        done = subprocess.run([ASSAY, "box", "run", "--", "/bin/true"], env=place.environ, check=False,
+        done = subprocess.run([ASSAY, "box", "run", "--", "/bin/true"], env=place.environ, check=False, **WHO,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         return done.returncode == 0, done.stderr.strip().split("\n")[-1]
 
@@ -485,13 +488,12 @@ def boxes_work():
 def programs_to(folder):
     """An ordinary user may not be able to read the build tree."""
     global ASSAY, LIBEXEC  # pylint: disable=global-statement
-    os.mkdir(folder, 0o755)
-    atexit.register(lambda: os.getpid() == OURSELVES and shutil.rmtree(folder, ignore_errors=True))
+    atexit.register(shutil.rmtree, folder)
     for path in (ASSAY, *(os.path.join(os.path.dirname(ASSAY), name)
                           for name in ("assayd", "assay-worker")),
                  *(os.path.join(LIBEXEC, name) for name in ("assay-box", "assay-unpack"))):
         shutil.copy(path, folder)
-    os.chown(folder, USER_ID, USER_ID)
+    os.chmod(folder, 0o755)
     ASSAY, LIBEXEC = os.path.join(folder, "assay"), folder
 
 
@@ -500,18 +502,15 @@ def main():
         print("1..0 # SKIP already an ordinary user: the other run covers it")
         return 0
     if AS_USER:
-        programs_to("/tmp/assay-image-programs-%d" % os.getpid())
-        os.setgroups([])
-        os.setgid(USER_ID)
-        os.setuid(USER_ID)
-        os.environ["HOME"] = "/tmp"
+        programs_to(tempfile.mkdtemp(prefix="assay-image-programs-"))
     works, why = boxes_work()
     if not works and os.environ.get("ASSAY_BOX_MUST_WORK") != "1":
         print(f"1..0 # SKIP no boxes on this host: {why}")
         return 0
-    print(f"1..{len(CASES)}")
+    cases = [f for f in CASES if not WORDS or any(word in f.__name__ for word in WORDS)]
+    print(f"1..{len(cases)}")
     failed = 0
-    for number, function in enumerate(CASES, 1):
+    for number, function in enumerate(cases, 1):
         try:
             function()
             print(f"ok {number} - {function.__name__}", flush=True)

@@ -215,6 +215,8 @@ def whiteout_tricks_are_refused():
     for name in (".wh.", ".wh..", ".wh...", "d/.wh.."):
         refused(tar((name, b"")), BAD, f'entry "{name}"')
     refused(tar((".wh.d/f", b"xx")), BAD, 'entry ".wh.d/f"')
+    with accepted(tar(("f", b"xx"), ("f/.wh.g", b""))) as run:
+        assert run.notes[0] == b"S0:0:f/.wh.g"  # nothing below a file shows anyway
     refused(tar(("l", LINK, {"linkname": ".."}), ("l/.wh.canary", b"")), BAD, "symlink")
     refused(tar(("l", LINK, {"linkname": ".."}), ("l/.wh..wh..opq", b"")), BAD, "symlink")
 
