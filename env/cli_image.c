@@ -16,7 +16,8 @@
 #include <signal.h>
 #include <string.h>
 
-#define SLOT_IMAGE        1002 /* of the command line's boxes: cli_local.c has 1000 and 1001 */
+#define SLOT_FIRST        1024u /* as box_tool.c: spread over pids, two of us rarely share one */
+#define SLOTS             1000u
 #define PROGRESS_EVERY_US 200000
 #define ID_CHARS          19 /* "sha256:" and 12 digits */
 
@@ -116,7 +117,7 @@ static int bring(Cli *cli, gboolean pull)
     g_autoptr(Depot) depot = depot_of(cli, &error);
     if (depot == NULL || !interrupts_to_fd(&error))
         return cli_error(cli, error, NULL);
-    const ImageOptions options = {.slot = SLOT_IMAGE,
+    const ImageOptions options = {.slot = SLOT_FIRST + (guint)getpid() % SLOTS,
                                   .platform = cli_option(cli, "platform"),
                                   .auth = cli_option(cli, "auth"),
                                   .insecure = cli_has(cli, "insecure"),

@@ -3,7 +3,8 @@
  *
  * Invariants:
  *   1. A layer directory under its final name is complete (renamed after the work) and stays so.
- *   2. Setup commands run in a box like any other command; only here may it have the network.
+ *   2. Setup commands run in a box like any other command; only here may it have the network,
+ *      or with `egress` the part of it that the recipe names.
  *   3. Two processes that need the same layer build it once (lock per digest).
  *
  * Not here: what the recipe says (tasks/environment.c).
@@ -117,13 +118,20 @@ static gboolean upper_make(int dir_fd, const char *name, int *ret_fd, GError **e
     return TRUE;
 }
 
-static GStrv envp_build(const EnvLayers *layers)
+static gboolean has_egress(const Environment *env)
 {
-    GStrv envp = g_strdupv(layers->envp);
+    return env->egress[0] != NULL;
+}
+
+static GStrv envp_build(const Build *build)
+{
+    g_auto(GStrv) envp = g_strdupv(build->below->envp);
     for (gsize i = 0; i < G_N_ELEMENTS(passed_names); i++)
         if (g_getenv(passed_names[i]) != NULL)
             envp = g_environ_setenv(envp, passed_names[i], g_getenv(passed_names[i]), TRUE);
-    return envp;
+    if (has_egress(build->env)) /* over any proxy of ours */
+        return box_envp_proxied((const char *const *)envp);
+    return g_steal_pointer(&envp);
 }
 
 /* Runs one shell command of a recipe; its output goes to the build's log. */
@@ -131,7 +139,7 @@ static gboolean command_run(const Build *build, Box *box, const char *line, int 
                             GError **error)
 {
     const char *argv[] = {"/bin/bash", "-c", line, NULL};
-    g_auto(GStrv) envp = envp_build(build->below);
+    g_auto(GStrv) envp = envp_build(build);
     const BoxFile activate = {"/opt/miniconda3/bin/activate", activate_script,
                               sizeof activate_script - 1, 0755};
     BoxCommand command = {.argv = argv,
@@ -189,7 +197,8 @@ static gboolean build_in_box(const Build *build, int root_upper, int work_upper,
                              GError **error)
 {
     BoxSpec spec = {.work_path = "/testbed",
-                    .net = BOX_NET_HOST,
+                    .net = has_egress(build->env) ? BOX_NET_PROXY : BOX_NET_HOST,
+                    .egress = {.allow = (const char *const *)build->env->egress, .log_fd = log_fd},
                     .slot = build->host->slot,
                     .limits = box_limits_default(),
                     .allow_degraded = build->host->allow_degraded,

@@ -26,6 +26,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#define CPU_MILLI_MIN  10u      /* the kernel's: 1 ms of each 100 ms */
+#define CPU_MILLI_MAX  1000000u /* a thousand CPUs */
+#define SIZE_LIMIT_MAX (1ull << 60)
+
 typedef struct FdList {
     int fds[SPEC_FDS_MAX];
     guint n;
@@ -96,16 +100,30 @@ static gboolean check_spec(const BoxSpec *spec, GError **error)
         if (!spec_path_ok(spec->mounts[i].path) || !spec->mounts[i].path[1])
             return error_set(error, ASSAY_ERROR_INPUT, "mount %s is not an absolute, normal path",
                              spec->mounts[i].path);
+    if (spec->limits.cpu_weight > 10000 || spec->limits.cpu_milli > CPU_MILLI_MAX ||
+        (spec->limits.cpu_milli > 0 && spec->limits.cpu_milli < CPU_MILLI_MIN))
+        return error_set(error, ASSAY_ERROR_LIMIT, "cpu_weight is 1..10000, cpu_milli %u..%u",
+                         CPU_MILLI_MIN, CPU_MILLI_MAX);
+    if (spec->limits.mem_bytes > SIZE_LIMIT_MAX || spec->limits.swap_bytes > SIZE_LIMIT_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "a memory limit is above 2^60");
+    if (spec->net == BOX_NET_PROXY && !egress_check(&spec->egress, error))
+        return FALSE;
     if (spec->hostname != NULL && strlen(spec->hostname) > 63)
         return error_set(error, ASSAY_ERROR_LIMIT, "the host name is longer than 63 bytes");
     return TRUE;
 }
 
+/* Where no group caps CPU time, commands get so many CPUs; 0: all. */
+static guint64 affinity_cpus(const Box *box, const BoxLimits *limits)
+{
+    return cgroup_share_by(box->cgroup) == BOX_BY_NOBODY ? (limits->cpu_milli + 999) / 1000 : 0;
+}
+
 static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *bytes, GError **error)
 {
     guint64 disk_bytes, inodes;
-    box_gens_left(box, box->below, &disk_bytes, &inodes);
-    GBytes *filter = filter_build(box->copy_dir != NULL ? FILTER_UNIX_ONLY : FILTER_BOX, error);
+    box_gens_left(box, &disk_bytes, &inodes);
+    GBytes *filter = filter_build(box->copy_dir != NULL ? FILTER_BARE : FILTER_BOX, error);
     if (filter == NULL)
         return FALSE;
     gsize filter_len;
@@ -117,6 +135,7 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
                  (box->ids.mode != BOX_IDS_SINGLE || (box->copy_dir != NULL && geteuid() == 0)
                       ? (guint)SPEC_OPEN_SETGROUPS
                       : 0u) |
+                 (spec->net == BOX_NET_PROXY ? (guint)SPEC_OPEN_NET_PROXY : 0u) |
                  (spec->root_upper_fd > 0 ? (guint)SPEC_OPEN_ROOT_UPPER : 0u) |
                  (spec->work_upper_fd > 0 ? (guint)SPEC_OPEN_WORK_UPPER : 0u) |
                  (cgroup_leaf_fd(box->cgroup) >= 0 ? (guint)SPEC_OPEN_CGROUP : 0u) |
@@ -135,7 +154,8 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
         .gids = box->ids.gids,
         .limits = {spec->limits.cpu_ms, spec->limits.mem_bytes, disk_bytes, inodes,
                    spec->limits.tmp_bytes, spec->limits.file_bytes, spec->limits.pids,
-                   spec->limits.nofile, spec->limits.stack_bytes},
+                   spec->limits.nofile, spec->limits.stack_bytes, affinity_cpus(box, &spec->limits),
+                   spec->slot * affinity_cpus(box, &spec->limits)},
         .filter = g_bytes_get_data(filter, &filter_len),
     };
     open.filter_len = (guint32)filter_len;
@@ -146,12 +166,25 @@ static gboolean encode_open(const Box *box, const BoxSpec *spec, GByteArray *byt
     return TRUE;
 }
 
+/* The keeper's listener, then the proxy on it. */
+static gboolean start_proxy(Box *box, const BoxSpec *spec, GError **error)
+{
+    SpecReply reply;
+    AUTO_FD listener = -1;
+    if (!launch_receive(box->sock, &reply, &listener, 1, error))
+        return FALSE;
+    if (reply.kind != SPEC_REPLY_LISTENER || listener < 0)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    box->egress = egress_start(&spec->egress, listener, error);
+    return box->egress != NULL;
+}
+
 /* Hands the spec to the starter and waits until the keeper has built the tree. */
 static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown, GError **error)
 {
     g_autoptr(GByteArray) bytes = g_byte_array_new();
     SpecReply reply;
-    int sv[2], fds[SPEC_FDS_MAX], tree[2], leaf = cgroup_leaf_fd(box->cgroup);
+    int sv[2], fds[SPEC_FDS_MAX], tree[SPEC_TREE_FDS], leaf = cgroup_leaf_fd(box->cgroup);
     guint n = 0;
     if (!encode_open(box, spec, bytes, error))
         return FALSE;
@@ -167,15 +200,17 @@ static gboolean start_keeper(Box *box, const BoxSpec *spec, const FdList *shown,
     close(sv[1]); /* so that the keeper's death is seen as the end of the stream */
     if (!ok)
         return FALSE;
-    if (!launch_receive(box->sock, &reply, tree, 2, error))
+    if (spec->net == BOX_NET_PROXY && !start_proxy(box, spec, error))
+        return FALSE;
+    if (!launch_receive(box->sock, &reply, tree, SPEC_TREE_FDS, error))
         return FALSE;
     box->layers = reply.layers;
     box->landlock_abi = reply.landlock_abi;
-    if (!box_take_tree(box, &reply, tree[0], tree[1], error))
-        return FALSE;
-    if (reply.kind != SPEC_REPLY_OPENED)
+    box_take_tree(box, tree);
+    if (reply.kind != SPEC_REPLY_OPENED || box->root_fd < 0)
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
-    return box_stage_ask(box, error);
+    box->is_staging = TRUE;
+    return TRUE;
 }
 
 static gboolean open_with_ids(Box *box, const BoxSpec *spec, gboolean shared, GError **error)
@@ -200,14 +235,17 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
     }
     cgroup_wait_drained(box->cgroup);
     box->oom_kills = cgroup_usage(box->cgroup).oom_kills;
-    return cgroup_limits(box->cgroup, spec->limits.mem_bytes, spec->limits.pids, error);
+    return cgroup_limits(box->cgroup, &spec->limits, error);
 }
 
 static gboolean open_namespaces(Box *box, const BoxSpec *spec, GError **error)
 {
     g_autoptr(GError) local = NULL;
-    if (g_strcmp0(g_getenv("ASSAY_BOX_FORCE"), "landlock") == 0)
+    const char *force = g_getenv("ASSAY_BOX_FORCE");
+    if (g_strcmp0(force, "landlock") == 0)
         return error_set(error, ASSAY_ERROR_UNSUPPORTED, "ASSAY_BOX_FORCE=landlock");
+    if (g_strcmp0(force, "shared") == 0)
+        return open_with_ids(box, spec, TRUE, error);
     if (open_with_ids(box, spec, FALSE, &local))
         return TRUE;
     if (!g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_UNSUPPORTED)) {
@@ -244,7 +282,7 @@ static gboolean open_box(Box *box, const BoxSpec *spec, GError **error)
         return FALSE;
     if (open_namespaces(box, spec, &local))
         return TRUE;
-    if (!spec->allow_degraded) {
+    if (!spec->allow_degraded || spec->net == BOX_NET_PROXY) { /* there is no network to proxy to */
         g_propagate_error(error, g_steal_pointer(&local));
         return FALSE;
     }
@@ -310,7 +348,7 @@ Box *box_open(const BoxSpec *spec, GError **error)
         g_once_init_leave(&at_exit, 1);
     }
     g_autoptr(Box) box = g_new0(Box, 1);
-    box->sock = box->pidfd = box->root_fd = box->work_upper_fd = -1;
+    box->sock = box->pidfd = box->root_fd = box->written_fd = box->work_upper_fd = -1;
     box->session = (BoxInit){-1, -1};
     box->limits = spec->limits;
     box->uid = spec->uid;
@@ -335,10 +373,23 @@ Box *box_open(const BoxSpec *spec, GError **error)
     return g_steal_pointer(&box);
 }
 
+static void close_fds(Box *box)
+{
+    int *const fds[] = {&box->root_fd, &box->written_fd, &box->work_upper_fd};
+    for (gsize i = 0; i < G_N_ELEMENTS(fds); i++)
+        if (*fds[i] >= 0)
+            close(*fds[i]);
+    for (guint i = 0; i < box->work_fds->len; i++)
+        close(g_array_index(box->work_fds, int, i));
+    g_array_unref(box->work_fds);
+}
+
 void box_close(Box *box)
 {
     if (box == NULL)
         return;
+    /* Before the keeper goes: whoever is last to let go of a file system takes it apart. */
+    close_fds(box);
     box_init_clear(&box->session);
     if (box->sock >= 0)
         close(box->sock); /* the keeper sees the end of the stream and ends */
@@ -346,18 +397,12 @@ void box_close(Box *box)
         launch_leave_keeper(box->starter, box->pidfd);
         if (box->disk_by == BOX_BY_NOBODY)
             launch_wait_keepers(box->starter); /* the caller's directories are free again */
+        box_stage_next_box(box);
     }
     if (box->copy_dir != NULL && box->starter != NULL)
         launch_wait_keepers(box->starter);
+    egress_stop(box->egress);
     box_degraded_remove(box);
-    if (box->root_fd >= 0)
-        close(box->root_fd);
-    if (box->work_upper_fd >= 0)
-        close(box->work_upper_fd);
-    for (guint i = 0; i < box->work_fds->len; i++)
-        close(g_array_index(box->work_fds, int, i));
-    g_array_unref(box->work_fds);
-    g_clear_pointer(&box->written, box_gen_unref);
     g_ptr_array_unref(box->below);
     g_ptr_array_unref(box->at_open);
     g_free(box->work_path);

@@ -47,12 +47,14 @@ typedef enum BoxBy {
     BOX_BY_SAMPLER = 5,
     BOX_BY_TIMER = 6,
     BOX_BY_RUSAGE = 7,
+    BOX_BY_AFFINITY = 8, /* whole CPUs, until a command asks for others: it may */
 } BoxBy;
 const char *box_by_str(BoxBy by); /* "nobody", "cgroup2", ... */
 
 typedef enum BoxNet {
-    BOX_NET_NONE = 0, /* a network namespace with loopback, nothing else */
-    BOX_NET_HOST = 1, /* the host's network: environment builds only, never grading */
+    BOX_NET_NONE = 0,  /* a network namespace with loopback, nothing else */
+    BOX_NET_HOST = 1,  /* the host's network: environment builds only, never grading */
+    BOX_NET_PROXY = 2, /* as NONE, and an HTTP proxy on loopback that reaches what egress allows */
 } BoxNet;
 
 /* 0 = the default of box_limits_default() is NOT applied: 0 means "not limited". */
@@ -60,7 +62,10 @@ typedef struct BoxLimits {
     guint64 wall_ms;
     guint64 cpu_ms;
     guint64 idle_ms;
+    guint64 cpu_milli;  /* at most so many thousandths of one CPU at a time */
+    guint64 cpu_weight; /* share among busy boxes, 1..10000; 0: 100, as everybody */
     guint64 mem_bytes;
+    guint64 swap_bytes; /* beyond mem_bytes; here 0 means none */
     guint64 disk_bytes; /* what is written to root and workspace, snapshots included */
     guint64 inodes;     /* likewise */
     guint64 tmp_bytes;  /* /tmp, and /dev/shm */
@@ -88,6 +93,21 @@ typedef struct BoxFile {
     guint mode;
 } BoxFile;
 
+#define BOX_PROXY_URL "http://127.0.0.1:3128"
+
+/* What BOX_NET_PROXY lets through: CONNECT, and plain GET, HEAD and POST, to names and ports of a
+ * list. Addresses instead of names, and names that resolve to addresses that are not public, are
+ * refused. It ends with the box. */
+typedef struct BoxEgress {
+    const char *const *allow; /* NULL-terminated: "pypi.org:443", "*.debian.org:80" */
+    guint64 bytes_max;        /* both directions, for the life of the box; 0: not limited */
+    guint head_ms, idle_ms;   /* to send a request; without a byte moved. 0: 10 s, 60 s */
+    int log_fd;               /* > 0: one JSON line per request */
+    /* For tests only: "name=address" lines that replace DNS, and loopback as a target. */
+    const char *const *unsafe_hosts;
+    gboolean unsafe_loopback;
+} BoxEgress;
+
 typedef struct BoxSnapshot BoxSnapshot;
 
 typedef struct BoxSpec {
@@ -111,6 +131,7 @@ typedef struct BoxSpec {
         *snapshot; /* start from what it holds; of a box with the same layers and ids */
 
     BoxNet net;
+    BoxEgress egress;     /* of BOX_NET_PROXY */
     guint uid, gid;       /* inside ids of commands; never a host id 0, whatever they are */
     const char *hostname; /* NULL: "sandbox" */
     guint slot; /* 0..2045: picks the host id range and the cgroups; unique per live box */
@@ -184,6 +205,8 @@ gboolean box_run_is_done(const BoxRun *run);
 /* Input for stdin_open or a terminal; at most 16 MiB wait. */
 gboolean box_run_write(BoxRun *run, const void *data, gsize len, GError **error);
 void box_run_end_input(BoxRun *run);
+/* Bytes of input that the command has not read yet; -1: it reads no more. */
+gssize box_run_waiting(const BoxRun *run);
 void box_run_resize(BoxRun *run, guint rows, guint cols);
 void box_run_cancel(BoxRun *run);
 /* Waits for its end and frees it, whatever it returns. */
@@ -194,7 +217,8 @@ gboolean box_exec_terminal(Box *box, const BoxCommand *command, BoxResult *ret_r
                            GError **error);
 
 /* Back to what the box was when it was opened: kept processes end, what was written is gone, /tmp
- * and terminals are fresh, later commands have a new network namespace. */
+ * and terminals are fresh, later commands have a new network namespace, or with BOX_NET_PROXY the
+ * same one. */
 gboolean box_reset(Box *box, GError **error);
 
 /* Freezes what the box has written outside /tmp, /run and /dev; the box goes on over it. Processes
@@ -255,7 +279,8 @@ guint box_enforced(const Box *box);
 
 /* What is on, who enforces each limit, what is missing and why:
  * {"mode":"namespaces|landlock","layers":[...],"missing":[{"layer","why"}],
- *  "limits":{"memory":"cgroup1",...},"notes":{"rename_dir":"exdev","ids":"range",...}} */
+ *  "limits":{"memory":"cgroup1",...},
+ *  "notes":{"rename_dir":"exdev","remake_dir":"ok|eio","ids":"range",...}} */
 char *box_report_json(const Box *box);
 
 /* Where the box's programs find PATH: PATH itself, except in the degraded mode, where what lies in
@@ -273,6 +298,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Box, box_close)
 /* A fixed, complete environment for commands of that inside uid: PATH, HOME, LANG=C.UTF-8, TZ=UTC
  * ... NULL-terminated, static. */
 const char *const *box_envp_default(guint uid);
+
+/* ENVP with the proxy of BOX_NET_PROXY in it (http_proxy ...); what a NULL envp is in such a box.
+ * g_strfreev. */
+char **box_envp_proxied(const char *const *envp);
 
 /* The owner (uid and gid) that trees on disk must have to be writable lowers of any box: an
  * unprivileged id of our range when we are root, else our own uid. */

@@ -246,7 +246,7 @@ static gboolean push(Stack *stack, int top_fd, const char *part, GError **error)
 
 static gboolean push_all(const Box *box, Stack *stack, GError **error)
 {
-    if (!push(stack, box->work_upper_fd >= 0 ? box->work_upper_fd : box->written->fd,
+    if (!push(stack, box->work_upper_fd >= 0 ? box->work_upper_fd : box->written_fd,
               box->work_upper_fd >= 0 ? "upper" : "work/upper", error))
         return FALSE;
     for (guint i = 0; i < box->below->len; i++) {
@@ -265,7 +265,7 @@ gboolean box_changes(const Box *box, guint n_max, guint64 bytes_max, BoxChangeFu
                      gpointer data, GError **error)
 {
     g_auto(Stack) stack = {0};
-    if (box->copy_dir != NULL || (box->written == NULL && box->work_upper_fd < 0))
+    if (box->copy_dir != NULL || (box->written_fd < 0 && box->work_upper_fd < 0))
         return error_set(error, ASSAY_ERROR_UNSUPPORTED,
                          "without namespaces there is no layer to read changes from");
     if (!push_all(box, &stack, error))

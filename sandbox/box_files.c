@@ -163,7 +163,7 @@ static int by_name(gconstpointer a, gconstpointer b)
 GPtrArray *box_file_list(const Box *box, const char *path, guint n_max, GError **error)
 {
     g_autoptr(GPtrArray) list = g_ptr_array_new_with_free_func((GDestroyNotify)box_file_info_free);
-    int fd = open_path(box, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, error);
+    int fd = open_path(box, path, O_RDONLY | O_DIRECTORY, error);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     if (dir == NULL)
         return NULL;

@@ -27,8 +27,8 @@ const char *box_layer_str(BoxLayer layer)
 
 const char *box_by_str(BoxBy by)
 {
-    static const char *const words[] = {"nobody", "cgroup2", "cgroup1", "rlimit",
-                                        "tmpfs",  "sampler", "timer",   "rusage"};
+    static const char *const words[] = {"nobody",  "cgroup2", "cgroup1", "rlimit",  "tmpfs",
+                                        "sampler", "timer",   "rusage",  "affinity"};
     return (gsize)by < G_N_ELEMENTS(words) ? words[by] : "nobody";
 }
 
@@ -60,6 +60,16 @@ const char *const *box_envp_default(guint uid)
 {
     static const char *const root[] = {ENVP("/root")}, *const other[] = {ENVP("/home/box")};
     return uid == 0 ? root : other;
+}
+
+char **box_envp_proxied(const char *const *envp)
+{
+    static const char *const names[] = {"http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"};
+    char **copy = g_strdupv((char **)(gsize)envp);
+    for (gsize i = 0; i < G_N_ELEMENTS(names); i++)
+        copy = g_environ_setenv(copy, names[i], BOX_PROXY_URL, TRUE);
+    copy = g_environ_setenv(copy, "no_proxy", "localhost,127.0.0.1,::1", TRUE);
+    return g_environ_setenv(copy, "NO_PROXY", "localhost,127.0.0.1,::1", TRUE);
 }
 
 void box_result_clear(BoxResult *result)

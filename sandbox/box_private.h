@@ -6,6 +6,7 @@
 #include "sandbox/box.h"
 #include "sandbox/box_ids.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/egress.h"
 #include "sandbox/launch.h"
 
 /* A staged init, or one that serves several commands; -1: none. */
@@ -14,12 +15,11 @@ typedef struct BoxInit {
 } BoxInit;
 
 /* What a box wrote over some time, on a tmpfs of its own: root/upper and work/upper in overlay form.
- * Counted: a box that writes it, snapshots, boxes that have it below. */
+ * Counted: snapshots, boxes that have it below. */
 typedef struct BoxGen {
-    int fd;             /* its top directory */
-    gboolean shareable; /* it can be a layer of other boxes */
-    BoxIdMode mode;     /* whose ids its files have */
-    guint base, uid, gid;
+    int fd;         /* a detached mount of it, that other boxes can have a clone of */
+    BoxIdMode mode; /* whose ids its files have */
+    guint base;
 } BoxGen;
 BoxGen *box_gen_ref(BoxGen *gen);
 void box_gen_unref(BoxGen *gen);
@@ -35,6 +35,7 @@ struct Box {
     char *copy_dir; /* degraded mode: where the workspace was copied; else NULL */
     guint uid, gid, layers, landlock_abi;
     BoxNet net;
+    Egress *egress;      /* the proxy of BOX_NET_PROXY */
     gboolean is_used_up; /* the keeper was killed for memory: every command is OUT_OF_MEMORY */
     guint64 oom_kills;   /* of the slot's group when the box was opened */
     gboolean is_sampled; /* init samples memory, since no cgroup counts it */
@@ -44,12 +45,13 @@ struct Box {
     int root_fd;        /* the merged tree as commands see it, without /proc; or the copy */
     GArray *work_fds;   /* our own descriptors of the workspace's layers, topmost first */
     int work_upper_fd;  /* the given one; else -1 */
-    BoxGen *written;    /* NULL where both uppers were given */
+    int written_fd;     /* the written generation; -1 where both uppers were given */
     GPtrArray *below;   /* BoxGen, topmost first */
     GPtrArray *at_open; /* the same when the box was opened */
     BoxInit session;    /* the init that kept processes live in */
     gboolean is_staging;
-    guint n_taken; /* inits */
+    guint n_taken;   /* inits */
+    guint n_running; /* commands */
 };
 
 /* The GPtrArray for such a list, of the same generations. */
@@ -59,11 +61,11 @@ GPtrArray *box_gens_new(const GPtrArray *from);
 gboolean box_gens_show(const Box *box, const GPtrArray *gens, int *ret_fds, guint *ret_n,
                        GError **error);
 
-/* Bytes and inodes that are left of the box's limits over these generations. */
-void box_gens_left(const Box *box, const GPtrArray *gens, guint64 *ret_bytes, guint64 *ret_inodes);
+/* Bytes and inodes that are left of the box's limits over the generations it starts from. */
+void box_gens_left(const Box *box, guint64 *ret_bytes, guint64 *ret_inodes);
 
-/* Takes over what the keeper sent of a new tree: its root, then the written generation. */
-gboolean box_take_tree(Box *box, const SpecReply *reply, int root_fd, int gen_fd, GError **error);
+/* Takes over the root and the generation of a new tree. */
+void box_take_tree(Box *box, int fds[SPEC_TREE_FDS]);
 
 /* Has the box start from it, before the keeper builds its tree. */
 gboolean box_snapshot_start(Box *box, const BoxSnapshot *snapshot, GError **error);

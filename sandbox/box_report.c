@@ -8,6 +8,7 @@
 #include "sandbox/box_private.h"
 
 #include "base/json.h"
+#include "sandbox/probe.h"
 
 static const char *why_missing(const Box *box, guint bit)
 {
@@ -21,8 +22,6 @@ static const char *why_missing(const Box *box, guint bit)
         return "this kernel has no time namespaces";
     case BOX_LAYER_LANDLOCK:
         return "this kernel has no Landlock, or it is not enabled (lsm=landlock,...)";
-    case BOX_LAYER_CGROUP:
-        return "no cgroup with memory and pids is writable: run as root, or delegate one";
     case BOX_LAYER_CAPS:
         return "nothing was gained, so nothing is dropped";
     default:
@@ -37,9 +36,11 @@ static json_t *layers_json(const Box *box, gboolean missing)
         const char *name = box_layer_str((BoxLayer)bit);
         if (!missing && (box->layers & bit))
             json_array_append_new(list, json_string(name));
-        if (missing && !(box->layers & bit))
-            json_array_append_new(
-                list, json_pack("{s:s, s:s}", "layer", name, "why", why_missing(box, bit)));
+        if (!missing || (box->layers & bit))
+            continue;
+        g_autofree char *groups = bit == BOX_LAYER_CGROUP ? cgroup_why(box->cgroup) : NULL;
+        json_array_append_new(list, json_pack("{s:s, s:s}", "layer", name, "why",
+                                              groups != NULL ? groups : why_missing(box, bit)));
     }
     return list;
 }
@@ -54,14 +55,18 @@ static json_t *limits_json(const Box *box)
     const BoxLimits *given = &box->limits;
     gboolean has_tree = box->layers & BOX_LAYER_OVERLAY;
     BoxBy memory = cgroup_mem_by(box->cgroup), pids = cgroup_pids_by(box->cgroup);
-    BoxBy cpu = cgroup_cpu_by(box->cgroup);
+    BoxBy cpu = cgroup_cpu_by(box->cgroup), share = cgroup_share_by(box->cgroup);
     json_t *limits = json_object();
     add_limit(limits, "wall", given->wall_ms, BOX_BY_TIMER);
     add_limit(limits, "idle", given->idle_ms, BOX_BY_TIMER);
     add_limit(limits, "output", given->output_bytes_kill, BOX_BY_TIMER);
     add_limit(limits, "cpu", given->cpu_ms, cpu == BOX_BY_NOBODY ? BOX_BY_SAMPLER : cpu);
+    add_limit(limits, "cpu_milli", given->cpu_milli,
+              share == BOX_BY_NOBODY ? BOX_BY_AFFINITY : share);
+    add_limit(limits, "cpu_weight", given->cpu_weight, share);
     add_limit(limits, "memory", given->mem_bytes,
               memory == BOX_BY_NOBODY && box->is_sampled ? BOX_BY_SAMPLER : memory);
+    add_limit(limits, "swap", given->mem_bytes, cgroup_swap_by(box->cgroup));
     add_limit(limits, "pids", given->pids, pids == BOX_BY_NOBODY ? BOX_BY_RLIMIT : pids);
     add_limit(limits, "disk", given->disk_bytes, has_tree ? box->disk_by : BOX_BY_NOBODY);
     add_limit(limits, "inodes", given->inodes, has_tree ? box->disk_by : BOX_BY_NOBODY);
@@ -75,10 +80,14 @@ static json_t *limits_json(const Box *box)
 static json_t *notes_json(const Box *box)
 {
     static const char *const id_words[] = {"single", "range", "shared"};
+    static const char *const net_words[] = {"none", "host", "proxy"};
     gboolean has_tree = box->layers & BOX_LAYER_OVERLAY;
     json_t *notes = json_object();
     json_object_set_new(notes, "ids", json_string(id_words[box->ids.mode]));
+    json_object_set_new(notes, "net", json_string(net_words[box->net]));
     json_object_set_new(notes, "rename_dir", json_string(has_tree ? "exdev" : "ok"));
+    gboolean remakes = box->disk_by != BOX_BY_TMPFS || probe_has_tmpfs_xattr();
+    json_object_set_new(notes, "remake_dir", json_string(!has_tree || remakes ? "ok" : "eio"));
     json_object_set_new(notes, "work", json_string(has_tree ? "overlay" : "copy"));
     if (box->landlock_abi > 0)
         json_object_set_new(notes, "landlock_abi", json_integer(box->landlock_abi));

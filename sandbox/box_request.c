@@ -53,10 +53,14 @@ static gboolean put_files(const Box *box, const BoxCommand *command, GByteArray 
 gboolean box_request_encode(const Box *box, const BoxCommand *command, GByteArray *bytes,
                             GError **error)
 {
+    if (command->n_files > SPEC_FILES_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "more than %u files", SPEC_FILES_MAX);
     const char *const *given = command->envp != NULL ? command->envp : box_envp_default(box->uid);
     g_auto(GStrv) argv = words(box, command);
-    g_auto(GStrv) envp =
-        box->copy_dir != NULL ? box_degraded_envp(box, given) : g_strdupv((char **)(gsize)given);
+    g_auto(GStrv) envp = box->copy_dir != NULL ? box_degraded_envp(box, given)
+                         : box->egress != NULL && command->envp == NULL
+                             ? box_envp_proxied(given)
+                             : g_strdupv((char **)(gsize)given);
     g_autofree char *cwd =
         box_path_inside(box, command->cwd != NULL ? command->cwd : box->work_path);
     SpecExec exec = {
@@ -69,9 +73,8 @@ gboolean box_request_encode(const Box *box, const BoxCommand *command, GByteArra
         .n_files = (guint32)command->n_files,
         .cwd = cwd,
     };
-    if (exec.n_argv == 0 || exec.n_argv > SPEC_ARGV_MAX || exec.n_envp > SPEC_ENVP_MAX ||
-        command->n_files > SPEC_FILES_MAX)
-        return error_set(error, ASSAY_ERROR_LIMIT, "too many or no arguments, or too many files");
+    if (exec.n_argv == 0 || exec.n_argv > SPEC_ARGV_MAX || exec.n_envp > SPEC_ENVP_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "too many or no arguments");
     if (!spec_path_ok(exec.cwd))
         return error_set(error, ASSAY_ERROR_INPUT, "cwd %s is not an absolute, normal path",
                          exec.cwd);

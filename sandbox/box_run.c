@@ -33,6 +33,7 @@
 #define TICK_MS      100   /* how often CPU time and oom kills are looked at */
 #define KILL_SOFT_MS 5000  /* what an init that was asked is given */
 #define KILL_WAIT_MS 20000 /* from SIGKILL to DONE; more means a stuck host */
+#define DYING_MS     1000
 #define CHUNK_BYTES  65536
 #define INPUT_MAX    (16u << 20) /* waiting for a command that does not read */
 
@@ -47,7 +48,9 @@ struct BoxRun {
     Output kept[2];
     gint64 called_ns, start_ns, output_ns, killed_ns, ended_ns;
     guint64 wall_ms;
-    BoxOutcome cause; /* why we killed it; NONE while we have not */
+    gboolean peak_is_old;   /* the group's peak may be an earlier command's */
+    guint64 mem_seen_bytes; /* then: the most that was seen */
+    BoxOutcome cause;       /* why we killed it; NONE while we have not */
     CgroupUsage before;
     gboolean has_report, done, asked_hard;
     SpecReply reply;
@@ -84,6 +87,7 @@ static void run_free(BoxRun *run)
         g_clear_pointer(&run->kept[i].tail, g_byte_array_unref);
     }
     g_clear_pointer(&run->stdin_data, g_bytes_unref);
+    run->box->n_running--;
     g_free(run);
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BoxRun, run_free)
@@ -179,6 +183,8 @@ static gint64 ms_since(gint64 then_ns)
 static void check_limits(BoxRun *run)
 {
     const BoxLimits *limits = &run->box->limits;
+    if (run->peak_is_old)
+        run->mem_seen_bytes = MAX(run->mem_seen_bytes, cgroup_memory(run->box->cgroup));
     if (limits->cpu_ms > 0 || limits->mem_bytes > 0) {
         CgroupUsage now = cgroup_usage(run->box->cgroup);
         guint64 cpu_us =
@@ -285,6 +291,12 @@ static gboolean take_report(BoxRun *run, GError **error)
     return TRUE;
 }
 
+/* With its report: is everything of the command dead, or to be kept? Else init's death says so. */
+static gboolean is_over(const BoxRun *run)
+{
+    return run->command.keep_background || run->reply.leftover == 0;
+}
+
 static void finish(BoxRun *run)
 {
     run->done = TRUE;
@@ -327,13 +339,11 @@ gboolean box_run_step(BoxRun *run, GError **error)
         end(run, BOX_CANCELLED);
     if (polled[1].revents != 0 && !run->has_report && !take_report(run, error))
         return FALSE;
-    if (polled[0].revents != 0) {
-        if (!run->has_report && run->init.sock >= 0 && !take_report(run, error))
-            return FALSE;
+    if (polled[0].revents != 0 && !run->has_report && run->init.sock >= 0 &&
+        !take_report(run, error))
+        return FALSE;
+    if (polled[0].revents != 0 || (run->has_report && is_over(run)))
         finish(run);
-    } else if (run->has_report && run->command.keep_background) {
-        finish(run);
-    }
     if (run->done)
         return TRUE;
     check_limits(run);
@@ -369,6 +379,12 @@ gboolean box_run_write(BoxRun *run, const void *data, gsize len, GError **error)
     run->stdin_done = 0;
     feed(run);
     return TRUE;
+}
+
+gssize box_run_waiting(const BoxRun *run)
+{
+    gsize len = run->stdin_data == NULL ? 0 : g_bytes_get_size(run->stdin_data);
+    return run->in < 0 ? -1 : (gssize)(len - run->stdin_done);
 }
 
 void box_run_end_input(BoxRun *run)
@@ -440,17 +456,42 @@ static void account(const BoxRun *run, BoxResult *result)
         result->mem_by = run->box->is_sampled ? BOX_BY_SAMPLER : BOX_BY_RUSAGE;
         result->mem_peak_bytes = run->reply.peak_bytes;
     }
+    if (run->peak_is_old && now.mem_peak_bytes <= run->before.mem_peak_bytes) {
+        result->mem_by = BOX_BY_SAMPLER;
+        result->mem_peak_bytes = MAX(run->mem_seen_bytes, cgroup_memory(run->box->cgroup));
+    }
     result->oom_kills = (guint32)(now.oom_kills - run->before.oom_kills);
     result->pids_peak = (guint32)now.pids_peak;
     result->leftover_procs = run->reply.leftover;
 }
 
+/* Its socket closes a little before it is dead. */
+static gboolean keeper_is_dead(const Box *box)
+{
+    GPollFD polled = {.fd = box->pidfd, .events = G_IO_IN};
+    return g_poll(&polled, 1, DYING_MS) > 0;
+}
+
+/* The keeper and init share the memory limit; a command may leave so much on tmpfs that they are
+ * killed for it, now or before this one. That is the commands' doing, not a failure of ours. */
+static gboolean use_up_if_oom(BoxRun *run)
+{
+    guint64 kills = cgroup_usage(run->box->cgroup).oom_kills;
+    if (kills <= run->before.oom_kills &&
+        !(kills > run->box->oom_kills && keeper_is_dead(run->box)))
+        return FALSE;
+    run->box->is_used_up = TRUE;
+    run->done = TRUE;
+    run->ended_ns = clock_mono_ns();
+    return TRUE;
+}
+
 /* Init died without a word and nobody we know of did it. The command cannot kill its init, so this
  * is our machine's doing; blaming the command would make it a verdict. */
-static gboolean init_was_lost(const BoxRun *run, const BoxResult *result)
+static gboolean init_was_lost(BoxRun *run, const BoxResult *result)
 {
     return !run->box->is_used_up && !run->has_report && run->cause == BOX_NONE &&
-           result->oom_kills == 0;
+           result->oom_kills == 0 && !use_up_if_oom(run);
 }
 
 static gboolean conclude(BoxRun *run, BoxResult *ret_result, GError **error)
@@ -469,26 +510,6 @@ static gboolean conclude(BoxRun *run, BoxResult *ret_result, GError **error)
     result.teardown_us = (guint64)(clock_mono_ns() - run->ended_ns) / 1000;
     box_result_clear(ret_result);
     *ret_result = result;
-    return TRUE;
-}
-
-static gboolean keeper_is_dead(const Box *box)
-{
-    GPollFD polled = {.fd = box->pidfd, .events = G_IO_IN};
-    return g_poll(&polled, 1, 0) > 0;
-}
-
-/* The keeper and init share the memory limit; a command may leave so much on tmpfs that they are
- * killed for it, now or before this one. That is the commands' doing, not a failure of ours. */
-static gboolean use_up_if_oom(BoxRun *run)
-{
-    guint64 kills = cgroup_usage(run->box->cgroup).oom_kills;
-    if (kills <= run->before.oom_kills &&
-        !(kills > run->box->oom_kills && keeper_is_dead(run->box)))
-        return FALSE;
-    run->box->is_used_up = TRUE;
-    run->done = TRUE;
-    run->ended_ns = clock_mono_ns();
     return TRUE;
 }
 
@@ -521,11 +542,12 @@ BoxRun *box_start(Box *box, const BoxCommand *command, GError **error)
                     .called_ns = clock_mono_ns(),
                     .wall_ms = box->limits.wall_ms,
                     .before = cgroup_usage(box->cgroup)};
+    box->n_running++;
     if (command->wall_ms > 0 && (run->wall_ms == 0 || command->wall_ms < run->wall_ms))
         run->wall_ms = command->wall_ms;
     if (command->stdin_data != NULL)
         run->stdin_data = g_bytes_new(command->stdin_data, command->stdin_len);
-    cgroup_peak_reset(box->cgroup);
+    run->peak_is_old = !cgroup_peak_reset(box->cgroup);
     output_init(&run->kept[0], box->limits.output_bytes_keep);
     output_init(&run->kept[1], box->limits.output_bytes_keep);
     if (start(run, error))

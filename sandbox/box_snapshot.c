@@ -65,15 +65,10 @@ GPtrArray *box_gens_new(const GPtrArray *from)
     return g_ptr_array_new_with_free_func((GDestroyNotify)box_gen_unref);
 }
 
-static BoxGen *gen_new(const Box *box, int fd, gboolean shareable)
+static BoxGen *gen_new(const Box *box, int fd)
 {
     BoxGen *gen = g_atomic_rc_box_new0(BoxGen);
-    *gen = (BoxGen){.fd = fd,
-                    .shareable = shareable,
-                    .mode = box->ids.mode,
-                    .base = box->ids.base,
-                    .uid = box->uid,
-                    .gid = box->gid};
+    *gen = (BoxGen){.fd = fd, .mode = box->ids.mode, .base = box->ids.base};
     return gen;
 }
 
@@ -120,10 +115,10 @@ gboolean box_gens_show(const Box *box, const GPtrArray *gens, int *ret_fds, guin
     return TRUE;
 }
 
-static void add_usage(const BoxGen *gen, guint64 *bytes, guint64 *inodes)
+static void add_usage(int fd, guint64 *bytes, guint64 *inodes)
 {
     struct statfs fs;
-    if (fstatfs(gen->fd, &fs) < 0)
+    if (fstatfs(fd, &fs) < 0)
         return;
     *bytes += (guint64)(fs.f_blocks - fs.f_bfree) * (guint64)fs.f_bsize;
     *inodes += (guint64)(fs.f_files - fs.f_ffree);
@@ -134,94 +129,136 @@ static guint64 left_of(guint64 limit, guint64 used, guint64 least)
     return limit == 0 ? 0 : limit > used + least ? limit - used : least;
 }
 
-void box_gens_left(const Box *box, const GPtrArray *gens, guint64 *ret_bytes, guint64 *ret_inodes)
+static void add_all(const GPtrArray *gens, guint64 *bytes, guint64 *inodes)
 {
-    guint64 bytes = 0, inodes = 0;
-    for (guint i = 0; gens != NULL && i < gens->len; i++)
-        add_usage(g_ptr_array_index(gens, i), &bytes, &inodes);
+    for (guint i = 0; i < gens->len; i++)
+        add_usage(((const BoxGen *)g_ptr_array_index(gens, i))->fd, bytes, inodes);
+}
+
+static void left_over(const Box *box, guint64 bytes, guint64 inodes, guint64 *ret_bytes,
+                      guint64 *ret_inodes)
+{
     *ret_bytes = ROUND_UP(left_of(box->limits.disk_bytes, bytes, BYTES_LEFT));
     *ret_inodes = left_of(box->limits.inodes, inodes, INODES_LEFT);
 }
 
-gboolean box_take_tree(Box *box, const SpecReply *reply, int root_fd, int gen_fd, GError **error)
+void box_gens_left(const Box *box, guint64 *ret_bytes, guint64 *ret_inodes)
 {
-    if (root_fd < 0 && box->copy_dir == NULL) {
-        if (gen_fd >= 0)
-            close(gen_fd);
-        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent no tree");
+    guint64 bytes = 0, inodes = 0;
+    add_all(box->below, &bytes, &inodes);
+    left_over(box, bytes, inodes, ret_bytes, ret_inodes);
+}
+
+void box_take_tree(Box *box, int fds[SPEC_TREE_FDS])
+{
+    int *const places[] = {&box->root_fd, &box->written_fd};
+    const SpecTreeFd kinds[] = {SPEC_TREE_FD_ROOT, SPEC_TREE_FD_GEN};
+    for (gsize i = 0; i < G_N_ELEMENTS(places); i++) {
+        if (fds[kinds[i]] < 0)
+            continue;
+        if (*places[i] >= 0)
+            close(*places[i]);
+        *places[i] = fds[kinds[i]];
     }
-    if (root_fd >= 0) {
-        if (box->root_fd >= 0)
-            close(box->root_fd);
-        box->root_fd = root_fd;
-    }
-    g_clear_pointer(&box->written, box_gen_unref);
-    if (gen_fd >= 0)
-        box->written = gen_new(box, gen_fd, reply->shareable);
-    return TRUE;
 }
 
 static void close_all(const int *fds, guint n)
 {
     for (guint i = 0; i < n; i++)
-        close(fds[i]);
+        if (fds[i] >= 0)
+            close(fds[i]);
 }
 
 /* Sends a request about generations to the keeper and waits for its answer. */
 static gboolean ask_keeper(Box *box, GByteArray *bytes, const GPtrArray *gens, SpecReply *ret_reply,
-                           int ret_fds[2], GError **error)
+                           int ret_fds[SPEC_TREE_FDS], GError **error)
 {
     int shown[SPEC_GENS_MAX];
     guint n = 0;
     gboolean ok = box_gens_show(box, gens, shown, &n, error) &&
                   launch_send(box->sock, bytes, shown, n, error) &&
-                  launch_receive(box->sock, ret_reply, ret_fds, 2, error);
+                  launch_receive(box->sock, ret_reply, ret_fds, SPEC_TREE_FDS, error);
     close_all(shown, n);
     return ok;
 }
 
-/* A new tree over these generations; the box has no processes any more. */
-static gboolean rebuild(Box *box, const GPtrArray *below, guint flags, GError **error)
+/* Asks for a new tree over these generations; what ran in the old one ends. */
+static gboolean ask_tree(Box *box, const GPtrArray *gens, guint flags, int *ret_frozen,
+                         GError **error)
 {
     g_autoptr(GByteArray) bytes = g_byte_array_new();
     SpecWriter writer = launch_writer(bytes);
-    SpecTree tree = {.flags = flags, .n_gens = below->len};
+    SpecTree tree = {.flags = flags, .n_gens = gens->len};
     SpecReply reply;
-    int fds[2];
-    box_gens_left(box, below, &tree.disk_bytes, &tree.inodes);
+    int fds[SPEC_TREE_FDS];
+    guint64 bytes_used = 0, inodes_used = 0;
+    add_all(gens, &bytes_used, &inodes_used);
+    if (flags & SPEC_TREE_FREEZE)
+        add_usage(box->written_fd, &bytes_used, &inodes_used);
+    left_over(box, bytes_used, inodes_used, &tree.disk_bytes, &tree.inodes);
     spec_put_tree(&writer, &tree);
     box_stage_drop(box);
-    if (!ask_keeper(box, bytes, below, &reply, fds, error) ||
-        !box_take_tree(box, &reply, fds[0], fds[1], error))
+    if (!ask_keeper(box, bytes, gens, &reply, fds, error))
         return FALSE;
-    GPtrArray *now = box_gens_new(below);
-    g_ptr_array_unref(box->below);
-    box->below = now;
-    return box_stage_ask(box, error);
+    if (reply.kind != SPEC_REPLY_TREE || fds[SPEC_TREE_FD_ROOT] < 0) {
+        close_all(fds, SPEC_TREE_FDS);
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    }
+    box_take_tree(box, fds);
+    box->is_staging = TRUE;
+    *ret_frozen = fds[SPEC_TREE_FD_FROZEN];
+    return TRUE;
 }
 
-/* The merge of those generations as one. */
+/* Sets the box to these generations (taken over). */
+static gboolean rebuild(Box *box, GPtrArray *gens, guint flags, GError **error)
+{
+    int frozen;
+    if (!ask_tree(box, gens, flags, &frozen, error)) {
+        g_ptr_array_unref(gens);
+        return FALSE;
+    }
+    g_ptr_array_unref(box->below);
+    box->below = gens;
+    return TRUE;
+}
+
+/* The written generation becomes the topmost of `gens`, and of what the box goes on over. */
+static gboolean freeze(Box *box, GPtrArray *gens, GError **error)
+{
+    int frozen;
+    if (!ask_tree(box, gens, SPEC_TREE_FREEZE, &frozen, error))
+        return FALSE;
+    if (frozen < 0)
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent no generation");
+    g_ptr_array_insert(gens, 0, gen_new(box, frozen));
+    g_ptr_array_unref(box->below);
+    box->below = box_gens_new(gens);
+    return TRUE;
+}
+
+/* The merge of those generations as one; of none, a copy of the written one. */
 static BoxGen *copy(Box *box, const GPtrArray *gens, GError **error)
 {
     g_autoptr(GByteArray) bytes = g_byte_array_new();
     SpecWriter writer = launch_writer(bytes);
     SpecReply reply;
-    int fds[2];
+    int fds[SPEC_TREE_FDS];
     box_stage_drop_staged(box);
-    spec_put_copy(&writer, gens->len);
+    spec_put_copy(&writer, gens == NULL ? 0 : gens->len);
     if (!ask_keeper(box, bytes, gens, &reply, fds, error))
         return NULL;
-    if (fds[1] >= 0)
-        close(fds[1]);
     if (reply.kind == SPEC_REPLY_COPIED && fds[0] >= 0)
-        return gen_new(box, fds[0], TRUE);
+        return gen_new(box, fds[0]);
+    close_all(fds, SPEC_TREE_FDS);
     error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
     return NULL;
 }
 
+/* Before one more is put on it. */
 static gboolean flatten(Box *box, GPtrArray *gens, GError **error)
 {
-    if (gens->len <= DEPTH_MAX)
+    if (gens->len < DEPTH_MAX)
         return TRUE;
     BoxGen *one = copy(box, gens, error);
     if (one == NULL)
@@ -239,44 +276,51 @@ static BoxSnapshot *snapshot_new(const Box *box, GPtrArray *gens)
 }
 
 /* Kept processes have files open: they stand still while what was written is copied. */
-static BoxSnapshot *snapshot_by_copy(Box *box, GError **error)
+static BoxGen *freeze_by_copy(Box *box, GError **error)
 {
     SpecReply reply;
-    g_autoptr(GPtrArray) top = box_gens_new(NULL);
-    g_ptr_array_add(top, box_gen_ref(box->written));
     if (!box_init_order(&box->session, SPEC_ORDER_FREEZE, error) ||
         !launch_receive(box->session.sock, &reply, NULL, 0, error))
         return NULL;
-    BoxGen *gen = copy(box, top, error);
+    BoxGen *gen = copy(box, NULL, error);
     box_init_order(&box->session, SPEC_ORDER_THAW, NULL);
-    if (gen == NULL)
+    return gen;
+}
+
+static gboolean can_rebuild(const Box *box, GError **error)
+{
+    if (box->written_fd < 0 || box->disk_by != BOX_BY_TMPFS)
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED,
+                         "a box with directories of the caller's to write to, or without "
+                         "namespaces, cannot be frozen or set back");
+    if (box->n_running > 0)
+        return error_set(error, ASSAY_ERROR_CONFLICT, "a command is running in the box");
+    return TRUE;
+}
+
+static BoxSnapshot *take(Box *box, GError **error)
+{
+    g_autoptr(GPtrArray) gens = box_gens_new(box->below);
+    if (!can_rebuild(box, error) || !flatten(box, gens, error))
         return NULL;
-    GPtrArray *gens = box_gens_new(box->below);
-    g_ptr_array_insert(gens, 0, gen);
-    return snapshot_new(box, gens);
+    if (box_stage_has_session(box)) {
+        BoxGen *gen = freeze_by_copy(box, error);
+        if (gen == NULL)
+            return NULL;
+        g_ptr_array_insert(gens, 0, gen);
+        return snapshot_new(box, g_steal_pointer(&gens));
+    }
+    if (!freeze(box, gens, error))
+        return NULL;
+    return snapshot_new(box, g_steal_pointer(&gens));
 }
 
 BoxSnapshot *box_snapshot(Box *box, GError **error)
 {
-    if (box->written == NULL || box->disk_by != BOX_BY_TMPFS) {
-        error_set(error, ASSAY_ERROR_UNSUPPORTED,
-                  "a box with directories of the caller's to write "
-                  "to, or without namespaces, has no snapshots");
-        return NULL;
-    }
-    if (!box->written->shareable) {
-        error_set(error, ASSAY_ERROR_UNSUPPORTED, KERNEL_NEEDED);
-        return NULL;
-    }
-    if (box_stage_has_session(box))
-        return snapshot_by_copy(box, error);
-    g_autoptr(GPtrArray) gens = box_gens_new(box->below);
-    g_ptr_array_insert(gens, 0, box_gen_ref(box->written));
-    if (!flatten(box, gens, error) || !rebuild(box, gens, SPEC_TREE_KEEP_TMP, error)) {
+    BoxSnapshot *snapshot = take(box, error);
+    if (snapshot == NULL)
         g_prefix_error(error, "take a snapshot: ");
-        return NULL;
-    }
-    return snapshot_new(box, g_steal_pointer(&gens));
+    return snapshot;
 }
 
 BoxSnapshot *box_snapshot_ref(BoxSnapshot *snapshot)
@@ -297,8 +341,7 @@ void box_snapshot_unref(BoxSnapshot *snapshot)
 guint64 box_snapshot_bytes(const BoxSnapshot *snapshot)
 {
     guint64 bytes = 0, inodes = 0;
-    for (guint i = 0; i < snapshot->gens->len; i++)
-        add_usage(g_ptr_array_index(snapshot->gens, i), &bytes, &inodes);
+    add_all(snapshot->gens, &bytes, &inodes);
     return bytes;
 }
 
@@ -314,20 +357,11 @@ gboolean box_snapshot_start(Box *box, const BoxSnapshot *snapshot, GError **erro
     return TRUE;
 }
 
-static gboolean can_rebuild(const Box *box, GError **error)
-{
-    if (box->written != NULL && box->disk_by == BOX_BY_TMPFS)
-        return TRUE;
-    return error_set(error, ASSAY_ERROR_UNSUPPORTED,
-                     "a box with directories of the caller's to write to, or without namespaces, "
-                     "cannot be set back");
-}
-
 gboolean box_rollback(Box *box, const BoxSnapshot *snapshot, GError **error)
 {
     if (snapshot->uid != box->uid || snapshot->gid != box->gid)
         return error_set(error, ASSAY_ERROR_CONFLICT, "the snapshot is of a box of another user");
-    if (can_rebuild(box, error) && rebuild(box, snapshot->gens, 0, error))
+    if (can_rebuild(box, error) && rebuild(box, box_gens_new(snapshot->gens), 0, error))
         return TRUE;
     g_prefix_error(error, "roll a box back: ");
     return FALSE;
@@ -335,7 +369,8 @@ gboolean box_rollback(Box *box, const BoxSnapshot *snapshot, GError **error)
 
 gboolean box_reset(Box *box, GError **error)
 {
-    if (can_rebuild(box, error) && rebuild(box, box->at_open, SPEC_TREE_NEW_NET, error))
+    if (can_rebuild(box, error) &&
+        rebuild(box, box_gens_new(box->at_open), SPEC_TREE_NEW_NET, error))
         return TRUE;
     g_prefix_error(error, "reset a box: ");
     return FALSE;

@@ -116,6 +116,11 @@ void box_stage_keep(Box *box, BoxInit *init)
     *init = (BoxInit){-1, -1};
 }
 
+void box_stage_next_box(const Box *box)
+{
+    send_order(box->starter->sock, SPEC_ORDER_STAGE, NULL);
+}
+
 gboolean box_stage_has_session(const Box *box)
 {
     return is_alive(&box->session);

@@ -24,6 +24,9 @@ gboolean box_stage_take(Box *box, gboolean keep, BoxInit *ret_init, GError **err
 /* Keeps `init` for later commands (taken over). */
 void box_stage_keep(Box *box, BoxInit *init);
 
+/* The next box of the slot may come soon. */
+void box_stage_next_box(const Box *box);
+
 /* Is there a kept init? */
 gboolean box_stage_has_session(const Box *box);
 

@@ -2,144 +2,73 @@
  * Boxes from the command line.
  *
  * Invariants:
- *   1. The command's output goes to stdout and stderr as it is; what the tool itself has to say
- *      goes to stderr, or with --json to stdout as one object.
+ *   1. The command's output goes to stdout and stderr as it is written; what the tool itself has to
+ *      say goes to stderr, or with --json everything to stdout as one object at the end.
  *   2. A degraded box is never used without --allow-degraded, and never without saying so.
+ *   3. Our descriptors are never the command's: output and input are copied.
  *
- * Not here: what a box is (box.c).
+ * Not here: the options (box_options.c), what a box is (box.c).
  */
 #include "sandbox/box_tool.h"
 
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/json.h"
-#include "sandbox/box.h"
+#include "sandbox/box_options.h"
 #include "sandbox/image.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
 
-#define EXIT_TIMED_OUT  124
-#define EXIT_NO_BOX     125
-#define EXIT_NOT_RUN    126
-#define EXIT_NOT_FOUND  127
-#define EXIT_SIGNALED   128
-#define EXIT_MEMORY     137
 #define TOOL_SLOT_FIRST 1024u
-#define TOOL_SLOTS      1000u /* spread over pids: two tools rarely share one */
+#define TOOL_SLOTS      1000u       /* spread over pids: two tools rarely share one */
+#define FILE_BYTES_MAX  (64u << 20) /* of one --file */
+#define ITEMS_MAX       64u         /* of one kind of list */
 
-typedef struct ToolOptions {
-    char *net, *mem, *wall, *disk, *work, *root, *work_path, *image, *images;
-    int pids, uid;
-    gboolean allow_degraded, json;
-    char **command;
-} ToolOptions;
-
-static void tool_options_clear(ToolOptions *options)
-{
-    char *texts[] = {options->net,       options->mem,   options->wall,
-                     options->disk,      options->work,  options->root,
-                     options->work_path, options->image, options->images};
-    for (gsize i = 0; i < G_N_ELEMENTS(texts); i++)
-        g_free(texts[i]);
-    g_strfreev(options->command);
-}
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(ToolOptions, tool_options_clear)
-
-typedef struct Suffix {
-    const char *text;
-    guint64 factor;
-} Suffix;
-
-/* "512M", "10s": a number and one of the suffixes. */
-static gboolean parse_amount(const char *text, const Suffix *suffixes, guint64 *ret_value,
-                             GError **error)
-{
-    char *end = NULL;
-    guint64 value = g_ascii_strtoull(text, &end, 10);
-    for (; end != text && suffixes->text != NULL; suffixes++) {
-        if (!g_str_equal(end, suffixes->text))
-            continue;
-        if (value > G_MAXINT64 / suffixes->factor)
-            break;
-        *ret_value = value * suffixes->factor;
-        return TRUE;
-    }
-    return error_set(error, ASSAY_ERROR_INPUT, "%s is not a number with a known suffix", text);
-}
-
-static const Suffix size_suffixes[] = {
-    {"", 1}, {"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {NULL, 0}};
-static const Suffix time_suffixes[] = {{"ms", 1}, {"s", 1000}, {"", 1000}, {"m", 60000}, {NULL, 0}};
-
-static gboolean parse_command_line(int argc, char **argv, ToolOptions *options, GError **error)
-{
-    const GOptionEntry entries[] = {
-        {"net", 0, 0, G_OPTION_ARG_STRING, &options->net, "none (default) or host", "NET"},
-        {"mem", 0, 0, G_OPTION_ARG_STRING, &options->mem, "memory limit, such as 512M", "SIZE"},
-        {"disk", 0, 0, G_OPTION_ARG_STRING, &options->disk, "limit of what is written", "SIZE"},
-        {"wall", 0, 0, G_OPTION_ARG_STRING, &options->wall, "time limit, such as 10s", "TIME"},
-        {"pids", 0, 0, G_OPTION_ARG_INT, &options->pids, "process limit", "N"},
-        {"work", 0, 0, G_OPTION_ARG_FILENAME, &options->work,
-         "directory shown as the workspace; writes do not reach it", "DIR"},
-        {"work-path", 0, 0, G_OPTION_ARG_STRING, &options->work_path,
-         "where it appears inside (default /work)", "PATH"},
-        {"root", 0, 0, G_OPTION_ARG_FILENAME, &options->root,
-         "directory with a root file system, instead of the host's /usr", "DIR"},
-        {"image", 0, 0, G_OPTION_ARG_STRING, &options->image,
-         "image of the store as the root (assay image ls)", "NAME"},
-        {"images", 0, 0, G_OPTION_ARG_FILENAME, &options->images,
-         "the store (default: images of ASSAY_STATE, else of the state directory)", "DIR"},
-        {"uid", 0, 0, G_OPTION_ARG_INT, &options->uid, "inside uid and gid (default 1000)", "N"},
-        {"allow-degraded", 0, 0, G_OPTION_ARG_NONE, &options->allow_degraded,
-         "run without namespaces where there are none", NULL},
-        {"json", 0, 0, G_OPTION_ARG_NONE, &options->json, "print one object with everything", NULL},
-        {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &options->command, NULL, NULL},
-        {NULL, 0, 0, G_OPTION_ARG_NONE, NULL, NULL, NULL}};
-    g_autoptr(GOptionContext) context = g_option_context_new("-- COMMAND [ARGUMENT...]");
-    g_option_context_add_main_entries(context, entries, NULL);
-    g_option_context_set_strict_posix(context, TRUE);
-    options->uid = 1000;
-    return g_option_context_parse(context, &argc, &argv, error);
-}
-
-static gboolean fill_limits(const ToolOptions *options, BoxLimits *limits, GError **error)
-{
-    *limits = box_limits_default();
-    if (options->pids > 0)
-        limits->pids = (guint64)options->pids;
-    return (options->mem == NULL ||
-            parse_amount(options->mem, size_suffixes, &limits->mem_bytes, error)) &&
-           (options->disk == NULL ||
-            parse_amount(options->disk, size_suffixes, &limits->disk_bytes, error)) &&
-           (options->wall == NULL ||
-            parse_amount(options->wall, time_suffixes, &limits->wall_ms, error));
-}
-
-static gboolean open_dir(const char *path, int *ret_fd, GError **error)
-{
-    if (path == NULL)
-        return TRUE;
-    *ret_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return *ret_fd >= 0 || error_set_errno(error, errno, "open %s", path);
-}
-
-/* The root of a box: the layers of an image, one directory, or nothing. */
-typedef struct ToolRoot {
-    int fds[IMAGE_LAYERS_MAX];
-    gsize n;
+/* What the options name, opened. */
+typedef struct Tool {
+    const BoxOptions *options;
+    BoxSpec spec;
+    GArray *fds; /* all of them, to be closed */
+    int layers[ITEMS_MAX], work, roots[IMAGE_LAYERS_MAX];
     Image *image; /* NULL: none */
-} ToolRoot;
+    BoxMount mounts[ITEMS_MAX];
+    BoxFile files[ITEMS_MAX];
+    GPtrArray *bytes; /* of the files */
+    char **envp;
+} Tool;
 
-static void tool_root_clear(ToolRoot *root)
+static void tool_clear(Tool *tool)
 {
-    for (gsize i = 0; i < root->n; i++)
-        close(root->fds[i]);
-    image_free(root->image);
+    for (guint i = 0; i < tool->fds->len; i++)
+        close(g_array_index(tool->fds, int, i));
+    g_array_unref(tool->fds);
+    g_ptr_array_unref(tool->bytes);
+    g_strfreev(tool->envp);
+    image_free(tool->image);
 }
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(ToolRoot, tool_root_clear)
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Tool, tool_clear)
+
+/* Remembered, so that it is closed. */
+static gboolean open_at(Tool *tool, int dir_fd, const char *path, int flags, int *ret_fd,
+                        GError **error)
+{
+    *ret_fd = openat(dir_fd, path, flags | O_CLOEXEC);
+    if (*ret_fd < 0)
+        return error_set_errno(error, errno, "open %s", path);
+    g_array_append_val(tool->fds, *ret_fd);
+    return TRUE;
+}
+
+static gboolean open_dir(Tool *tool, const char *path, int *ret_fd, GError **error)
+{
+    return path == NULL || open_at(tool, AT_FDCWD, path, O_RDONLY | O_DIRECTORY, ret_fd, error);
+}
 
 static Depot *open_depot(const char *dir, GError **error)
 {
@@ -151,32 +80,201 @@ static Depot *open_depot(const char *dir, GError **error)
     return depot_open(dir != NULL ? dir : usual, 0, error);
 }
 
-static gboolean open_root(const ToolOptions *options, ToolRoot *root, GError **error)
+/* The layers of an image, one directory, or nothing: the host's. */
+static gboolean open_root(Tool *tool, GError **error)
 {
-    int fd = -1;
-    if (options->image != NULL) {
-        g_autoptr(Depot) depot = open_depot(options->images, error);
-        root->image = depot == NULL ? NULL : image_get(depot, options->image, error);
-        return root->image != NULL &&
-               image_layers_open(depot, root->image, root->fds, &root->n, error);
+    const BoxOptions *options = tool->options;
+    tool->spec.root_fds = tool->roots;
+    if (options->image == NULL) {
+        tool->spec.n_root = options->root != NULL;
+        return open_dir(tool, options->root, &tool->roots[0], error);
     }
-    if (!open_dir(options->root, &fd, error))
+    if (options->root != NULL)
+        return error_set(error, ASSAY_ERROR_INPUT, "--image and --root are both given");
+    g_autoptr(Depot) depot = open_depot(options->images, error);
+    tool->image = depot == NULL ? NULL : image_get(depot, options->image, error);
+    if (tool->image == NULL ||
+        !image_layers_open(depot, tool->image, tool->roots, &tool->spec.n_root, error))
         return FALSE;
-    if (fd >= 0)
-        root->fds[root->n++] = fd;
+    g_array_append_vals(tool->fds, tool->roots, (guint)tool->spec.n_root);
     return TRUE;
 }
 
-/* The command; without one, what the image says. */
-static GStrv image_argv(const ToolOptions *options, const ToolRoot *root)
+static gboolean check_count(const GPtrArray *list, const char *option, GError **error)
 {
-    return options->command != NULL || root->image == NULL ? g_strdupv(options->command)
-                                                           : image_config_argv(root->image);
+    return list->len <= ITEMS_MAX ||
+           error_set(error, ASSAY_ERROR_LIMIT, "more than %u of --%s", ITEMS_MAX, option);
 }
 
-static GStrv image_envp(const ToolOptions *options, const ToolRoot *root)
+/* "SRC:DST": DST is absolute, so the last ":/" divides. */
+static gboolean split(const char *text, const char *option, char **ret_from, const char **ret_to,
+                      GError **error)
 {
-    return root->image != NULL ? image_config_envp(root->image, (guint)options->uid) : NULL;
+    const char *colon = g_strrstr(text, ":/");
+    if (colon == NULL || colon == text)
+        return error_set(error, ASSAY_ERROR_INPUT, "--%s %s is not SRC:/DST", option, text);
+    *ret_from = g_strndup(text, (gsize)(colon - text));
+    *ret_to = colon + 1;
+    return TRUE;
+}
+
+static gboolean open_layers(Tool *tool, GError **error)
+{
+    const GPtrArray *list = tool->options->layers;
+    if (!check_count(list, "layer", error))
+        return FALSE;
+    for (guint i = 0; i < list->len; i++)
+        if (!open_dir(tool, list->pdata[i], &tool->layers[i], error))
+            return FALSE;
+    tool->spec.layer_fds = tool->layers;
+    tool->spec.n_layers = list->len;
+    return TRUE;
+}
+
+static gboolean open_mounts(Tool *tool, GError **error)
+{
+    const GPtrArray *list = tool->options->mounts;
+    if (!check_count(list, "mount", error))
+        return FALSE;
+    for (guint i = 0; i < list->len; i++) {
+        g_autofree char *from = NULL;
+        BoxMount *mount = &tool->mounts[i];
+        if (!split(list->pdata[i], "mount", &from, &mount->path, error) ||
+            !open_dir(tool, from, &mount->dir_fd, error))
+            return FALSE;
+    }
+    tool->spec.mounts = tool->mounts;
+    tool->spec.n_mounts = list->len;
+    return TRUE;
+}
+
+static gboolean read_files(Tool *tool, GError **error)
+{
+    const GPtrArray *list = tool->options->files;
+    if (!check_count(list, "file", error))
+        return FALSE;
+    for (guint i = 0; i < list->len; i++) {
+        g_autofree char *from = NULL;
+        BoxFile *file = &tool->files[i];
+        struct stat st;
+        int fd = -1;
+        if (!split(list->pdata[i], "file", &from, &file->path, error) ||
+            !open_at(tool, AT_FDCWD, from, O_RDONLY | O_NONBLOCK, &fd, error))
+            return FALSE;
+        if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+            return error_set(error, ASSAY_ERROR_INPUT, "%s is not a file", from);
+        GBytes *bytes = fd_read_all(fd, FILE_BYTES_MAX, error);
+        if (bytes == NULL) {
+            g_prefix_error(error, "%s: ", from);
+            return FALSE;
+        }
+        g_ptr_array_add(tool->bytes, bytes);
+        file->data = g_bytes_get_data(bytes, &file->len);
+        file->mode = st.st_mode & 0777;
+    }
+    return TRUE;
+}
+
+/* DIR with "upper" and "work" in it, owned as boxes want it. */
+static gboolean open_upper(Tool *tool, const char *path, int *ret_fd, GError **error)
+{
+    static const char *const names[] = {".", "upper", "work"};
+    if (path == NULL)
+        return TRUE;
+    if (mkdir(path, 0755) < 0 && errno != EEXIST)
+        return error_set_errno(error, errno, "make %s", path);
+    if (!open_dir(tool, path, ret_fd, error))
+        return FALSE;
+    for (gsize i = 0; i < G_N_ELEMENTS(names); i++)
+        if ((i > 0 && mkdirat(*ret_fd, names[i], 0755) < 0 && errno != EEXIST) ||
+            (geteuid() == 0 && fchownat(*ret_fd, names[i], box_store_uid(), box_store_gid(),
+                                        AT_SYMLINK_NOFOLLOW) < 0))
+            return error_set_errno(error, errno, "prepare %s/%s", path, names[i]);
+    return TRUE;
+}
+
+static gboolean read_net(Tool *tool, GError **error)
+{
+    static const char *const words[] = {"none", "host", "proxy", NULL};
+    const BoxOptions *options = tool->options;
+    gboolean has_rules = options->allow->len > 1; /* it ends with NULL */
+    const char *net = options->net != NULL ? options->net : has_rules ? "proxy" : "none";
+    for (int i = 0; words[i] != NULL; i++)
+        if (g_str_equal(words[i], net))
+            tool->spec.net = (BoxNet)i;
+    if (!g_strv_contains(words, net))
+        return error_set(error, ASSAY_ERROR_INPUT, "--net %s is not none, proxy or host", net);
+    if (has_rules && tool->spec.net != BOX_NET_PROXY)
+        return error_set(error, ASSAY_ERROR_INPUT, "--allow needs --net proxy, not %s", net);
+    tool->spec.egress.allow = (const char *const *)options->allow->pdata;
+    tool->spec.egress.bytes_max = options->egress_bytes;
+    return TRUE;
+}
+
+static gboolean read_require(Tool *tool, GError **error)
+{
+    const char *names[33] = {NULL};
+    gsize n = 0;
+    for (guint bit = 1; bit <= BOX_LAYER_CGROUP; bit <<= 1)
+        names[n++] = box_layer_str((BoxLayer)bit);
+    if (tool->options->require == NULL)
+        return TRUE;
+    g_auto(GStrv) words = g_strsplit(tool->options->require, ",", -1);
+    for (char **word = words; *word != NULL; word++) {
+        guint bit = 0;
+        for (gsize i = 0; i < n; i++)
+            bit |= g_str_equal(names[i], *word) ? 1u << i : 0;
+        const char *near = word_nearest(*word, names);
+        if (bit == 0)
+            return error_set(error, ASSAY_ERROR_INPUT, "--require: there is no layer %s%s%s%s",
+                             *word, near != NULL ? "; did you mean " : "", near != NULL ? near : "",
+                             near != NULL ? "?" : "");
+        tool->spec.require |= bit;
+    }
+    return TRUE;
+}
+
+/* The default environment, the image's on top, --env on top. */
+static gboolean make_envp(Tool *tool, GError **error)
+{
+    tool->envp = tool->image != NULL ? image_config_envp(tool->image, tool->spec.uid)
+                                     : g_strdupv((char **)(gsize)box_envp_default(tool->spec.uid));
+    if (tool->spec.net == BOX_NET_PROXY) {
+        g_auto(GStrv) plain = tool->envp;
+        tool->envp = box_envp_proxied((const char *const *)plain);
+    }
+    for (guint i = 0; i < tool->options->envp->len; i++) {
+        const char *pair = tool->options->envp->pdata[i];
+        const char *equals = strchr(pair, '=');
+        if (equals == NULL || equals == pair)
+            return error_set(error, ASSAY_ERROR_INPUT, "--env %s is not NAME=VALUE", pair);
+        g_autofree char *name = g_strndup(pair, (gsize)(equals - pair));
+        tool->envp = g_environ_setenv(tool->envp, name, equals + 1, TRUE);
+    }
+    return TRUE;
+}
+
+static gboolean prepare(Tool *tool, gboolean shell, GError **error)
+{
+    const BoxOptions *options = tool->options;
+    tool->spec = (BoxSpec){.uid = (guint)options->uid,
+                           .gid = (guint)options->gid,
+                           .slot = TOOL_SLOT_FIRST + (guint)getpid() % TOOL_SLOTS,
+                           .work_path = options->work_path,
+                           .hostname = options->hostname,
+                           .root_read_only = options->root_read_only,
+                           .limits = options->limits,
+                           .allow_degraded = options->allow_degraded,
+                           .work_fds = &tool->work};
+    if (shell)
+        tool->spec.limits.wall_ms = tool->spec.limits.output_bytes_kill = 0;
+    if (!open_root(tool, error) || !open_dir(tool, options->work, &tool->work, error) ||
+        !open_layers(tool, error) || !open_mounts(tool, error) || !read_files(tool, error) ||
+        !open_upper(tool, options->keep_upper, &tool->spec.work_upper_fd, error) ||
+        !open_upper(tool, options->keep_root_upper, &tool->spec.root_upper_fd, error))
+        return FALSE;
+    tool->spec.n_work = options->work != NULL;
+    return read_net(tool, error) && read_require(tool, error) && make_envp(tool, error);
 }
 
 static int exit_status(const BoxResult *result)
@@ -185,21 +283,22 @@ static int exit_status(const BoxResult *result)
     case BOX_EXITED:
         return result->exit_code;
     case BOX_SIGNALED:
-        return EXIT_SIGNALED + result->signal;
+        return BOX_EXIT_SIGNALED + result->signal;
     case BOX_TIMED_OUT:
     case BOX_IDLE_LIMIT:
     case BOX_CPU_LIMIT:
-        return EXIT_TIMED_OUT;
-    case BOX_OUT_OF_MEMORY:
-        return EXIT_MEMORY;
-    case BOX_START_ERROR:
-        return result->start_errno == ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_RUN;
-    case BOX_NONE:
     case BOX_OUTPUT_LIMIT:
-    case BOX_DISK_FULL:
+        return BOX_EXIT_LIMIT;
+    case BOX_OUT_OF_MEMORY:
+        return BOX_EXIT_MEMORY;
     case BOX_CANCELLED:
+        return BOX_EXIT_CANCELLED;
+    case BOX_START_ERROR:
+        return result->start_errno == ENOENT ? BOX_EXIT_NOT_FOUND : BOX_EXIT_NOT_RUN;
+    case BOX_NONE:
+    case BOX_DISK_FULL:
     default:
-        return EXIT_NO_BOX;
+        return BOX_EXIT_NO_BOX;
     }
 }
 
@@ -216,28 +315,21 @@ static void print_json(const Box *box, const BoxResult *result)
 {
     g_autofree char *report = box_report_json(box);
     g_autoptr(json_t) out = json_pack(
-        "{s:s, s:i, s:i, s:o, s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:s, s:s, s:o}",
+        "{s:s, s:i, s:i, s:o, s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:o}",
         "outcome", box_outcome_str(result->outcome), "exit_code", result->exit_code, "signal",
         result->signal, "stdout", text_json(result->out), "stderr", text_json(result->err),
         "truncated", result->truncated, "setup_us", (json_int_t)result->setup_us, "wall_us",
         (json_int_t)result->wall_us, "cpu_user_us", (json_int_t)result->cpu_user_us, "cpu_sys_us",
         (json_int_t)result->cpu_sys_us, "mem_peak_bytes", (json_int_t)result->mem_peak_bytes,
-        "oom_kills", (int)result->oom_kills, "leftover_procs", (int)result->leftover_procs,
-        "cpu_by", box_by_str(result->cpu_by), "mem_by", box_by_str(result->mem_by), "box",
-        json_parse(report, strlen(report), NULL));
+        "oom_kills", (int)result->oom_kills, "pids_peak", (int)result->pids_peak, "leftover_procs",
+        (int)result->leftover_procs, "cpu_by", box_by_str(result->cpu_by), "mem_by",
+        box_by_str(result->mem_by), "box", json_parse(report, strlen(report), NULL));
     g_autofree char *text = json_print(out);
     puts(text);
 }
 
-static void print_plain(const BoxResult *result, gboolean interactive)
+static void print_end(const BoxResult *result)
 {
-    gsize len = 0;
-    gconstpointer data = interactive ? NULL : g_bytes_get_data(result->out, &len);
-    if (data != NULL)
-        fwrite(data, 1, len, stdout);
-    data = interactive ? NULL : g_bytes_get_data(result->err, &len);
-    if (data != NULL)
-        fwrite(data, 1, len, stderr);
     if (result->outcome == BOX_START_ERROR)
         fprintf(stderr, "assay box: cannot start the command: %s\n",
                 g_strerror(result->start_errno));
@@ -252,55 +344,140 @@ static void warn_if_degraded(const Box *box)
                         "only (assay doctor says why)\n");
 }
 
-static gboolean run(const ToolOptions *options, gboolean shell, int *ret_status, GError **error)
+/* Readable once one of the signals that end us has come. */
+static int cancel_fd(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    return signalfd(-1, &set, SFD_CLOEXEC);
+}
+
+/* Output as it comes; a lost reader is not the command's end. */
+static void show(gpointer data, gboolean is_err, const void *bytes, gsize len)
+{
+    (void)data;
+    fd_write_all(is_err ? STDERR_FILENO : STDOUT_FILENO, bytes, len, NULL);
+}
+
+/* What there is of our input; its end, or the command's disinterest, ends ours. */
+static gboolean pass_input(BoxRun *run)
+{
+    char bytes[65536];
+    ssize_t n = read(STDIN_FILENO, bytes, sizeof bytes);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return TRUE;
+    if (n > 0)
+        return box_run_write(run, bytes, (gsize)n, NULL);
+    box_run_end_input(run);
+    return FALSE;
+}
+
+static gboolean exec_piped(Box *box, const BoxCommand *command, BoxResult *ret_result,
+                           GError **error)
+{
+    BoxRun *run = box_start(box, command, error);
+    gboolean has_input = command->stdin_open, ok = run != NULL;
+    while (ok && !box_run_is_done(run)) {
+        GPollFD polled[BOX_RUN_FDS + 1];
+        int wait_ms;
+        box_run_poll(run, polled, &wait_ms);
+        polled[BOX_RUN_FDS] = (GPollFD){
+            .fd = has_input && box_run_waiting(run) == 0 ? STDIN_FILENO : -1, .events = G_IO_IN};
+        ok = g_poll(polled, BOX_RUN_FDS + 1, wait_ms) >= 0 || errno == EINTR ||
+             error_set_errno(error, errno, "poll");
+        if (ok && polled[BOX_RUN_FDS].revents != 0)
+            has_input = pass_input(run);
+        ok = ok && box_run_step(run, error);
+    }
+    return run != NULL && box_run_finish(run, ret_result, ok ? error : NULL) && ok;
+}
+
+/* Without a command, what the image says. */
+static GStrv command_of(const Tool *tool)
+{
+    return tool->options->command[0] == NULL && tool->image != NULL
+               ? image_config_argv(tool->image)
+               : g_strdupv(tool->options->command);
+}
+
+/* Without a directory of ours, the image's. */
+static const char *cwd_of(const Tool *tool)
+{
+    const BoxOptions *options = tool->options;
+    const char *dir = tool->image != NULL ? image_config_str(tool->image, "WorkingDir") : "";
+    return options->cwd == NULL && options->work == NULL && dir[0] == '/' ? dir : options->cwd;
+}
+
+static gboolean run(Tool *tool, gboolean shell, int *ret_status, GError **error)
 {
     static const char *const shell_argv[] = {"/bin/sh", "-i", NULL};
-    BoxSpec spec = {.uid = (guint)options->uid,
-                    .gid = (guint)options->uid,
-                    .slot = TOOL_SLOT_FIRST + (guint)getpid() % TOOL_SLOTS,
-                    .work_path = options->work_path,
-                    .net = g_strcmp0(options->net, "host") == 0 ? BOX_NET_HOST : BOX_NET_NONE,
-                    .allow_degraded = options->allow_degraded};
-    AUTO_FD work = -1;
-    g_auto(ToolRoot) root = {0};
-    if (!fill_limits(options, &spec.limits, error) || !open_dir(options->work, &work, error) ||
-        !open_root(options, &root, error))
-        return FALSE;
-    if (shell)
-        spec.limits.wall_ms = spec.limits.output_bytes_kill = 0;
-    spec.root_fds = root.fds;
-    spec.n_root = root.n;
-    spec.work_fds = &work;
-    spec.n_work = work >= 0 ? 1 : 0;
-
-    g_autoptr(Box) box = box_open(&spec, error);
+    const BoxOptions *options = tool->options;
+    AUTO_FD cancel = cancel_fd();
+    if (cancel < 0)
+        return error_set_errno(error, errno, "signalfd");
+    g_autoptr(Box) box = prepare(tool, shell, error) ? box_open(&tool->spec, error) : NULL;
     if (box == NULL)
         return FALSE;
     warn_if_degraded(box);
-    g_auto(GStrv) argv = image_argv(options, &root), envp = image_envp(options, &root);
-    const char *cwd = root.image != NULL ? image_config_str(root.image, "WorkingDir") : "";
-    const BoxCommand command = {
-        .argv = shell && options->command == NULL ? shell_argv : (const char *const *)argv,
-        .envp = (const char *const *)envp,
-        .cwd = cwd[0] == '/' && options->work == NULL ? cwd : NULL};
+    g_auto(GStrv) argv = command_of(tool);
+    if (argv[0] == NULL && !shell)
+        return error_set(error, ASSAY_ERROR_INPUT, "the image names no command; give one");
+    BoxCommand command = {.argv = shell && options->command[0] == NULL ? shell_argv
+                                                                       : (const char *const *)argv,
+                          .envp = (const char *const *)tool->envp,
+                          .cwd = cwd_of(tool),
+                          .files = tool->files,
+                          .n_files = options->files->len,
+                          .stdin_open = options->pass_stdin && !shell,
+                          .merge = options->merge,
+                          .on_output = options->json || shell ? NULL : show,
+                          .cancel_fd = cancel};
     g_auto(BoxResult) result = {0};
-    if (!(shell ? box_exec_terminal : box_exec)(box, &command, &result, error))
+    if (!(shell ? box_exec_terminal : exec_piped)(box, &command, &result, error))
         return FALSE;
     if (options->json)
         print_json(box, &result);
     else
-        print_plain(&result, shell);
+        print_end(&result);
     *ret_status = exit_status(&result);
     return TRUE;
 }
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: assay box run [OPTION...] -- COMMAND [ARGUMENT...]\n"
-                    "       assay box shell [OPTION...]\n"
+    fprintf(stderr, "usage: assay box run [OPTION...] [--] COMMAND [ARGUMENT...]\n"
+                    "       assay box shell [OPTION...] [--] [COMMAND [ARGUMENT...]]\n"
                     "       assay box probe\n"
-                    "Options: assay box run --help\n");
-    return EXIT_NO_BOX;
+                    "Options: assay box help\n");
+    return BOX_EXIT_NO_BOX;
+}
+
+static int run_verb(int argc, char **argv, gboolean shell)
+{
+    g_auto(BoxOptions) options = {0};
+    g_auto(Tool) tool = {.options = &options,
+                         .fds = g_array_new(FALSE, FALSE, sizeof(int)),
+                         .bytes = g_ptr_array_new_with_free_func((GDestroyNotify)g_bytes_unref)};
+    g_autoptr(GError) error = NULL;
+    int status = BOX_EXIT_NO_BOX;
+    if (!box_options_parse(argc, argv, &options, &error)) {
+        fprintf(stderr, "assay box: %s\n", error->message);
+        return BOX_EXIT_NO_BOX;
+    }
+    if (options.help) {
+        box_options_print_help();
+        return 0;
+    }
+    if (!shell && options.command[0] == NULL && options.image == NULL)
+        return usage();
+    g_ptr_array_add(options.allow, NULL);
+    if (!run(&tool, shell, &status, &error))
+        fprintf(stderr, "assay box: %s\n", error->message);
+    return status;
 }
 
 int box_tool_main(int argc, char **argv)
@@ -311,20 +488,15 @@ int box_tool_main(int argc, char **argv)
         puts(text);
         return 0;
     }
+    if (g_str_equal(verb, "help") || g_str_equal(verb, "--help")) {
+        if (argc > 2 && g_str_equal(argv[2], "--man"))
+            box_options_print_man();
+        else
+            box_options_print_help();
+        return 0;
+    }
     gboolean shell = g_str_equal(verb, "shell");
     if (!shell && !g_str_equal(verb, "run"))
         return usage();
-
-    g_auto(ToolOptions) options = {0};
-    g_autoptr(GError) error = NULL;
-    int status = EXIT_NO_BOX;
-    if (!parse_command_line(argc - 1, argv + 1, &options, &error)) {
-        fprintf(stderr, "assay box: %s\n", error->message);
-        return EXIT_NO_BOX;
-    }
-    if (!shell && options.command == NULL && options.image == NULL)
-        return usage();
-    if (!run(&options, shell, &status, &error))
-        fprintf(stderr, "assay box: %s\n", error->message);
-    return status;
+    return run_verb(argc - 1, argv + 1, shell);
 }

@@ -1,9 +1,9 @@
 /*
  * The cgroups of one slot: what limits and what counts.
  *
- *     Cgroup *cgroup = cgroup_open(slot);             makes what this host lets us make
+ *     Cgroup *cgroup = cgroup_slot(slot);             makes what this host lets us make
  *     cgroup_attach(cgroup, starter_pid, error);      version 1: once, children inherit
- *     cgroup_limits(cgroup, mem_bytes, pids);
+ *     cgroup_limits(cgroup, &limits, error);
  *     CgroupUsage before = cgroup_usage(cgroup); ... cgroup_kill(cgroup);
  */
 #pragma once
@@ -25,15 +25,19 @@ Cgroup *cgroup_slot(guint slot);
 /* Puts a process into the version 1 groups. */
 gboolean cgroup_attach(Cgroup *cgroup, pid_t pid, GError **error);
 
-/* Sets the limits; 0: none. */
-gboolean cgroup_limits(Cgroup *cgroup, guint64 mem_bytes, guint64 pids, GError **error);
+/* Sets memory, swap, pids and the CPU's share and cap, as far as groups do. */
+gboolean cgroup_limits(Cgroup *cgroup, const BoxLimits *limits, GError **error);
 
 /* Memory of an earlier box of the slot is freed in the background: waits, for a bounded time, until
  * little of it is left. */
 void cgroup_wait_drained(const Cgroup *cgroup);
 
-/* Forgets the memory peak where the host can (version 1; version 2 since Linux 6.12). */
-void cgroup_peak_reset(const Cgroup *cgroup);
+/* Forgets the memory peak. FALSE where the host cannot (version 2 before Linux 6.12): it may be
+ * older than a command. */
+gboolean cgroup_peak_reset(const Cgroup *cgroup);
+
+/* Memory in use now. */
+guint64 cgroup_memory(const Cgroup *cgroup);
 
 CgroupUsage cgroup_usage(const Cgroup *cgroup);
 /* SIGKILLs everything in the leaf, atomically. FALSE where the host cannot. */
@@ -44,7 +48,12 @@ int cgroup_leaf_fd(const Cgroup *cgroup);
 
 BoxBy cgroup_mem_by(const Cgroup *cgroup);
 BoxBy cgroup_pids_by(const Cgroup *cgroup);
-BoxBy cgroup_cpu_by(const Cgroup *cgroup);
+BoxBy cgroup_swap_by(const Cgroup *cgroup);
+BoxBy cgroup_cpu_by(const Cgroup *cgroup);   /* who counts CPU time */
+BoxBy cgroup_share_by(const Cgroup *cgroup); /* who weighs and caps it */
+
+/* Why memory or pids are held by nobody. g_free. */
+char *cgroup_why(const Cgroup *cgroup);
 
 /* Removes every group of this process; its starters must have ended. */
 void cgroup_remove_all(void);

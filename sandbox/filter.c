@@ -37,12 +37,18 @@ typedef struct Compare {
     guint32 arg, mask, value;
 } Compare;
 
+typedef enum ArgOnly {
+    ONLY_ANY = 0,
+    ONLY_BOX = 1,
+    ONLY_BARE = 2,
+} ArgOnly;
+
 typedef struct ArgRule {
     const char *name;
     int err;
     guint n_compare; /* 0: holds always */
     Compare compare[2];
-    gboolean net_only;
+    ArgOnly only;
 } ArgRule;
 
 /* clang-format off */
@@ -51,30 +57,38 @@ static const NameRule name_rules[] = {
 #define REFUSE(name, err, why) {#name, err},
 #define WHEN(...)
 #define WHEN2(...)
-#define WHEN_NET(...)
+#define WHEN_BOX(...)
+#define WHEN_BARE(...)
 #define OTHERWISE(...)
+#define OTHERWISE_BARE(...)
 #include "sandbox/syscalls.def"
 #undef ALLOW
 #undef REFUSE
 #undef WHEN
 #undef WHEN2
-#undef WHEN_NET
+#undef WHEN_BOX
+#undef WHEN_BARE
+#undef OTHERWISE_BARE
 #undef OTHERWISE
 };
 
 static const ArgRule arg_rules[] = {
 #define ALLOW(...)
 #define REFUSE(...)
-#define WHEN(name, err, arg, mask, value, why)     {#name, err, 1, {{arg, mask, value}}, FALSE},
-#define WHEN_NET(name, err, arg, mask, value, why) {#name, err, 1, {{arg, mask, value}}, TRUE},
-#define WHEN2(name, err, a, m, v, b, n, w, why)    {#name, err, 2, {{a, m, v}, {b, n, w}}, FALSE},
-#define OTHERWISE(name, err, why)                  {#name, err, 0, {{0, 0, 0}}, FALSE},
+#define WHEN(name, err, arg, mask, value, why)      {#name, err, 1, {{arg, mask, value}}, ONLY_ANY},
+#define WHEN_BOX(name, err, arg, mask, value, why)  {#name, err, 1, {{arg, mask, value}}, ONLY_BOX},
+#define WHEN_BARE(name, err, arg, mask, value, why) {#name, err, 1, {{arg, mask, value}}, ONLY_BARE},
+#define WHEN2(name, err, a, m, v, b, n, w, why)     {#name, err, 2, {{a, m, v}, {b, n, w}}, ONLY_ANY},
+#define OTHERWISE(name, err, why)                   {#name, err, 0, {{0, 0, 0}}, ONLY_ANY},
+#define OTHERWISE_BARE(name, err, why)              {#name, err, 0, {{0, 0, 0}}, ONLY_BARE},
 #include "sandbox/syscalls.def"
 #undef ALLOW
 #undef REFUSE
 #undef WHEN
 #undef WHEN2
-#undef WHEN_NET
+#undef WHEN_BOX
+#undef WHEN_BARE
+#undef OTHERWISE_BARE
 #undef OTHERWISE
 };
 /* clang-format on */
@@ -135,7 +149,8 @@ static void emit_name(GArray *code, const char *name, FilterKind kind, int nr)
     guint32 held = NOTHING;
     for (gsize i = 0; i < G_N_ELEMENTS(arg_rules); i++) {
         const ArgRule *rule = &arg_rules[i];
-        if (!g_str_equal(rule->name, name) || (rule->net_only && kind == FILTER_UNIX_ONLY))
+        if (!g_str_equal(rule->name, name) ||
+            rule->only == (kind == FILTER_BARE ? ONLY_BOX : ONLY_BARE))
             continue;
         emit_row(rows, rule, &held);
         if (rule->err == 0) {

@@ -1,15 +1,15 @@
 /*
  * The syscall filter of a box, as BPF bytes: pure, from syscalls.def.
  *
- *     g_autoptr(GBytes) bpf = filter_build(FILTER_SOCKETS_LOCAL, error);
+ *     g_autoptr(GBytes) bpf = filter_build(FILTER_BOX, error);
  */
 #pragma once
 
 #include <glib.h>
 
 typedef enum FilterKind {
-    FILTER_BOX = 0,       /* unix and internet sockets: the network namespace holds them */
-    FILTER_UNIX_ONLY = 1, /* no network namespace: only AF_UNIX sockets */
+    FILTER_BOX = 0,  /* namespaces hold sockets, IPC objects and other processes */
+    FILTER_BARE = 1, /* no namespaces: no sockets, no IPC objects, no other process */
 } FilterKind;
 
 /* An array of struct sock_filter for the native architecture, default ENOSYS, foreign

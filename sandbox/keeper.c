@@ -20,8 +20,10 @@
 #include "sandbox/layer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -84,6 +86,24 @@ static int enter(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *failed
     return 0;
 }
 
+/* Where the box's programs find the proxy. The proxy is a process of the host's network that is
+ * given this socket; nothing else crosses. */
+static int send_listener(const Keeper *keeper, Fail *failed)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET,
+                             .sin_port = htons(SPEC_PROXY_PORT),
+                             .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    SpecReply reply = keeper_reply_of(SPEC_REPLY_LISTENER);
+    if (!(keeper->open.flags & SPEC_OPEN_NET_PROXY))
+        return 0;
+    int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (sock < 0 || bind(sock, (struct sockaddr *)&at, sizeof at) < 0 || listen(sock, 128) < 0)
+        return fail(failed, "listen for the proxy", NULL);
+    keeper_reply(keeper->sock, &reply, &sock, 1);
+    close(sock);
+    return 0;
+}
+
 /* Layers that every payload gets or does not start. */
 static uint32_t payload_layers(const Keeper *keeper)
 {
@@ -132,45 +152,148 @@ static void end_inits(void)
         has_ended(inits[i], -1);
 }
 
-static int stage(Keeper *keeper, Fail *failed)
+/* An init that has its namespaces and its /proc, and waits for a spec and a tree. The first one of a
+ * box is made before the box is asked for. */
+typedef struct Early {
+    int pidfd, sock, go; /* sock: the library's end */
+} Early;
+static Early early = {-1, -1, -1};
+
+static int make_early(uint32_t flags, const Keeper *keeper, Fail *failed)
 {
-    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
-    int socks[2], pidfd = -1;
+    bool degraded = flags & SPEC_OPEN_DEGRADED;
+    int socks[2], go[2], pidfd = -1;
     struct kernel_clone_args args = {
         .flags = KERNEL_CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd, .exit_signal = SIGCHLD};
     if (!degraded)
         args.flags |=
             KERNEL_CLONE_NEWPID | KERNEL_CLONE_NEWIPC | KERNEL_CLONE_NEWNS | KERNEL_CLONE_NEWCGROUP;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0)
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0 ||
+        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, go) < 0)
         return fail(failed, "socketpair", NULL);
     pid_t pid = kernel_clone3(&args);
     if (pid == 0) {
-        close(keeper->sock);
+        if (keeper->sock >= 0)
+            close(keeper->sock);
         close(socks[0]);
-        keeper_init(keeper, socks[1]);
+        close(go[0]);
+        keeper_init(flags, keeper->masks, socks[1], go[1]);
     }
-    int r = pid < 0 ? fail(failed, "start init (clone3)", NULL) : 0;
     close(socks[1]);
-    if (r == 0) {
-        SpecReply ready = keeper_reply_of(SPEC_REPLY_READY);
-        keeper_reply(keeper->sock, &ready, pidfd, socks[0]);
-        if (degraded)
-            remember_init(pidfd);
-        else
-            close(pidfd);
+    close(go[1]);
+    early = (Early){pidfd, socks[0], go[0]};
+    return pid < 0 ? fail(failed, "start init (clone3)", NULL) : 0;
+}
+
+/* Gives the early init its spec and its own copy of the tree's mounts. */
+static int send_to_early(const Keeper *keeper, Fail *failed)
+{
+    int tree = -1;
+    if (keeper->copy_fd < 0) {
+        tree = kernel_open_tree(AT_FDCWD, keeper->tree,
+                                KERNEL_OPEN_TREE_CLONE | KERNEL_OPEN_TREE_CLOEXEC |
+                                    KERNEL_AT_RECURSIVE);
+        if (tree < 0)
+            return fail(failed, "copy the tree (open_tree)", NULL);
     }
-    close(socks[0]);
+    int fd = tree >= 0 ? tree : keeper->copy_fd;
+    int r = keeper_send(early.go, keeper->spec, keeper->spec_len, &fd, 1);
+    if (tree >= 0)
+        close(tree);
+    return r < 0 ? fail(failed, "wake init", NULL) : 0;
+}
+
+static int stage(const Keeper *keeper, Fail *failed)
+{
+    bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
+    int r = early.pidfd >= 0 ? 0 : make_early(keeper->open.flags, keeper, failed);
+    if (r == 0 && (r = send_to_early(keeper, failed)) == 0) {
+        SpecReply ready = keeper_reply_of(SPEC_REPLY_READY);
+        keeper_reply(keeper->sock, &ready, (const int[]){early.pidfd, early.sock}, 2);
+        if (degraded)
+            remember_init(early.pidfd);
+    }
+    if (early.pidfd >= 0 && (!degraded || r < 0))
+        close(early.pidfd);
+    close(early.sock);
+    close(early.go);
+    early = (Early){-1, -1, -1};
     return r;
 }
 
-/* What commands get from now on; those that run keep theirs. */
-static int renew_network(Keeper *keeper, Fail *failed)
+/* A network namespace for later commands, made by entering it and coming back. */
+static int make_network(Fail *failed)
 {
-    if (keeper->open.flags & SPEC_OPEN_NET_HOST)
-        return 0;
-    if (unshare((int)KERNEL_CLONE_NEWNET) < 0 || loopback_up() < 0)
-        return fail(failed, "make a network namespace", NULL);
-    return 0;
+    int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), made = -1;
+    if (here < 0 || unshare((int)KERNEL_CLONE_NEWNET) < 0)
+        fail(failed, "make a network namespace", NULL);
+    else if (loopback_up() < 0 || (made = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC)) < 0)
+        fail(failed, "bring the loopback interface up", NULL);
+    if (here >= 0) {
+        if (setns(here, (int)KERNEL_CLONE_NEWNET) < 0)
+            _exit(1);
+        close(here);
+    }
+    return made;
+}
+
+/* What the next reset needs, made ahead: a tree, a network namespace, an early init in it. */
+static struct {
+    Early early;
+    int net;
+} next = {.early = {-1, -1, -1}, .net = -1};
+
+static void early_drop(Early *dropped)
+{
+    const int fds[] = {dropped->pidfd, dropped->sock, dropped->go};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    *dropped = (Early){-1, -1, -1};
+}
+
+static int enter_network(int net, Fail *failed)
+{
+    return setns(net, (int)KERNEL_CLONE_NEWNET) < 0
+               ? fail(failed, "enter a network namespace", NULL)
+               : 0;
+}
+
+static void make_next(Keeper *keeper, const SpecTree *spec)
+{
+    Fail ignored = {0};
+    if (spec->n_gens > 0 || (keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
+        return;
+    int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    next.net = make_network(&ignored);
+    if (here >= 0 && next.net >= 0 && enter_network(next.net, &ignored) == 0) {
+        if (make_early(keeper->open.flags, keeper, &ignored) == 0)
+            next.early = early;
+        else
+            early_drop(&early);
+        early = (Early){-1, -1, -1};
+        if (enter_network(here, &ignored) < 0)
+            _exit(1);
+        keeper_tree_make_spare(keeper, spec);
+    }
+    if (here >= 0)
+        close(here);
+}
+
+/* What commands get from now on; those that run keep theirs. */
+static int renew_network(const Keeper *keeper, Fail *failed)
+{
+    if (keeper->open.flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY))
+        return 0; /* the proxy listens in the one there is */
+    if (next.net < 0 && (next.net = make_network(failed)) < 0)
+        return -1;
+    int r = enter_network(next.net, failed);
+    close(next.net);
+    next.net = -1;
+    early_drop(&early);
+    early = next.early;
+    next.early = (Early){-1, -1, -1};
+    return r;
 }
 
 static void send_tree(const Keeper *keeper, SpecReplyKind kind, const KeeperTree *tree)
@@ -178,10 +301,7 @@ static void send_tree(const Keeper *keeper, SpecReplyKind kind, const KeeperTree
     SpecReply reply = keeper_reply_of(kind);
     reply.layers = keeper->layers | payload_layers(keeper);
     reply.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
-    reply.shareable = tree->shareable;
-    keeper_reply(keeper->sock, &reply, tree->root_fd, tree->gen_fd);
-    if (tree->gen_fd >= 0)
-        close(tree->gen_fd);
+    keeper_reply(keeper->sock, &reply, tree->fds, SPEC_TREE_FDS);
 }
 
 static int serve_order(Keeper *keeper, const Request *request, Fail *failed)
@@ -192,6 +312,7 @@ static int serve_order(Keeper *keeper, const Request *request, Fail *failed)
     return stage(keeper, failed);
 }
 
+/* The next command will want an init at once. A box that is reset once will be again. */
 static int serve_tree(Keeper *keeper, const Request *request, Fail *failed)
 {
     SpecTree spec;
@@ -199,11 +320,18 @@ static int serve_tree(Keeper *keeper, const Request *request, Fail *failed)
     if (!spec_get_tree(request->bytes, request->len, &spec) ||
         (uint32_t)request->n_fds != spec.n_gens || (keeper->open.flags & SPEC_OPEN_DEGRADED))
         return 1;
-    if (keeper_tree_rebuild(keeper, request->fds, &spec, &tree, failed) < 0)
+    if (!keeper_tree_use_spare(keeper, &spec, &tree) &&
+        keeper_tree_rebuild(keeper, request->fds, &spec, &tree, failed) < 0)
         return -1;
     send_tree(keeper, SPEC_REPLY_TREE, &tree);
+    bool reset = spec.flags & SPEC_TREE_NEW_NET;
+    if (reset && renew_network(keeper, failed) < 0)
+        return -1;
+    int r = stage(keeper, failed);
     keeper_tree_tidy();
-    return spec.flags & SPEC_TREE_NEW_NET ? renew_network(keeper, failed) : 0;
+    if (r == 0 && reset)
+        make_next(keeper, &spec);
+    return r;
 }
 
 static int serve_copy(Keeper *keeper, const Request *request, Fail *failed)
@@ -216,7 +344,7 @@ static int serve_copy(Keeper *keeper, const Request *request, Fail *failed)
     if (keeper_tree_copy(keeper, request->fds, n_gens, &fd, failed) < 0)
         return -1;
     SpecReply reply = keeper_reply_of(SPEC_REPLY_COPIED);
-    keeper_reply(keeper->sock, &reply, fd, -1);
+    keeper_reply(keeper->sock, &reply, &fd, 1);
     close(fd);
     return 0;
 }
@@ -267,17 +395,20 @@ static int prepare(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *fail
     signal(SIGCHLD, SIG_IGN); /* inits are reaped by the kernel; the library watches pidfds */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setsid();
+    keeper_write_text("/proc/self/oom_score_adj", "500"); /* after commands, before the starter */
     if (flags & SPEC_OPEN_DEGRADED)
         return 0;
     if (enter(keeper, flags, maps_ready_fd, failed) < 0 || keeper_lock_capabilities(failed) < 0)
         return -1;
-    return flags & SPEC_OPEN_MOUNT_FDS ? keeper_tree_base(keeper, flags, failed) : 0;
+    if (!(flags & SPEC_OPEN_MOUNT_FDS))
+        return 0;
+    return keeper_tree_base(keeper, flags, failed) < 0 ? -1 : make_early(flags, keeper, failed);
 }
 
 static int build(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed)
 {
     const SpecOpen *open = &keeper->open;
-    *ret = (KeeperTree){-1, -1, false};
+    *ret = (KeeperTree){{-1, -1, -1}};
     if (open->flags & SPEC_OPEN_DEGRADED) {
         keeper->copy_fd = fds[0];
     } else {
@@ -298,7 +429,7 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
     KeeperTree tree;
     Fail failed = {0};
     keeper.masks = masks;
-    keeper.copy_fd = -1;
+    keeper.copy_fd = keeper.sock = -1;
     int r = prepare(&keeper, flags, maps_ready_fd, &failed);
     if (keeper_receive(spec_sock, buffer, &request) < 0 ||
         !spec_get_open(request.bytes, request.len, &keeper.open) ||
@@ -306,12 +437,16 @@ void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMa
         _exit(1); /* the starter is gone, or dropped us */
     close(spec_sock);
     keeper.sock = request.fds[0];
+    keeper.spec = request.bytes;
+    keeper.spec_len = request.len;
     const int *fds = request.fds + 1 + ((keeper.open.flags & SPEC_OPEN_CGROUP) != 0);
-    if (r < 0 || build(&keeper, fds, &tree, &failed) < 0) {
+    if (r < 0 || build(&keeper, fds, &tree, &failed) < 0 || send_listener(&keeper, &failed) < 0) {
         keeper_reply_failed(keeper.sock, &failed);
         _exit(1);
     }
     send_tree(&keeper, SPEC_REPLY_OPENED, &tree);
+    if (stage(&keeper, &failed) < 0)
+        keeper_reply_failed(keeper.sock, &failed);
     for (int i = 1; i < request.n_fds; i++)
         if (request.fds[i] != keeper.copy_fd)
             close(request.fds[i]);

@@ -42,6 +42,8 @@ void keeper_choose_masks(ProcMasks *masks);
 typedef struct Keeper {
     int sock;
     SpecOpen open;
+    const void *spec; /* as it came */
+    size_t spec_len;
     uint32_t layers; /* BoxLayer bits that are on */
     char tree[16];   /* the current tree, below the workshop */
     int copy_fd;     /* the directory with "work", "tmp", "home"; only in degraded mode, else -1 */
@@ -61,19 +63,22 @@ uint32_t keeper_dir_fds(const SpecOpen *open);
 void keeper_serve(int spec_sock, uint32_t flags, int maps_ready_fd, const ProcMasks *masks)
     __attribute__((noreturn));
 
-/* What the library gets of a tree; borrowed from it. gen_fd is -1 when uppers were given. */
+/* What the library gets of a tree; borrowed from it. */
 typedef struct KeeperTree {
-    int root_fd, gen_fd;
-    bool shareable;
+    int fds[SPEC_TREE_FDS];
 } KeeperTree;
 
 /* The workshop; in it the first tree; another tree over other generations, after which `tidy` takes
- * the one before down; the merge of generations. 0, or -1 with the reason. */
+ * the one before down; the merge of generations (none: a copy of the written one). 0, or -1 with the
+ * reason. */
 int keeper_tree_base(Keeper *keeper, uint32_t flags, Fail *failed);
 int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed);
 int keeper_tree_rebuild(Keeper *keeper, const int *gen_fds, const SpecTree *spec, KeeperTree *ret,
                         Fail *failed);
 void keeper_tree_tidy(void);
+/* A tree of no generations made before it is asked for; taking it, when it is what is asked for. */
+void keeper_tree_make_spare(Keeper *keeper, const SpecTree *spec);
+bool keeper_tree_use_spare(Keeper *keeper, const SpecTree *spec, KeeperTree *ret);
 int keeper_tree_copy(Keeper *keeper, const int *gen_fds, uint32_t n_gens, int *ret_fd,
                      Fail *failed);
 
@@ -91,8 +96,10 @@ int keeper_skeleton_box(const SpecOpen *open, Fail *failed);
  * the first always, the others where the host's network is used, that is, for builds. */
 extern const char *const keeper_etc_dirs[];
 
-/* PID 1: moves into the tree, gets a payload ready, then serves `sock`. Never returns. */
-void keeper_init(const Keeper *keeper, int sock) __attribute__((noreturn));
+/* PID 1: waits on `go` for the spec and the tree (in degraded mode the copy), gets a payload ready,
+ * then serves `sock`. Never returns. */
+void keeper_init(uint32_t flags, const ProcMasks *masks, int sock, int go)
+    __attribute__((noreturn));
 
 /* Writes the request's files; a failure here is the tree's state, which a command may have caused.
  * In the degraded mode below the copy (keeper_files.c). */
@@ -133,11 +140,11 @@ void keeper_procs_thaw(const Keeper *keeper);
 /* A file written by a small helper: whole text to PATH. -1 with errno. */
 int keeper_write_text(const char *path, const char *text);
 
-/* Sends bytes and descriptors; a reply of that kind with up to two descriptors (-1: none); the
- * reply that says why something failed. */
+/* Sends bytes and descriptors; a reply of that kind; it with descriptors (-1: absent), at most
+ * SPEC_FDS_OF_REPLY; the reply that says why something failed. */
 int keeper_send(int sock, const void *bytes, size_t len, const int *fds, int n_fds);
 SpecReply keeper_reply_of(SpecReplyKind kind);
-int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b);
+int keeper_reply(int sock, const SpecReply *reply, const int *fds, int n_fds);
 void keeper_reply_failed(int sock, const Fail *failed);
 
 /* One received request: its bytes and the descriptors that came with it. */

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
@@ -96,12 +97,12 @@ static int copy_data(int from, int to, off_t size)
     if (ftruncate(to, size) < 0)
         return -1;
     while (at < size && (at = lseek(from, at, SEEK_DATA)) >= 0) {
-        off_t end = lseek(from, at, SEEK_HOLE), out = at;
-        while (at < end) {
-            ssize_t n = copy_file_range(from, &at, to, &out, (size_t)(end - at), 0);
-            if (n <= 0)
+        off_t end = lseek(from, at, SEEK_HOLE);
+        if (lseek(to, at, SEEK_SET) < 0)
+            return -1;
+        while (at < end)
+            if (sendfile(to, from, &at, (size_t)(end - at)) <= 0)
                 return -1;
-        }
     }
     return at < 0 && errno != ENXIO ? -1 : 0; /* ENXIO: a hole up to the end */
 }

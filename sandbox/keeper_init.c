@@ -43,6 +43,7 @@ typedef struct Init {
     pid_t payload;
     int payload_sock, error_fd; /* hands it the request; tells why it did not start */
     bool keeps;                 /* serves more than one command */
+    bool is_alone;              /* has no children */
     SpecReply report;
 } Init;
 
@@ -50,13 +51,13 @@ typedef struct Init {
  * the host's uid 0 may open is out of reach already, since it is never in a box. */
 void keeper_choose_masks(ProcMasks *masks)
 {
-    static const char *const covers[] = {"sys", "sysrq-trigger", "irq", "bus", "fs"};
+    static const char *const covers[] = {"sys", "sysrq-trigger"};
     static const char *const names[] = {
-        "acpi",       "asound",      "buddyinfo",     "config.gz", "interrupts", "iomem",
-        "ioports",    "kallsyms",    "kcore",         "key-users", "keys",       "kmsg",
-        "kpagecount", "kpageflags",  "latency_stats", "modules",   "mtrr",       "pagetypeinfo",
-        "pressure",   "sched_debug", "schedstat",     "scsi",      "slabinfo",   "softirqs",
-        "timer_list", "vmallocinfo", "zoneinfo"};
+        "acpi",       "asound",   "buddyinfo",    "bus",        "config.gz",   "fs",
+        "interrupts", "iomem",    "ioports",      "irq",        "kallsyms",    "kcore",
+        "key-users",  "keys",     "kmsg",         "kpagecount", "kpageflags",  "latency_stats",
+        "modules",    "mtrr",     "pagetypeinfo", "pressure",   "sched_debug", "schedstat",
+        "scsi",       "slabinfo", "softirqs",     "timer_list", "vmallocinfo", "zoneinfo"};
     char path[64];
     struct stat st;
     for (size_t i = 0; i < sizeof covers / sizeof *covers; i++) {
@@ -73,20 +74,13 @@ void keeper_choose_masks(ProcMasks *masks)
     }
 }
 
-/* The fresh /proc of this pid namespace, read-only where it configures the host, blind where it
- * tells about it. The masks' sources are our own: a device node of a read-only /dev, an empty
- * read-only tmpfs at the tree's /sys. We stand in the tree. */
+/* The fresh /proc of this pid namespace, at "p" of the workshop, read-only where it configures the
+ * host, blind where it tells about it. The masks' sources are our own: a device node of a read-only
+ * /dev, an empty read-only tmpfs. */
 static int mount_proc(const ProcMasks *masks, Fail *failed)
 {
-    char to[64];
-    int at = kernel_openat2(AT_FDCWD, "proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
-                            KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS);
-    snprintf(to, sizeof to, "/proc/self/fd/%d", at);
-    if (at < 0 || mount("proc", to, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+    if (mount("proc", "p", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0 || chdir("p") < 0)
         return fail(failed, "mount /proc", NULL);
-    close(at);
-    if (chdir("proc") < 0)
-        return fail(failed, "enter /proc", NULL);
     for (int i = 0; i < masks->n_covered; i++) {
         const char *name = masks->covered[i];
         if (mount(name, name, NULL, MS_BIND, NULL) < 0 ||
@@ -95,20 +89,29 @@ static int mount_proc(const ProcMasks *masks, Fail *failed)
             return fail(failed, "cover", name);
     }
     for (int i = 0; i < masks->n_hidden; i++)
-        if (mount(masks->is_dir[i] ? "../sys" : "/dev/null", masks->hidden[i], NULL, MS_BIND,
-                  NULL) < 0)
+        if (mount(masks->is_dir[i] ? "/sys" : "/dev/null", masks->hidden[i], NULL, MS_BIND, NULL) <
+            0)
             return fail(failed, "mask", masks->hidden[i]);
-    return 0;
+    return chdir("/") < 0 ? fail(failed, "leave /proc", NULL) : 0;
 }
 
-/* From the workshop into the tree: what is outside has no path any more. */
-static int move_in(const Keeper *keeper, Fail *failed)
+/* From the workshop into the tree, /proc with us: what is outside has no path any more. */
+static int move_in(int tree_fd, Fail *failed)
 {
-    if (chdir(keeper->tree) < 0)
+    char to[64];
+    int in = open("in", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (in < 0 || kernel_move_mount(tree_fd, in) < 0)
+        return fail(failed, "attach the tree (move_mount)", NULL);
+    close(in);
+    if (chdir("in") < 0)
         return fail(failed, "enter the tree", NULL);
-    if (mount_proc(keeper->masks, failed) < 0)
-        return -1;
-    if (chdir("..") < 0 || syscall(SYS_pivot_root, ".", ".") < 0)
+    int at = kernel_openat2(AT_FDCWD, "proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+                            KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS);
+    snprintf(to, sizeof to, "/proc/self/fd/%d", at);
+    if (at < 0 || mount("/p", to, NULL, MS_MOVE, NULL) < 0)
+        return fail(failed, "move /proc", NULL);
+    close(at);
+    if (syscall(SYS_pivot_root, ".", ".") < 0)
         return fail(failed, "pivot_root", NULL);
     if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         return fail(failed, "leave the workshop", NULL);
@@ -248,7 +251,7 @@ static int give_terminal(const Init *init, const SpecExec *exec, Request *reques
     if (master < 0)
         return fail(failed, "make a terminal", NULL);
     SpecReply reply = keeper_reply_of(SPEC_REPLY_TERMINAL);
-    int r = keeper_reply(init->sock, &reply, master, -1);
+    int r = keeper_reply(init->sock, &reply, &master, 1);
     close(master);
     request->fds[request->n_fds++] = slave;
     return r < 0 ? fail(failed, "send the terminal", NULL) : 0;
@@ -289,16 +292,19 @@ static int start(Init *init, const SpecExec *exec, Request *request, Fail *faile
     return let_go(init, request, failed);
 }
 
-/* Reaps what has ended; true once the main process is among it. */
+/* Reaps what has ended; true once the main process is among it. Orphans become our children: when
+ * there are none, nothing lives here but us. */
 static bool reap(Init *init)
 {
     int status;
     bool ended = false;
-    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
         if (pid == init->payload) {
             init->report.wait_status = status;
             ended = true;
         }
+    init->is_alone = pid < 0;
     return ended;
 }
 
@@ -309,7 +315,7 @@ static void obey(Init *init, SpecOrder order)
         keeper_procs_kill_session(init->keeper, init->payload);
     if (order == SPEC_ORDER_FREEZE) {
         keeper_procs_freeze(init->keeper);
-        keeper_reply(init->sock, &frozen, -1, -1);
+        keeper_reply(init->sock, &frozen, NULL, 0);
     }
     if (order == SPEC_ORDER_THAW)
         keeper_procs_thaw(init->keeper);
@@ -362,7 +368,7 @@ static void send_report(Init *init)
             report->peak_bytes = (uint64_t)usage.ru_maxrss * 1024;
     }
     report->has_status = 1;
-    keeper_reply(init->sock, report, -1, -1);
+    keeper_reply(init->sock, report, NULL, 0);
 }
 
 /* After the main process: why it did not start, what it left. */
@@ -373,7 +379,7 @@ static void conclude(Init *init)
         report_failure(init, &failed);
     close(init->error_fd);
     init->payload = 0;
-    init->report.leftover = keeper_procs_count(init->keeper);
+    init->report.leftover = init->is_alone ? 0 : keeper_procs_count(init->keeper);
     if (!init->keeps && (init->keeper->open.flags & KEEPER_INIT_WATCHES)) {
         keeper_procs_kill(init->keeper);
         while (waitpid(-1, NULL, 0) > 0)
@@ -429,29 +435,56 @@ static void serve(Init *init)
         leave(init);
 }
 
-/* Everything up to the request; a failure is the answer to it. */
-static int get_ready(Init *init, Fail *failed)
+/* What can be done before the spec is known. */
+static int prepare(Init *init, uint32_t flags, const ProcMasks *masks, Fail *failed)
 {
-    bool degraded = init->keeper->open.flags & SPEC_OPEN_DEGRADED;
+    bool degraded = flags & SPEC_OPEN_DEGRADED;
+    prctl(PR_SET_PDEATHSIG, degraded ? SIGTERM : SIGKILL);
     if (degraded)
         prctl(PR_SET_CHILD_SUBREAPER, 1);
-    prctl(PR_SET_DUMPABLE, 1);
-    if (!degraded && move_in(init->keeper, failed) < 0)
+    prctl(PR_SET_DUMPABLE, 1); /* for our own /proc files */
+    init->signals = watch_signals(failed);
+    if (init->signals < 0)
         return -1;
-    if (take_own_id(init->keeper, failed) < 0)
+    return degraded ? 0 : mount_proc(masks, failed);
+}
+
+/* The spec, with the tree or the copy. */
+static int take_spec(Keeper *keeper, int go)
+{
+    static uint8_t buffer[SPEC_INLINE_MAX]; /* the spec's strings lie here for good */
+    Request request;
+    if (keeper_receive(go, buffer, &request) < 0)
+        _exit(0); /* the keeper is gone, or needs no init */
+    if (!spec_get_open(request.bytes, request.len, &keeper->open) || request.n_fds != 1)
+        _exit(1);
+    close(go);
+    return request.fds[0];
+}
+
+static int get_ready(Init *init, Keeper *keeper, int fd, Fail *failed)
+{
+    if (keeper->open.flags & SPEC_OPEN_DEGRADED)
+        keeper->copy_fd = fd;
+    else if (move_in(fd, failed) < 0)
+        return -1;
+    else
+        close(fd);
+    if (take_own_id(keeper, failed) < 0)
         return -1;
     return fork_payload(init, failed);
 }
 
-void keeper_init(const Keeper *keeper, int sock)
+void keeper_init(uint32_t flags, const ProcMasks *masks, int sock, int go)
 {
+    static Keeper keeper = {.copy_fd = -1, .sock = -1};
     static Init init;
     Fail failed = {0};
-    init = (Init){.keeper = keeper, .sock = sock};
-    prctl(PR_SET_PDEATHSIG, keeper->open.flags & SPEC_OPEN_DEGRADED ? SIGTERM : SIGKILL);
-    init.signals = watch_signals(&failed);
-    if (init.signals < 0 || get_ready(&init, &failed) < 0) {
-        keeper_reply_failed(sock, &failed);
+    init = (Init){.keeper = &keeper, .sock = sock};
+    int r = prepare(&init, flags, masks, &failed);
+    int fd = take_spec(&keeper, go);
+    if (r < 0 || get_ready(&init, &keeper, fd, &failed) < 0) {
+        keeper_reply_failed(sock, &failed); /* the answer to whatever is asked */
         _exit(1);
     }
     for (;;) {

@@ -75,8 +75,15 @@ typedef struct Spare {
 } Spare;
 
 #define SPARE_FLAGS                                                                                \
-    (SPEC_OPEN_NET_HOST | SPEC_OPEN_SETGROUPS | SPEC_OPEN_DEGRADED | SPEC_OPEN_CGROUP |            \
-     SPEC_OPEN_MOUNT_FDS | SPEC_OPEN_HOST_ROOT)
+    (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY | SPEC_OPEN_SETGROUPS | SPEC_OPEN_DEGRADED |         \
+     SPEC_OPEN_CGROUP | SPEC_OPEN_MOUNT_FDS | SPEC_OPEN_HOST_ROOT)
+
+/* The last box: the next one of this slot will be like it. */
+static struct {
+    SpecOpen open; /* without its strings */
+    int cgroup;
+    unsigned n;
+} last = {.cgroup = -1};
 
 static Spare spare;
 
@@ -103,15 +110,15 @@ static bool spare_fits(const SpecOpen *open)
 
 /* The child gives up the request's descriptors: its own come with the request itself. A spare that
  * kept them would hold the socket of another box open, and nobody would see that keeper die. */
-static int clone_keeper(const SpecOpen *open, const Request *request, const int socks[2],
-                        const int ready[2])
+static int clone_keeper(const SpecOpen *open, int cgroup, const Request *request,
+                        const int socks[2], const int ready[2])
 {
     struct kernel_clone_args args = {.flags = open_flags(open),
                                      .pidfd = (uint64_t)(uintptr_t)&spare.pidfd,
                                      .exit_signal = SIGCHLD};
     if (open->flags & SPEC_OPEN_CGROUP) {
         args.flags |= KERNEL_CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)request->fds[1];
+        args.cgroup = (uint64_t)cgroup;
     }
     pid_t pid = kernel_clone3(&args);
     if (pid == 0) {
@@ -120,19 +127,21 @@ static int clone_keeper(const SpecOpen *open, const Request *request, const int 
         close(ready[1]);
         for (size_t i = 0; i < (size_t)request->n_fds; i++)
             close(request->fds[i]);
+        if (last.cgroup >= 0)
+            close(last.cgroup);
         keeper_serve(socks[1], open->flags & SPARE_FLAGS, ready[0], &proc_masks);
     }
     return pid;
 }
 
 /* Makes the spare: a keeper for specs like this one. */
-static int spare_make(const SpecOpen *open, const Request *request, Fail *failed)
+static int spare_make(const SpecOpen *open, int cgroup, const Request *request, Fail *failed)
 {
     int ready[2], socks[2];
     if (pipe2(ready, O_CLOEXEC) < 0 ||
         socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0)
         return fail(failed, "make the keeper's sockets", NULL);
-    pid_t pid = clone_keeper(open, request, socks, ready);
+    pid_t pid = clone_keeper(open, cgroup, request, socks, ready);
     int r = pid < 0 ? fail(failed, "make namespaces (clone3)", NULL) : 0;
     close(ready[0]);
     close(socks[1]);
@@ -161,35 +170,48 @@ static int hand_over(const Request *request)
     return keeper_send(spare.sock, request->bytes, request->len, request->fds, request->n_fds);
 }
 
-/* Hands the request on to the spare, which becomes the box's keeper. The next spare is made once
- * the caller has its answer, so that its namespaces cost no waiting; only when more boxes are
- * likely, and only where directories come as mounts (a spare's mount table is a copy of an earlier
- * one, in which a plain directory might be missing). */
+static void remember(const SpecOpen *open, const Request *request)
+{
+    if (last.cgroup >= 0)
+        close(last.cgroup);
+    last.open = *open;
+    last.cgroup = open->flags & SPEC_OPEN_CGROUP ? dup(request->fds[1]) : -1;
+    last.n++;
+}
+
+/* Hands the request on to the spare, which becomes the box's keeper. */
 static int start_keeper(int sock, const SpecOpen *open, const Request *request, Fail *failed)
 {
-    static unsigned n_opened;
+    int cgroup = open->flags & SPEC_OPEN_CGROUP ? request->fds[1] : -1;
     if (!spare_fits(open)) {
         spare_drop();
-        if (spare_make(open, request, failed) < 0)
+        if (spare_make(open, cgroup, request, failed) < 0)
             return -1;
     }
     if (hand_over(request) < 0) { /* the spare had died: once more, with a new one */
         spare_drop();
-        if (spare_make(open, request, failed) < 0)
+        if (spare_make(open, cgroup, request, failed) < 0)
             return -1;
         if (hand_over(request) < 0)
             return fail(failed, "hand the spec to the keeper", NULL);
     }
     SpecReply reply = keeper_reply_of(SPEC_REPLY_KEEPER);
-    keeper_reply(sock, &reply, spare.pidfd, -1);
+    keeper_reply(sock, &reply, &spare.pidfd, 1);
     close(spare.pidfd);
     close(spare.sock);
     spare.pid = 0;
-
-    Fail ignored = {0}; /* the next open tries again, and says why it fails */
-    if (++n_opened > 1 && (open->flags & SPEC_OPEN_MOUNT_FDS))
-        spare_make(open, request, &ignored);
+    remember(open, request);
     return 0;
+}
+
+/* The library has closed a box: time to make the next spare, so that its namespaces cost no waiting.
+ * Only when more boxes are likely, and only where directories come as mounts (a spare's mount table
+ * is a copy of an earlier one, in which a plain directory might be missing). */
+static void stage_spare(const Request *request)
+{
+    Fail ignored = {0}; /* the next open tries again, and says why it fails */
+    if (spare.pid == 0 && last.n > 1 && (last.open.flags & SPEC_OPEN_MOUNT_FDS))
+        spare_make(&last.open, last.cgroup, request, &ignored);
 }
 
 /* A user namespace that exists only to carry a map for MOUNT_ATTR_IDMAP. */
@@ -215,7 +237,7 @@ static int make_idmap(int sock, const SpecMap *uids, const SpecMap *gids, Fail *
 
     if (r == 0) {
         SpecReply reply = keeper_reply_of(SPEC_REPLY_IDMAP);
-        keeper_reply(sock, &reply, fd, -1);
+        keeper_reply(sock, &reply, &fd, 1);
     }
     if (fd >= 0)
         close(fd);
@@ -228,7 +250,10 @@ static void serve_one(int sock, const Request *request)
     SpecMap uids, gids;
     static SpecOpen open;
 
-    if (spec_get_idmap(request->bytes, request->len, &uids, &gids)) {
+    SpecOrder order;
+    if (spec_get_order(request->bytes, request->len, &order)) {
+        stage_spare(request);
+    } else if (spec_get_idmap(request->bytes, request->len, &uids, &gids)) {
         if (make_idmap(sock, &uids, &gids, &failed) < 0)
             keeper_reply_failed(sock, &failed);
     } else if (!request->is_mapped && spec_get_open(request->bytes, request->len, &open) &&

@@ -23,6 +23,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,6 +93,31 @@ static int limits(const SpecLimits *limits, Fail *failed)
             return fail(failed, "setrlimit", NULL);
     }
     return 0;
+}
+
+/* Some of the CPUs that we may use, counted round from a first one, so that boxes spread. */
+static int pin(const SpecLimits *limits, Fail *failed)
+{
+    cpu_set_t given, want;
+    uint64_t skip, left = limits->cpus;
+    CPU_ZERO(&want);
+    if (left == 0)
+        return 0;
+    if (sched_getaffinity(0, sizeof given, &given) < 0)
+        return fail(failed, "ask for CPUs", NULL);
+    skip = limits->cpu_first % (uint64_t)CPU_COUNT(&given);
+    for (int i = 0; i < 2 * CPU_SETSIZE && left > 0; i++) {
+        int cpu = i % CPU_SETSIZE;
+        if (!CPU_ISSET(cpu, &given))
+            continue;
+        if (skip > 0) {
+            skip--;
+            continue;
+        }
+        CPU_SET(cpu, &want);
+        left--;
+    }
+    return sched_setaffinity(0, sizeof want, &want) < 0 ? fail(failed, "choose CPUs", NULL) : 0;
 }
 
 int keeper_lock_capabilities(Fail *failed)
@@ -308,7 +334,8 @@ static int give_up(const Keeper *keeper, Fail *failed)
 {
     if (setsid() < 0)
         return fail(failed, "setsid", NULL);
-    if (limits(&keeper->open.limits, failed) < 0 || no_capabilities_left(&keeper->open, failed) < 0)
+    if (limits(&keeper->open.limits, failed) < 0 || pin(&keeper->open.limits, failed) < 0 ||
+        no_capabilities_left(&keeper->open, failed) < 0)
         return -1;
     if (landlock(keeper, failed) < 0)
         return -1;

@@ -9,7 +9,8 @@
  *   skel   generated files and mount points   proc     the keeper's own
  *   dev    device nodes, shared by all trees  etc/     the host's /etc directories for host mode
  *   g/N    generations: a tmpfs that keeps what is written: root/{upper,work}, work/{upper,work}
- *   t/N    merged trees; the newest is the box's root: every init moves into it (keeper_init.c)
+ *   t/N    merged trees; the newest is the box's root
+ *   p, in  where an init, in its own copy of all this, has its /proc and then its tree
  *
  * A rebuilt tree is made beside the old one, which is taken down after the caller has its answer.
  *
@@ -56,13 +57,21 @@ static struct {
 typedef struct Tree {
     Keeper *keeper;
     SpecTree spec;
-    Name name; /* "t/N" */
-    Name gen;  /* the written generation, or empty */
+    Name name;  /* "t/N" */
+    Name gen;   /* the written generation, or empty */
+    Name below; /* the one that was written before, when it has just been frozen, or empty */
     Name gens[SPEC_GENS_MAX];
     uint32_t n_gens;
     int root_fd; /* the merged root, once it is mounted */
+    int frozen; /* of the written generation: the detached original, -1 where it cannot be cloned */
+    int gen_fd; /* the same as it is attached */
     Fail *failed;
 } Tree;
+
+#define TREE_NONE                                                                                  \
+    {                                                                                              \
+        .root_fd = -1, .frozen = -1, .gen_fd = -1                                                  \
+    }
 
 /* The descriptor of FD as a path that mount(2) accepts. */
 static const char *fd_path(int fd, char *buffer, size_t size)
@@ -182,7 +191,7 @@ static int bind_device(int dev_fd, const char *name, Fail *failed)
 }
 
 /* The device directory that every tree shows; made before the host is out of reach. */
-static int make_dev(Fail *failed)
+static int make_dev(uint32_t flags, Fail *failed)
 {
     static const char *const nodes[] = {"null", "zero", "full", "random", "urandom", "tty"};
     static const char *const links[][2] = {{"/proc/self/fd", "fd"},
@@ -204,22 +213,14 @@ static int make_dev(Fail *failed)
     if (mkdirat(dev, "pts", 0755) < 0 || mkdirat(dev, "shm", 01777) < 0)
         return fail(failed, "make directories in /dev", NULL);
     close(dev);
+    /* devpts needs an id 0: a single-id box of another uid has no terminals. */
+    if (mount("devpts", "dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+              "newinstance,ptmxmode=0666,mode=620") < 0 &&
+        (flags & SPEC_OPEN_SETGROUPS))
+        return fail(failed, "mount /dev/pts", NULL);
     if (mount(NULL, "dev", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) <
         0)
         return fail(failed, "make /dev read-only", NULL);
-    return 0;
-}
-
-static int mount_dev(Tree *tree)
-{
-    const SpecOpen *spec = &tree->keeper->open;
-    /* devpts needs an id 0: a single-id box of another uid has no terminals. */
-    bool has_root = spec->flags & SPEC_OPEN_SETGROUPS || spec->uid == 0;
-    if (mount_inside(tree, "/dev", "dev", MS_BIND | MS_REC, NULL) < 0)
-        return -1;
-    if (has_root && mount_inside(tree, "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
-                                 "newinstance,ptmxmode=0666,mode=620") < 0)
-        return -1;
     return 0;
 }
 
@@ -241,10 +242,9 @@ static int new_tmpfs(uint64_t bytes_max, uint64_t inodes_max)
     return fd;
 }
 
-/* A fresh generation, attached at g/N. The library gets the original, so that it can look inside
- * and hand it to other boxes; where detached mounts cannot be cloned (before Linux 6.15) we attach
- * the original, and only looking inside is left. */
-static int make_generation(Tree *tree, KeeperTree *ret)
+/* A fresh generation, attached at g/N. We keep the original, for when it is frozen and handed to
+ * other boxes; where detached mounts cannot be cloned (before Linux 6.15) there is none. */
+static int make_generation(Tree *tree)
 {
     static const struct {
         const char *name;
@@ -254,22 +254,27 @@ static int make_generation(Tree *tree, KeeperTree *ret)
     const SpecOpen *spec = &tree->keeper->open;
     if (new_dir(tree->gen, "g", &fixed.next_gen, tree->failed) < 0)
         return -1;
-    ret->gen_fd = new_tmpfs(tree->spec.disk_bytes, tree->spec.inodes);
-    if (ret->gen_fd < 0)
+    int made = new_tmpfs(tree->spec.disk_bytes, tree->spec.inodes);
+    if (made < 0)
         return fail(tree->failed, "make the tmpfs of a generation", NULL);
+    tree->frozen = kernel_open_tree(
+        made, "", KERNEL_OPEN_TREE_CLONE | KERNEL_OPEN_TREE_CLOEXEC | KERNEL_AT_EMPTY_PATH);
+    int r = mount_detached(tree->frozen >= 0 ? tree->frozen : made, tree->gen);
+    if (tree->frozen >= 0) {
+        close(tree->frozen);
+        tree->frozen = made;
+    } else {
+        close(made);
+    }
+    tree->gen_fd = r < 0 ? -1 : open(tree->gen, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (tree->gen_fd < 0)
+        return fail(tree->failed, "attach a generation", NULL);
     for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
-        if (mkdirat(ret->gen_fd, dirs[i].name, dirs[i].mode) < 0)
+        if (mkdirat(tree->gen_fd, dirs[i].name, dirs[i].mode) < 0)
             return fail(tree->failed, "make", dirs[i].name);
-    if (fchownat(ret->gen_fd, "work/upper", spec->uid, spec->gid, 0) < 0)
+    if (fchownat(tree->gen_fd, "work/upper", spec->uid, spec->gid, 0) < 0)
         return fail(tree->failed, "give the workspace to the box's user", NULL);
-
-    int clone = kernel_open_tree(
-        ret->gen_fd, "", KERNEL_OPEN_TREE_CLONE | KERNEL_OPEN_TREE_CLOEXEC | KERNEL_AT_EMPTY_PATH);
-    ret->shareable = clone >= 0;
-    int r = mount_detached(clone >= 0 ? clone : ret->gen_fd, tree->gen);
-    if (clone >= 0)
-        close(clone);
-    return r < 0 ? fail(tree->failed, "attach a generation", NULL) : 0;
+    return 0;
 }
 
 static int overlay(Tree *tree, const char *options, const char *at, unsigned long flags,
@@ -295,16 +300,21 @@ static void add_upper(char *options, const char *upper, const char *work)
     snprintf(options + len, OPTIONS_MAX - len, ",upperdir=%s,workdir=%s", upper, work);
 }
 
-/* Adds PART of each generation of this tree, topmost first, where it is a directory. */
-static void add_gens(const Tree *tree, char *options, const char *part)
+static void add_gen(char *options, const char *gen, const char *part)
 {
     char name[64];
     struct stat st;
-    for (uint32_t i = 0; i < tree->n_gens; i++) {
-        snprintf(name, sizeof name, "%s/%s", tree->gens[i], part);
-        if (lstat(name, &st) == 0 && S_ISDIR(st.st_mode))
-            add_lower(options, name);
-    }
+    snprintf(name, sizeof name, "%s/%s", gen, part);
+    if (gen[0] != '\0' && lstat(name, &st) == 0 && S_ISDIR(st.st_mode))
+        add_lower(options, name);
+}
+
+/* Adds PART of each generation of this tree, topmost first, where it is a directory. */
+static void add_gens(const Tree *tree, char *options, const char *part)
+{
+    add_gen(options, tree->below, part);
+    for (uint32_t i = 0; i < tree->n_gens; i++)
+        add_gen(options, tree->gens[i], part);
 }
 
 /* Mount flags of the overlays that make up the root. */
@@ -470,7 +480,7 @@ static int bind_etc_dirs(uint32_t flags, Fail *failed)
     char from[64];
     struct stat st;
     for (const char *const *dir = keeper_etc_dirs; *dir != NULL; dir++) {
-        if (dir > keeper_etc_dirs && !(flags & SPEC_OPEN_NET_HOST))
+        if (dir > keeper_etc_dirs && !(flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
             return 0; /* only builds need more than the alternatives */
         snprintf(from, sizeof from, "/etc/%s", *dir);
         if (stat(from, &st) < 0 || !S_ISDIR(st.st_mode))
@@ -483,7 +493,8 @@ static int bind_etc_dirs(uint32_t flags, Fail *failed)
 
 int keeper_tree_base(Keeper *keeper, uint32_t flags, Fail *failed)
 {
-    static const char *const dirs[] = {"e", "l", "g", "t", "skel", "dev", "etc", "proc"};
+    static const char *const dirs[] = {"e",   "l",    "g",   "t", "skel", "dev",
+                                       "etc", "proc", "sys", "p", "in"};
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return fail(failed, "make mounts private", NULL);
     if (mount("tmpfs", BASE, "tmpfs", BASE_FLAGS, "size=4m,nr_inodes=4096,mode=755") < 0 ||
@@ -494,7 +505,9 @@ int keeper_tree_base(Keeper *keeper, uint32_t flags, Fail *failed)
             return fail(failed, "make", dirs[i]);
     if (mount("proc", "proc", "proc", BASE_FLAGS | MS_NOEXEC, NULL) < 0)
         return fail(failed, "mount /proc", NULL);
-    if (make_dev(failed) < 0 || keeper_skeleton_base(flags, failed) < 0 ||
+    if (mount("tmpfs", "sys", "tmpfs", BASE_FLAGS | MS_RDONLY, "size=4k,mode=555") < 0)
+        return fail(failed, "mount /sys", NULL);
+    if (make_dev(flags, failed) < 0 || keeper_skeleton_base(flags, failed) < 0 ||
         ((flags & SPEC_OPEN_HOST_ROOT) && bind_etc_dirs(flags, failed) < 0))
         return -1;
     return flags & SPEC_OPEN_MOUNT_FDS ? enter_workshop(keeper, failed) : 0;
@@ -512,7 +525,7 @@ static int reopen_all(const SpecOpen *spec, const int *fds, uint32_t n, int *ret
     return 0;
 }
 
-static Tree current = {.root_fd = -1}, old = {.root_fd = -1};
+static Tree current = TREE_NONE, old = TREE_NONE, spare = TREE_NONE;
 
 static void unmount(const char *name)
 {
@@ -522,13 +535,16 @@ static void unmount(const char *name)
 
 static void take_down(Tree *tree)
 {
-    if (tree->root_fd >= 0)
-        close(tree->root_fd);
+    const int fds[] = {tree->root_fd, tree->frozen, tree->gen_fd};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
     unmount(tree->name);
     unmount(tree->gen);
+    unmount(tree->below);
     for (uint32_t i = 0; i < tree->n_gens; i++)
         unmount(tree->gens[i]);
-    *tree = (Tree){.root_fd = -1};
+    *tree = (Tree)TREE_NONE;
 }
 
 void keeper_tree_tidy(void)
@@ -554,9 +570,9 @@ static int mount_tmp(Tree *tree)
              (unsigned long long)limits->tmp_bytes, (unsigned long long)limits->inodes);
     const struct {
         const char *path, *options;
-    } places[] = {{"/tmp", options}, {"/dev/shm", options}, {"/run", "size=16m,mode=755"}};
+    } places[] = {{"/tmp", options}, {"/dev/shm", options}};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        bool keep = (tree->spec.flags & SPEC_TREE_KEEP_TMP) && current.root_fd >= 0;
+        bool keep = (tree->spec.flags & SPEC_TREE_FREEZE) && current.root_fd >= 0;
         snprintf(from, sizeof from, "%s%s", current.name, places[i].path);
         int r = keep ? mount_inside(tree, places[i].path, from, MS_BIND, NULL)
                      : mount_inside(tree, places[i].path, "tmpfs", BASE_FLAGS, places[i].options);
@@ -577,35 +593,74 @@ static int check_proc(Tree *tree)
     return 0;
 }
 
-static int build(Tree *tree, KeeperTree *ret)
+static int build(Tree *tree)
 {
     bool has_gen = fixed.root_upper[0] == '\0' || fixed.work_upper[0] == '\0';
-    if ((has_gen && make_generation(tree, ret) < 0) ||
+    if ((has_gen && make_generation(tree) < 0) ||
         new_dir(tree->name, "t", &fixed.next_tree, tree->failed) < 0 || mount_root(tree) < 0 ||
-        check_proc(tree) < 0 ||
-        mount_inside(tree, "/sys", "tmpfs", BASE_FLAGS | MS_RDONLY, "size=4k,mode=555") < 0 ||
-        mount_dev(tree) < 0 || mount_tmp(tree) < 0 || mount_work(tree) < 0)
+        check_proc(tree) < 0 || mount_inside(tree, "/sys", "sys", MS_BIND, NULL) < 0 ||
+        mount_inside(tree, "/dev", "dev", MS_BIND | MS_REC, NULL) < 0 || mount_tmp(tree) < 0 ||
+        mount_work(tree) < 0)
         return -1;
     return mount_given(tree);
+}
+
+/* TREE is the box's from now on; FREEZE: the generation before it belongs to it as well. */
+static void switch_to(Keeper *keeper, const Tree *tree, bool freeze, KeeperTree *ret)
+{
+    keeper->layers |= BOX_LAYER_OVERLAY;
+    memcpy(keeper->tree, tree->name, sizeof tree->name);
+    if (freeze)
+        current.gen[0] = '\0';
+    old = current;
+    current = *tree;
+    ret->fds[SPEC_TREE_FD_ROOT] = current.root_fd;
+    ret->fds[SPEC_TREE_FD_GEN] = current.gen_fd;
+    ret->fds[SPEC_TREE_FD_FROZEN] = freeze ? old.frozen : -1;
 }
 
 int keeper_tree_rebuild(Keeper *keeper, const int *gen_fds, const SpecTree *spec, KeeperTree *ret,
                         Fail *failed)
 {
-    Tree tree = {.keeper = keeper, .spec = *spec, .root_fd = -1, .failed = failed};
-    *ret = (KeeperTree){.gen_fd = -1};
-    if (attach_gens(&tree, gen_fds, spec->n_gens) < 0 || build(&tree, ret) < 0) {
-        if (ret->gen_fd >= 0)
-            close(ret->gen_fd);
+    Tree tree = TREE_NONE;
+    bool freeze = spec->flags & SPEC_TREE_FREEZE;
+    tree.keeper = keeper;
+    tree.spec = *spec;
+    tree.failed = failed;
+    if (freeze && current.frozen < 0) {
+        errno = ENOSYS;
+        return fail(failed, "clone a detached mount (Linux 6.15)", NULL);
+    }
+    if (freeze)
+        memcpy(tree.below, current.gen, sizeof tree.below);
+    if (attach_gens(&tree, gen_fds, spec->n_gens) < 0 || build(&tree) < 0) {
+        tree.below[0] = '\0'; /* still the current one's */
         take_down(&tree);
         return -1;
     }
-    keeper->layers |= BOX_LAYER_OVERLAY;
-    memcpy(keeper->tree, tree.name, sizeof tree.name);
-    ret->root_fd = tree.root_fd;
-    old = current;
-    current = tree;
+    switch_to(keeper, &tree, freeze, ret);
     return 0;
+}
+
+void keeper_tree_make_spare(Keeper *keeper, const SpecTree *spec)
+{
+    Fail ignored = {0}; /* the tree is built when it is asked for, and says why it fails */
+    take_down(&spare);
+    spare.keeper = keeper;
+    spare.spec = *spec;
+    spare.failed = &ignored;
+    if (build(&spare) < 0)
+        take_down(&spare);
+    spare.failed = NULL;
+}
+
+bool keeper_tree_use_spare(Keeper *keeper, const SpecTree *spec, KeeperTree *ret)
+{
+    if (spare.root_fd < 0 || memcmp(&spare.spec, spec, sizeof *spec) != 0)
+        return false;
+    switch_to(keeper, &spare, false, ret);
+    spare = (Tree)TREE_NONE;
+    return true;
 }
 
 int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed)
@@ -625,23 +680,35 @@ int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *fail
     return keeper_tree_rebuild(keeper, fds + n, &tree, ret, failed);
 }
 
-int keeper_tree_copy(Keeper *keeper, const int *gen_fds, uint32_t n_gens, int *ret_fd, Fail *failed)
+/* Merges tree's generations, or copies the written one where there are none. Bottom first: later
+ * ones win. */
+static int copy_gens(const Tree *tree, int to)
 {
-    Tree tree = {.keeper = keeper, .root_fd = -1, .failed = failed};
-    *ret_fd = -1;
-    int r = attach_gens(&tree, gen_fds, n_gens);
-    if (r == 0) {
-        *ret_fd = new_tmpfs(0, 0); /* no more than what is copied */
-        r = *ret_fd < 0 ? fail(failed, "make the tmpfs of a generation", NULL) : 0;
-    }
-    for (uint32_t i = n_gens; r == 0 && i-- > 0;) { /* bottom first: later ones win */
-        int from = open(tree.gens[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        r = from < 0 ? fail(failed, "open a generation", NULL) : 0;
-        if (r == 0 && keeper_copy_layer(from, *ret_fd) < 0)
-            r = fail(failed, "copy a generation", NULL);
+    for (uint32_t i = tree->n_gens > 0 ? tree->n_gens : 1; i-- > 0;) {
+        const char *name = tree->n_gens > 0 ? tree->gens[i] : current.gen;
+        int from = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        int r = from < 0 ? -1 : keeper_copy_layer(from, to);
+        int err = errno;
         if (from >= 0)
             close(from);
+        errno = err;
+        if (r < 0)
+            return fail(tree->failed, "copy a generation", NULL);
     }
+    return 0;
+}
+
+int keeper_tree_copy(Keeper *keeper, const int *gen_fds, uint32_t n_gens, int *ret_fd, Fail *failed)
+{
+    Tree tree = TREE_NONE;
+    tree.keeper = keeper;
+    tree.failed = failed;
+    int r = attach_gens(&tree, gen_fds, n_gens);
+    *ret_fd = r < 0 ? -1 : new_tmpfs(0, 0); /* no more than what is copied */
+    if (r == 0 && *ret_fd < 0)
+        r = fail(failed, "make the tmpfs of a generation", NULL);
+    if (r == 0)
+        r = copy_gens(&tree, *ret_fd);
     take_down(&tree);
     if (r < 0 && *ret_fd >= 0)
         close(*ret_fd);

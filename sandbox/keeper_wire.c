@@ -76,13 +76,19 @@ void keeper_reply_failed(int sock, const Fail *failed)
     SpecReply reply = keeper_reply_of(SPEC_REPLY_FAILED);
     reply.err = failed->err;
     memcpy(reply.what, failed->what, sizeof reply.what);
-    keeper_reply(sock, &reply, -1, -1);
+    keeper_reply(sock, &reply, NULL, 0);
 }
 
-int keeper_reply(int sock, const SpecReply *reply, int fd_a, int fd_b)
+int keeper_reply(int sock, const SpecReply *reply, const int *fds, int n_fds)
 {
-    const int fds[] = {fd_a >= 0 ? fd_a : fd_b, fd_b};
-    return keeper_send(sock, reply, sizeof *reply, fds, (fd_a >= 0) + (fd_b >= 0));
+    SpecReply sent = *reply;
+    int present[SPEC_FDS_OF_REPLY] = {0}, n = 0;
+    for (int i = 0; i < n_fds; i++)
+        if (fds[i] >= 0) {
+            sent.fd_mask |= 1u << i;
+            present[n++] = fds[i];
+        }
+    return keeper_send(sock, &sent, sizeof sent, present, n);
 }
 
 /* The descriptors of one message, close-on-exec. */

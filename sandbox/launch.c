@@ -295,17 +295,20 @@ gboolean launch_send(int sock, GByteArray *bytes, const int *fds, guint n_fds, G
     return send_message(sock, &magic, sizeof magic, all, n_fds + 1, error);
 }
 
-static void take_fds(struct msghdr *message, int *ret_fds, guint fds_max)
+/* The descriptors of a message at their places by MASK; those nobody asked for are closed. */
+static void take_fds(struct msghdr *message, guint32 mask, int *ret_fds, guint fds_max)
 {
     struct cmsghdr *head = CMSG_FIRSTHDR(message);
     if (head == NULL || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
         return;
-    guint n = (guint)((head->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-    for (guint i = 0; i < n; i++) {
+    guint n = (guint)((head->cmsg_len - CMSG_LEN(0)) / sizeof(int)), place = 0;
+    for (guint i = 0; i < n; i++, place++) {
         int fd;
         memcpy(&fd, CMSG_DATA(head) + i * sizeof(int), sizeof fd);
-        if (i < fds_max)
-            ret_fds[i] = fd;
+        while (place < fds_max && !(mask & (1u << place)))
+            place++;
+        if (place < fds_max)
+            ret_fds[place] = fd;
         else
             close(fd);
     }
@@ -314,7 +317,7 @@ static void take_fds(struct msghdr *message, int *ret_fds, guint fds_max)
 gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max, GError **error)
 {
     union {
-        char bytes[CMSG_SPACE(4 * sizeof(int))];
+        char bytes[CMSG_SPACE(SPEC_FDS_OF_REPLY * sizeof(int))];
         struct cmsghdr align;
     } control;
     struct iovec iov = {ret_reply, sizeof *ret_reply};
@@ -333,8 +336,9 @@ gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_
     while (n < 0 && errno == EINTR);
     if (n <= 0)
         return error_set(error, ASSAY_ERROR_NOT_FOUND, "assay-box ended unexpectedly");
-    take_fds(&message, ret_fds, fds_max);
-    if ((message.msg_flags & MSG_TRUNC) || !spec_reply_ok(ret_reply, (size_t)n))
+    gboolean ok = !(message.msg_flags & MSG_TRUNC) && spec_reply_ok(ret_reply, (size_t)n);
+    take_fds(&message, ok ? ret_reply->fd_mask : 0, ret_fds, fds_max);
+    if (!ok)
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent a malformed reply");
     if (ret_reply->kind == SPEC_REPLY_FAILED)
         return error_set_errno(error, ret_reply->err, "assay-box: %s", ret_reply->what);

@@ -253,7 +253,7 @@ bool spec_get_copy(const void *bytes, size_t len, uint32_t *ret_n_gens)
 {
     Reader reader = reader_start(bytes, len, SPEC_MAGIC_COPY);
     *ret_n_gens = get_u32_max(&reader, SPEC_GENS_MAX);
-    return reader_done(&reader) && *ret_n_gens > 0;
+    return reader_done(&reader);
 }
 
 bool spec_get_order(const void *bytes, size_t len, SpecOrder *ret_order)
@@ -315,7 +315,8 @@ bool spec_reply_ok(SpecReply *reply, size_t len)
     if (len != sizeof *reply || reply->magic != SPEC_MAGIC_REPLY || reply->version != SPEC_VERSION)
         return false;
     reply->what[SPEC_WHAT_MAX - 1] = '\0';
-    return reply->kind > SPEC_REPLY_NONE && reply->kind <= SPEC_REPLY_FROZEN;
+    return reply->kind > SPEC_REPLY_NONE && reply->kind <= SPEC_REPLY_LISTENER &&
+           reply->fd_mask < 1u << SPEC_FDS_OF_REPLY;
 }
 
 bool spec_path_ok(const char *path)

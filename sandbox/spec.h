@@ -35,6 +35,7 @@
 #define SPEC_FILTER_MAX 4096u /* BPF instructions, the kernel's own limit */
 #define SPEC_MAPS_MAX   8u
 #define SPEC_FDS_MAX    250u /* descriptors in one message; the kernel's limit is 253 */
+#define SPEC_PROXY_PORT 3128u
 
 typedef enum SpecOpenFlag {
     SPEC_OPEN_HOST_ROOT = 1 << 0,  /* the root is the host's /usr; /etc is generated */
@@ -47,6 +48,7 @@ typedef enum SpecOpenFlag {
     SPEC_OPEN_SETGROUPS = 1 << 7,      /* an id range is mapped: ids may be changed */
     SPEC_OPEN_CGROUP = 1 << 8,         /* the keeper is born in a cgroup v2 directory */
     SPEC_OPEN_ROOT_READ_ONLY = 1 << 9, /* the root and /usr overlays cannot be written */
+    SPEC_OPEN_NET_PROXY = 1 << 16,     /* a listener inside is sent back before OPENED */
 } SpecOpenFlag;
 
 /* Lines of a uid_map or gid_map: inside, outside, count. */
@@ -58,6 +60,7 @@ typedef struct SpecMap {
 typedef struct SpecLimits {
     uint64_t cpu_ms, mem_bytes, disk_bytes, inodes, tmp_bytes, file_bytes, pids, nofile,
         stack_bytes;
+    uint64_t cpus, cpu_first; /* commands may run on so many, from that one on; 0: on all */
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
@@ -80,20 +83,21 @@ typedef struct SpecFile {
 } SpecFile;
 
 /* To the keeper of an open box: build the tree anew over these generations (their descriptors
- * follow, topmost first), with fresh /tmp, /run, /dev/shm, and terminals. */
+ * follow, topmost first), with fresh /tmp and /dev/shm. */
 typedef enum SpecTreeFlag {
-    SPEC_TREE_NEW_NET = 1 << 0,  /* later commands live in a network namespace of their own */
-    SPEC_TREE_KEEP_TMP = 1 << 1, /* with /tmp, /run and /dev/shm of the tree before */
+    SPEC_TREE_NEW_NET = 1 << 0, /* later commands live in a network namespace of their own */
+    SPEC_TREE_FREEZE = 1 << 1,  /* go on over what was written: /tmp and /dev/shm stay */
 } SpecTreeFlag;
 typedef struct SpecTree {
     uint32_t flags, n_gens;
     uint64_t disk_bytes, inodes; /* of the new generation */
 } SpecTree;
 
-/* Orders without arguments: STAGE to the keeper, the others to the init of a command. */
+/* Orders without arguments: STAGE to the keeper and the starter (which does not answer), the others to
+ * the init of a command. */
 typedef enum SpecOrder {
     SPEC_ORDER_NONE = 0,
-    SPEC_ORDER_STAGE = 1,  /* make an init ready for the next command */
+    SPEC_ORDER_STAGE = 1,  /* get what comes next ready: an init, a keeper */
     SPEC_ORDER_END = 2,    /* kill the running command, not what earlier ones left */
     SPEC_ORDER_FREEZE = 3, /* stop every process; answered */
     SPEC_ORDER_THAW = 4,
@@ -115,19 +119,29 @@ typedef struct SpecExec {
 
 typedef enum SpecReplyKind {
     SPEC_REPLY_NONE = 0,
-    SPEC_REPLY_FAILED = 1,   /* err, what */
-    SPEC_REPLY_KEEPER = 2,   /* starter: the keeper's pidfd follows */
-    SPEC_REPLY_IDMAP = 3,    /* starter: a user namespace descriptor follows */
-    SPEC_REPLY_OPENED = 4,   /* keeper: layers that are on; as TREE */
-    SPEC_REPLY_READY = 5,    /* keeper: the staged init's pidfd and its socket follow */
-    SPEC_REPLY_DONE = 6,     /* init: how the command ended */
-    SPEC_REPLY_TREE = 7,     /* keeper: the tree's root and the written generation follow */
-    SPEC_REPLY_COPIED = 8,   /* keeper: a generation follows */
-    SPEC_REPLY_TERMINAL = 9, /* init: the terminal's master follows */
-    SPEC_REPLY_FROZEN = 10,  /* init: every process is stopped */
+    SPEC_REPLY_FAILED = 1,    /* err, what */
+    SPEC_REPLY_KEEPER = 2,    /* starter: the keeper's pidfd follows */
+    SPEC_REPLY_IDMAP = 3,     /* starter: a user namespace descriptor follows */
+    SPEC_REPLY_OPENED = 4,    /* keeper: layers that are on; SpecTreeFd; READY comes next */
+    SPEC_REPLY_READY = 5,     /* keeper: the staged init's pidfd and its socket follow */
+    SPEC_REPLY_DONE = 6,      /* init: how the command ended */
+    SPEC_REPLY_TREE = 7,      /* keeper: SpecTreeFd; READY comes next */
+    SPEC_REPLY_COPIED = 8,    /* keeper: a generation follows */
+    SPEC_REPLY_TERMINAL = 9,  /* init: the terminal's master follows */
+    SPEC_REPLY_FROZEN = 10,   /* init: every process is stopped */
+    SPEC_REPLY_LISTENER = 11, /* keeper, before OPENED: the proxy's listener follows */
 } SpecReplyKind;
 
-#define SPEC_WHAT_MAX 96u
+/* What comes with a tree. */
+typedef enum SpecTreeFd {
+    SPEC_TREE_FD_ROOT,   /* the merged tree */
+    SPEC_TREE_FD_GEN,    /* the written generation, to look into */
+    SPEC_TREE_FD_FROZEN, /* the one that was written before, as a mount that can be cloned */
+    SPEC_TREE_FDS,
+} SpecTreeFd;
+
+#define SPEC_FDS_OF_REPLY 4u
+#define SPEC_WHAT_MAX     96u
 
 typedef struct SpecReply {
     uint32_t magic, version, kind, layers;
@@ -139,7 +153,7 @@ typedef struct SpecReply {
     uint32_t sampled_oom; /* the sampler ended the command */
     uint32_t sampled_cpu; /* likewise, for its CPU time */
     uint32_t landlock_abi;
-    uint32_t shareable; /* the generation can be a layer of other boxes */
+    uint32_t fd_mask; /* which of the reply's descriptors came: bit i, the i-th */
     uint64_t user_us, sys_us, peak_bytes;
     char what[SPEC_WHAT_MAX];
 } SpecReply;
@@ -152,7 +166,8 @@ typedef struct SpecWriter {
 void spec_put_open(SpecWriter *writer, const SpecOpen *open);
 void spec_put_idmap(SpecWriter *writer, const SpecMap *uids, const SpecMap *gids);
 void spec_put_tree(SpecWriter *writer, const SpecTree *tree);
-/* Merges these generations (their descriptors follow, topmost first) into a new one. */
+/* Merges these generations (their descriptors follow, topmost first) into a new one; none: copies the
+ * one that is written. */
 void spec_put_copy(SpecWriter *writer, uint32_t n_gens);
 void spec_put_order(SpecWriter *writer, SpecOrder order);
 /* The head of an exec request; then n_argv + n_envp strings, then n_files files. */

@@ -18,8 +18,9 @@
 #define COMMANDS_MAX 64
 
 /* Keys that stand alone; "setup.N", "install.N" and "env.NAME" come on top. */
-static const char *const plain_keys[] = {"repo",   "version",  "instance", "base",    "image",
-                                         "python", "packages", "prologue", "protect", NULL};
+static const char *const plain_keys[] = {"repo",    "version", "instance", "base",
+                                         "image",   "python",  "packages", "prologue",
+                                         "protect", "egress",  NULL};
 static const char *const dotted_keys[] = {"setup.", "install.", "env.", NULL};
 
 static gboolean key_known(const char *key)
@@ -161,6 +162,18 @@ static GStrv list_read(GKeyFile *conf, const char *group, const char *key, const
     return g_strv_builder_end(items);
 }
 
+/* "a:443, b:80": commas read better here, and semicolons are the other lists'. */
+static GStrv egress_read(GKeyFile *conf, const char *group)
+{
+    g_autofree char *text = g_key_file_get_string(conf, group, "egress", NULL);
+    g_autoptr(GStrvBuilder) rules = g_strv_builder_new();
+    g_auto(GStrv) parts = g_strsplit_set(text != NULL ? text : "", ",;", -1);
+    for (char **part = parts; *part != NULL; part++)
+        if (*g_strstrip(*part) != '\0')
+            g_strv_builder_add(rules, *part);
+    return g_strv_builder_end(rules);
+}
+
 static void digest_list(Digest *digest, GStrv list)
 {
     for (char **item = list; item != NULL && *item != NULL; item++)
@@ -177,6 +190,8 @@ static void environment_finish(Environment *env, const Task *task)
         digest_add_str(layer, env->image);
     digest_list(layer, env->packages);
     digest_list(layer, env->setup);
+    if (env->egress != NULL && env->egress[0] != NULL)
+        digest_list(layer, env->egress); /* a command may go on without what it could not fetch */
     env->layer_digest = digest_finish(layer);
 
     g_autoptr(Digest) whole = digest_new(ENVIRONMENT_VERSION);
@@ -199,6 +214,7 @@ static Environment *environment_read(GKeyFile *conf, const char *group, const Ta
     env->image = image_read(conf, group, task);
     env->python = g_key_file_get_string(conf, group, "python", NULL);
     env->packages = list_read(conf, group, "packages", task);
+    env->egress = egress_read(conf, group);
     env->protect = list_read(conf, group, "protect", task);
     env->setup = commands_read(conf, group, "setup.", task);
     env->install = commands_read(conf, group, "install.", task);
@@ -214,6 +230,7 @@ static Environment *environment_host(const Task *task)
     env->name = g_strdup("host");
     env->base = g_strdup("host");
     env->packages = g_new0(char *, 1);
+    env->egress = g_new0(char *, 1);
     env->protect = g_new0(char *, 1);
     env->setup = g_new0(char *, 1);
     env->install = g_new0(char *, 1);
@@ -247,6 +264,7 @@ void environment_free(Environment *env)
     g_free(env->image);
     g_free(env->python);
     g_strfreev(env->packages);
+    g_strfreev(env->egress);
     g_strfreev(env->protect);
     g_strfreev(env->setup);
     g_strfreev(env->install);

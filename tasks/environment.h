@@ -23,6 +23,7 @@ typedef struct Environment {
     GStrv setup;       /* shell commands, once per recipe; network allowed */
     GStrv install;     /* shell commands in /testbed at the base commit; network allowed */
     GStrv envp;        /* NAME=value for every command of builds and grades */
+    GStrv egress;      /* "host:port" that commands may reach; none: the host's network */
     GStrv protect;     /* globs of the repository's own test runner; strict restores them */
     gboolean prologue; /* strict grading runs the script's own install lines as well */
     char *layer_digest, *digest;

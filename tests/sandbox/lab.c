@@ -21,12 +21,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define BARE_PAYLOAD "/tmp/payload"
+
 #define USER_ID 61234 /* what --as-user drops to: nobody has it */
 
 static char *lab_dir;
 static int payload_fd = -1;
-static gboolean is_user;
+static gboolean is_user, is_shared, is_bare;
 static BoxMount payload_mount;
+static void *payload_data;
+static gsize payload_len;
 
 static void copy_in(const char *from, const char *name)
 {
@@ -75,16 +79,25 @@ static gboolean boxes_work(void)
 gboolean lab_init(int *argc, char ***argv)
 {
     gboolean as_user = take_flag(argc, argv, "--as-user");
+    is_shared = take_flag(argc, argv, "--shared");
+    is_bare = take_flag(argc, argv, "--bare");
     g_test_init(argc, argv, NULL);
     if (as_user && geteuid() != 0)
         return skip_all("already an ordinary user: the other run covers it");
 
+    if (is_shared && geteuid() != 0)
+        return skip_all("one id cannot be shared: the plain run covers it");
+
+    if (is_shared || is_bare)
+        g_setenv("ASSAY_BOX_FORCE", is_shared ? "shared" : "landlock", TRUE);
     g_setenv("ASSAY_CANARY", "canary-5e1f", TRUE);
     lab_dir = g_dir_make_tmp("assay-lab-XXXXXX", NULL);
     g_assert_nonnull(lab_dir);
     g_assert_cmpint(chmod(lab_dir, 0755), ==, 0);
     copy_in(g_getenv("ASSAY_TEST_PAYLOAD"), "payload");
     copy_in(g_getenv("ASSAY_TEST_BOX"), "assay-box");
+    if (g_getenv("ASSAY_TEST_EGRESS") != NULL)
+        copy_in(g_getenv("ASSAY_TEST_EGRESS"), "assay-egress");
     if (g_getenv("ASSAY_TEST_TOOL") != NULL) {
         copy_in(g_getenv("ASSAY_TEST_TOOL"), "box-tool");
         g_autofree char *tool = g_build_filename(lab_dir, "box-tool", NULL);
@@ -101,6 +114,8 @@ gboolean lab_init(int *argc, char ***argv)
     is_user = geteuid() != 0;
     payload_fd = open(lab_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     payload_mount = (BoxMount){payload_fd, "/payload"};
+    g_assert_true(g_file_get_contents(g_getenv("ASSAY_TEST_PAYLOAD"), (char **)&payload_data,
+                                      &payload_len, NULL));
     return boxes_work();
 }
 
@@ -108,6 +123,7 @@ int lab_end(int status)
 {
     box_shutdown();
     close(payload_fd);
+    g_free(payload_data);
     tree_remove(AT_FDCWD, lab_dir, NULL);
     return status;
 }
@@ -115,6 +131,16 @@ int lab_end(int status)
 gboolean lab_is_user(void)
 {
     return is_user;
+}
+
+gboolean lab_is_shared(void)
+{
+    return is_shared;
+}
+
+gboolean lab_is_bare(void)
+{
+    return is_bare;
 }
 
 BoxSpec lab_spec(guint inside_uid)
@@ -125,7 +151,8 @@ BoxSpec lab_spec(guint inside_uid)
                     .gid = inside_uid,
                     .slot = 100,
                     .mounts = &payload_mount,
-                    .n_mounts = 1,
+                    .n_mounts = is_bare ? 0 : 1,
+                    .allow_degraded = is_bare,
                     .limits = box_limits_default()};
     spec.limits.mem_bytes = 128 * mib;
     spec.limits.disk_bytes = 16 * mib;
@@ -146,10 +173,12 @@ Box *lab_open(const BoxSpec *spec)
     return box;
 }
 
+/* Without a mount namespace the payload is a file that travels with each command. */
 static char *exec_text(Box *box, const char *const *argv, BoxResult *ret_result)
 {
     g_autoptr(GError) error = NULL;
-    BoxCommand command = {.argv = argv};
+    const BoxFile payload = {BARE_PAYLOAD, payload_data, payload_len, 0755};
+    BoxCommand command = {.argv = argv, .files = &payload, .n_files = is_bare ? 1 : 0};
     gboolean ok = box_exec(box, &command, ret_result, &error);
     g_assert_no_error(error);
     g_assert_true(ok);
@@ -157,18 +186,21 @@ static char *exec_text(Box *box, const char *const *argv, BoxResult *ret_result)
     const char *data = g_bytes_get_data(ret_result->out, &len);
     while (len > 0 && data[len - 1] == '\n')
         len--;
-    return g_strndup(data, len);
+    return g_strndup(data != NULL ? data : "", len);
 }
 
 char *lab_sh(Box *box, const char *line, BoxResult *ret_result)
 {
-    const char *const argv[] = {"/bin/sh", "-c", line, NULL};
+    g_auto(GStrv) parts = g_strsplit(line, "/payload/payload", -1);
+    g_autofree char *moved = is_bare ? g_strjoinv(BARE_PAYLOAD, parts) : g_strdup(line);
+    g_autofree char *inside = box_text_inside(box, moved);
+    const char *const argv[] = {"/bin/sh", "-c", inside, NULL};
     return exec_text(box, argv, ret_result);
 }
 
 char *lab_try(Box *box, const char *word, BoxResult *ret_result)
 {
-    const char *const argv[] = {"/payload/payload", word, NULL};
+    const char *const argv[] = {is_bare ? BARE_PAYLOAD : "/payload/payload", word, NULL};
     return exec_text(box, argv, ret_result);
 }
 
@@ -177,6 +209,14 @@ static void add_file(GString *picture, const char *path)
     g_autofree char *text = NULL;
     if (g_file_get_contents(path, &text, NULL, NULL))
         g_string_append_printf(picture, "%s: %s\n", path, text);
+}
+
+static char *file_digest(const char *path)
+{
+    g_autofree char *data = NULL;
+    gsize len = 0;
+    g_assert_true(g_file_get_contents(path, &data, &len, NULL));
+    return g_compute_checksum_for_data(G_CHECKSUM_SHA256, (const guchar *)data, len);
 }
 
 char *lab_host_picture(void)
@@ -194,6 +234,9 @@ char *lab_host_picture(void)
     g_autofree char *mounts = NULL;
     g_assert_true(g_file_get_contents("/proc/self/mountinfo", &mounts, NULL, NULL));
     g_string_append(picture, mounts);
+    g_autofree char *program = g_build_filename(lab_dir, "assay-box", NULL);
+    g_autofree char *digest = file_digest(program);
+    g_string_append_printf(picture, "assay-box %s\n", digest);
     struct stat st;
     g_assert_cmpint(stat("/usr/bin/env", &st), ==, 0);
     g_string_append_printf(picture, "env %lu %ld %ld.%ld\n", st.st_ino, st.st_size,
@@ -204,6 +247,23 @@ char *lab_host_picture(void)
         commands += !lab_is_ours(g_array_index(pids, int, i));
     g_string_append_printf(picture, "commands %u\n", commands);
     return g_string_free(g_steal_pointer(&picture), FALSE);
+}
+
+/* Is this process, as its status file has it, a descendant of ours? */
+static gboolean descends(const char *status)
+{
+    g_autofree char *text = g_strdup(status);
+    for (int depth = 0; text != NULL && depth < 16; depth++) {
+        const char *line = strstr(text, "\nPPid:");
+        gint64 parent = line == NULL ? 0 : g_ascii_strtoll(line + 6, NULL, 10);
+        if (parent == getpid())
+            return TRUE;
+        g_autofree char *path = g_strdup_printf("/proc/%" G_GINT64_FORMAT "/status", parent);
+        g_clear_pointer(&text, g_free);
+        if (parent > 1)
+            g_file_get_contents(path, &text, NULL, NULL);
+    }
+    return FALSE;
 }
 
 static gboolean belongs(const char *pid, guint slot)
@@ -217,9 +277,10 @@ static gboolean belongs(const char *pid, guint slot)
         return FALSE;
     const char *uid_line = strstr(status, "\nUid:");
     guint64 uid = uid_line == NULL ? 0 : g_ascii_strtoull(uid_line + 5, NULL, 10);
-    if (is_user) /* the dead do not count, and neither do we */
-        return uid == geteuid() && !g_str_equal(pid, "self") &&
-               g_ascii_strtoll(pid, NULL, 10) != getpid();
+    if (is_user) /* nobody else's, and neither ourselves */
+        return uid == geteuid() && g_ascii_strtoll(pid, NULL, 10) != getpid() && descends(status);
+    if (is_shared || is_bare) /* the store's ids, which boxes of other programs have too */
+        return uid >= BOX_ID_BASE && uid < BOX_ID_BASE + BOX_ID_COUNT && descends(status);
     guint64 base = BOX_ID_BASE + (slot + 1) * (guint64)BOX_ID_COUNT;
     return uid >= base && uid < base + BOX_ID_COUNT;
 }

@@ -6,17 +6,21 @@
 
 #include "sandbox/box.h"
 
-/* Starts a test program: "--as-user" among the arguments drops to an ordinary uid first. Gives the
- * boxes a directory with the payload. Returns FALSE when the whole program must be skipped, with
- * the reason printed as TAP. */
+/* Starts a test program. Among the arguments "--as-user" drops to an ordinary uid first, "--shared"
+ * gives boxes one id range, without idmapped directories, "--bare" no namespaces. Gives the boxes a
+ * directory with the payload. Returns FALSE when the whole program must be skipped, with the
+ * reason printed as TAP. */
 gboolean lab_init(int *argc, char ***argv);
 
 /* Removes what lab_init made; every box must be closed. Returns `status`. */
 int lab_end(int status);
 
 gboolean lab_is_user(void);
+gboolean lab_is_shared(void);
+gboolean lab_is_bare(void);
 
-/* A spec with small limits and the payload at /payload. Borrowed parts live as long as the lab. */
+/* A spec with small limits and the payload at /payload (bare: a file of each command, which lab_sh
+ * and lab_try find). Borrowed parts live as long as the lab. */
 BoxSpec lab_spec(guint inside_uid);
 
 /* Opens it, or fails the test. */
@@ -29,7 +33,7 @@ char *lab_sh(Box *box, const char *line, BoxResult *ret_result);
 /* Runs /payload/payload WORD. */
 char *lab_try(Box *box, const char *word, BoxResult *ret_result);
 
-/* What must be the same after an attack: sysctls, host name, mounts, processes of boxes. */
+/* What must be the same after an attack: sysctls, host name, mounts, our program, processes. */
 char *lab_host_picture(void);
 
 /* Processes whose owner is in the range of `slot` (as root) or whose name is assay-box and whose

@@ -2,15 +2,19 @@
  * The attacker: a static program with one sub-command per attempt. Prints the errno's name, or
  * what it got. It knows nothing of boxes; the tests know what it must see.
  */
+#include "tests/sandbox/payload.h"
+
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
 #include <linux/keyctl.h>
 #include <linux/netlink.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -168,6 +172,27 @@ static long try_kill_all_pids(void)
     return hit > 0 ? hit : -1;
 }
 
+static long try_prlimit_all(void)
+{
+    long hit = 0;
+    for (pid_t pid = 2; pid < 70000; pid++)
+        if (pid != getpid() && pid != getppid())
+            hit += try_prlimit(pid) == 0;
+    errno = ESRCH;
+    return hit > 0 ? hit : -1;
+}
+
+static long try_interfaces(void)
+{
+    struct ifaddrs *list = NULL;
+    if (getifaddrs(&list) < 0)
+        return -1;
+    for (struct ifaddrs *at = list; at != NULL; at = at->ifa_next)
+        if (strcmp(at->ifa_name, "lo") != 0)
+            return errno = EEXIST, -1;
+    return list != NULL ? 0 : -1;
+}
+
 static long try_raise_limit(void)
 {
     struct rlimit now;
@@ -202,14 +227,14 @@ static long try_handle(void)
 
 static long try_security_xattr(const char *name)
 {
-    int fd = open("/tmp/xattr-target", O_CREAT | O_RDWR, 0600);
+    int fd = open("xattr-target", O_CREAT | O_RDWR, 0600);
     static const uint32_t capability[5] = {0x02000001, 1 << 21, 1 << 21, 0, 0};
     return fsetxattr(fd, name, capability, sizeof capability, 0);
 }
 
 static long try_tmpfile(void)
 {
-    return open("/tmp", O_TMPFILE | O_RDWR, 0600);
+    return open(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp", O_TMPFILE | O_RDWR, 0600);
 }
 
 static long try_overwrite_program(const char *path)
@@ -285,6 +310,10 @@ typedef struct Attempt {
     X(fsopen, syscall(430, "tmpfs", 0))                                                            \
     X(move_mount, syscall(429, AT_FDCWD, "/tmp", AT_FDCWD, "/run", 0))                             \
     X(mount_setattr, syscall(442, AT_FDCWD, "/", 0, NULL, 0))                                      \
+    X(fsconfig, syscall(431, 0, 0, NULL, NULL, 0))                                                 \
+    X(fsmount, syscall(432, 0, 0, 0))                                                              \
+    X(fspick, syscall(433, AT_FDCWD, "/", 0))                                                      \
+    X(open_tree_attr, syscall(467, AT_FDCWD, "/", 1, NULL, 0))                                     \
     X(core_pattern, try_open("/proc/sys/kernel/core_pattern", O_WRONLY))                           \
     X(modprobe_path, try_open("/proc/sys/kernel/modprobe", O_WRONLY))                              \
     X(overcommit, try_open("/proc/sys/vm/overcommit_memory", O_WRONLY))                            \
@@ -312,6 +341,11 @@ typedef struct Attempt {
     X(init_root, try_open("/proc/1/root/etc", O_RDONLY))                                           \
     X(init_fd, try_open("/proc/1/fd", O_RDONLY | O_DIRECTORY))                                     \
     X(init_exe, try_open("/proc/1/exe", O_RDONLY))                                                 \
+    X(init_cwd, try_open("/proc/1/cwd/etc", O_RDONLY))                                             \
+    X(init_stack, try_open("/proc/1/stack", O_RDONLY))                                             \
+    X(init_auxv, try_open("/proc/1/auxv", O_RDONLY))                                               \
+    X(init_exec, execl("/proc/1/exe", "x", NULL))                                                  \
+    X(prlimit_host, try_prlimit_all())                                                             \
     X(read_implies_exec, personality(READ_IMPLIES_EXEC))                                           \
     X(no_aslr, personality(ADDR_NO_RANDOMIZE))                                                     \
     X(personality_ask, personality(0xffffffff) >= 0 ? 0 : -1)                                      \
@@ -349,6 +383,7 @@ typedef struct Attempt {
     X(trusted_xattr, try_security_xattr("trusted.overlay.opaque"))                                 \
     X(security_xattr, try_security_xattr("security.capability"))                                   \
     X(tmpfile, try_tmpfile() >= 0 ? 0 : -1)                                                        \
+    X(fallocate, fallocate(try_tmpfile(), 0, 0, 40l << 20))                                        \
     X(overwrite_self, try_overwrite_program("/proc/self/exe"))                                     \
     X(overwrite_init, try_overwrite_program("/proc/1/exe"))                                        \
     X(vsock, try_socket(40, SOCK_STREAM, 0))                                                       \
@@ -364,6 +399,9 @@ typedef struct Attempt {
     X(netlink_audit, try_netlink(NETLINK_AUDIT))                                                   \
     X(netlink_uevent, try_netlink(NETLINK_KOBJECT_UEVENT))                                         \
     X(netlink_netfilter, try_netlink(NETLINK_NETFILTER))                                           \
+    X(ping_socket, try_socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP))                                  \
+    X(netlink_sock_diag, try_netlink(4))                                                           \
+    X(interfaces, try_interfaces())                                                                \
     X(connect_world, try_connect(AF_INET, "1.1.1.1", SOCK_STREAM, 80))                             \
     X(connect_world6, try_connect(AF_INET6, "2001:db8::1", SOCK_STREAM, 80))                       \
     X(udp_world, try_connect(AF_INET, "1.1.1.1", SOCK_DGRAM, 53))                                  \
@@ -390,10 +428,33 @@ static const Attempt attempts[] = {
 #define ROW(name, expression) {#name, attempt_##name},
     ATTEMPTS(ROW)};
 
+/* Memory that no page table shows: what was written to pipes or sockets and never read. */
+static int hog_unread(bool pipes, size_t bytes)
+{
+    static char block[1 << 16];
+    size_t done = 0;
+    for (;;) {
+        int fds[2];
+        if ((pipes ? pipe(fds) : socketpair(AF_UNIX, SOCK_STREAM, 0, fds)) < 0)
+            break;
+        if (pipes)
+            fcntl(fds[1], F_SETPIPE_SZ, 1 << 20);
+        fcntl(fds[1], F_SETFL, O_NONBLOCK);
+        for (ssize_t n; (n = write(fds[1], block, sizeof block)) > 0;)
+            done += (size_t)n;
+        if (done >= bytes)
+            break;
+    }
+    printf("survived with %zu MiB\n", done >> 20);
+    return 0;
+}
+
 /* Memory in several disguises, touched. */
 static int hog(const char *kind, size_t bytes)
 {
     char *at = MAP_FAILED;
+    if (strcmp(kind, "pipes") == 0 || strcmp(kind, "sockets") == 0)
+        return hog_unread(kind[0] == 'p', bytes);
     if (strcmp(kind, "private") == 0)
         at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     else if (strcmp(kind, "shared") == 0)
@@ -521,6 +582,58 @@ static int fill_inodes(const char *top)
     }
 }
 
+/* For ever: "real" and "away" change places. */
+static int swap_dirs(void)
+{
+    for (;;)
+        if (renameat2(AT_FDCWD, "real", AT_FDCWD, "away", RENAME_EXCHANGE) < 0)
+            return 1;
+}
+
+/* Sends what standard input says to a port of loopback; prints the answer, to its end. */
+static int talk(int port)
+{
+    static char text[1 << 20];
+    struct sockaddr_in to = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)port),
+                             .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct timeval patience = {5, 0};
+    int sock = socket(AF_INET, SOCK_STREAM, 0);
+    ssize_t n, len = 0;
+    while ((n = read(0, text + len, sizeof text - (size_t)len)) > 0)
+        len += n;
+    setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (connect(sock, (struct sockaddr *)&to, sizeof to) < 0) {
+        puts(strerrorname_np(errno));
+        return 1;
+    }
+    (void)send(sock, text, (size_t)len, MSG_NOSIGNAL);
+    while ((n = read(sock, text, sizeof text)) > 0)
+        fwrite(text, 1, (size_t)n, stdout);
+    if (n < 0)
+        puts(strerrorname_np(errno));
+    return 0;
+}
+
+/* N connections that say nothing, 200 of them at a time. */
+static int talk_many(int port, int n)
+{
+    static int open_ones[200];
+    int made = 0;
+    for (int i = 0; i < n; i++) {
+        struct sockaddr_in to = {.sin_family = AF_INET,
+                                 .sin_port = htons((uint16_t)port),
+                                 .sin_addr = {htonl(INADDR_LOOPBACK)}};
+        int *slot = &open_ones[i % 200];
+        if (*slot > 0)
+            close(*slot);
+        *slot = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        made += connect(*slot, (struct sockaddr *)&to, sizeof to) == 0 || errno == EINPROGRESS;
+    }
+    printf("%d\n", made);
+    return 0;
+}
+
 static int signal_by(const char *name)
 {
     if (strcmp(name, "stack") == 0) {
@@ -545,6 +658,10 @@ int main(int argc, char **argv)
         }
     if (strcmp(word, "hog") == 0)
         return hog(arg, strtoul(argv[3], NULL, 10) << 20);
+    if (strcmp(word, "talk") == 0)
+        return talk((int)strtoul(arg, NULL, 10));
+    if (strcmp(word, "talk_many") == 0)
+        return talk_many((int)strtoul(arg, NULL, 10), (int)strtoul(argv[3], NULL, 10));
     if (strcmp(word, "fork_bomb") == 0)
         return fork_bomb();
     if (strcmp(word, "zombies") == 0)
@@ -553,6 +670,8 @@ int main(int argc, char **argv)
         return stay(strcmp(arg, "hold") == 0);
     if (strcmp(word, "spin") == 0)
         return spin();
+    if (strcmp(word, "swap_dirs") == 0)
+        return swap_dirs();
     if (strcmp(word, "fds") == 0)
         return list_fds();
     if (strcmp(word, "open_many") == 0)
@@ -569,6 +688,8 @@ int main(int argc, char **argv)
     }
     if (strcmp(word, "stack") == 0)
         return signal_by(word);
-    fprintf(stderr, "unknown attempt %s\n", word);
-    return 99;
+    int status = argc > 1 ? payload_more(argc, argv) : -1;
+    if (status < 0)
+        fprintf(stderr, "unknown attempt %s\n", word);
+    return status < 0 ? 99 : status;
 }

@@ -4,8 +4,10 @@
  */
 #include "tests/sandbox/lab.h"
 
+#include "base/error.h"
 #include "base/fd.h"
 #include "base/id.h"
+#include "base/json.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -63,6 +65,154 @@ static void a_memory_hog_is_out_of_memory(void)
             g_assert_cmpuint(result.mem_peak_bytes, >, spec.limits.mem_bytes / 2);
             g_assert_cmpuint(result.oom_kills, >=, 1);
         }
+    }
+}
+
+static gboolean is_grouped(const BoxResult *result)
+{
+    return result->mem_by == BOX_BY_CGROUP1 || result->mem_by == BOX_BY_CGROUP2;
+}
+
+static void what_no_process_maps_is_charged_too(void)
+{
+    static const char *const kinds[] = {"/tmp/x", "/dev/shm/x", "./x", "pipes", "sockets"};
+    for (gsize i = 0; i < G_N_ELEMENTS(kinds); i++) {
+        BoxSpec spec = lab_spec(1000);
+        spec.limits.mem_bytes = 64 * MIB;
+        spec.limits.tmp_bytes = spec.limits.disk_bytes = 512 * MIB;
+        spec.limits.file_bytes = 0;
+        g_autofree char *text = NULL;
+        g_autofree char *line = g_strdup_printf("/payload/payload hog %s 200", kinds[i]);
+        g_auto(BoxResult) result = run_in(&spec, line, &text);
+        if (!is_grouped(&result)) {
+            g_test_skip("no memory group here: the sampler sees what processes map");
+            return;
+        }
+        if (result.outcome != BOX_OUT_OF_MEMORY)
+            g_test_fail_printf("%s: %s, %s, peak %" G_GUINT64_FORMAT, kinds[i],
+                               box_outcome_str(result.outcome), text, result.mem_peak_bytes);
+    }
+}
+
+static void what_is_left_after_a_kill_for_memory_is_killed(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    gint64 start = clock_mono_ns();
+    g_auto(BoxResult) result = run_in(&spec, "/payload/payload hog private 400 & sleep 1000", NULL);
+    g_assert_cmpint(result.outcome, ==, BOX_OUT_OF_MEMORY);
+    g_assert_cmpint((clock_mono_ns() - start) / 1000000, <, 8000);
+}
+
+static void a_box_outlives_a_command_killed_for_memory(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    g_autoptr(Box) box = lab_open(&spec);
+    g_auto(BoxResult) one = {0}, two = {0};
+    g_autofree char *first = lab_sh(box, "/payload/payload hog private 400", &one);
+    g_autofree char *second = lab_sh(box, "echo alive", &two);
+    g_assert_cmpint(one.outcome, ==, BOX_OUT_OF_MEMORY);
+    g_assert_cmpstr(second, ==, "alive");
+}
+
+static void a_large_reservation_is_not_memory(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    g_auto(BoxResult) result = run_in(&spec, "/payload/payload reserve", NULL);
+    g_assert_cmpint(result.outcome, ==, BOX_EXITED);
+    g_assert_cmpuint(result.mem_peak_bytes, <, spec.limits.mem_bytes / 2);
+}
+
+static void a_file_ends_at_its_limit(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    spec.limits.file_bytes = MIB;
+    g_autofree char *text = NULL;
+    g_auto(BoxResult) result =
+        run_in(&spec, "head -c 2000000 /dev/zero > f; echo $?; stat -c %s f", &text);
+    g_assert_cmpstr(text, ==, "153\n1048576"); /* SIGXFSZ */
+}
+
+static void descriptors_are_bounded_by_their_limit(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    spec.limits.nofile = 50;
+    g_autofree char *text = NULL;
+    g_auto(BoxResult) result = run_in(&spec, "ulimit -n; /payload/payload open_many", &text);
+    g_assert_cmpstr(text, ==, "50\nbounded EMFILE");
+}
+
+static void talking_is_not_idle(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    spec.limits.idle_ms = 400;
+    g_auto(BoxResult) result =
+        run_in(&spec, "for i in 1 2 3 4 5; do echo $i; sleep 0.15; done", NULL);
+    g_assert_cmpint(result.outcome, ==, BOX_EXITED);
+}
+
+/* The word in the report's limits. */
+static char *limit_by(const Box *box, const char *name)
+{
+    g_autofree char *text = box_report_json(box);
+    g_autoptr(json_t) report = json_parse(text, strlen(text), NULL);
+    return g_strdup(json_want_str(json_object_get(report, "limits"), name, NULL));
+}
+
+static void a_cpu_cap_holds_back_two_spinners(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    spec.limits.cpu_milli = 250;
+    g_autoptr(Box) box = lab_open(&spec);
+    g_autofree char *by = limit_by(box, "cpu_milli");
+    BoxCommand command = {
+        .argv = (const char *const[]){"/bin/sh", "-c",
+                                      "/payload/payload spin & /payload/payload spin", NULL},
+        .wall_ms = 1200};
+    g_auto(BoxResult) result = {0};
+    g_assert_true(box_exec(box, &command, &result, NULL));
+    guint64 used_us = result.cpu_user_us + result.cpu_sys_us;
+    g_test_message("capped by %s: %" G_GUINT64_FORMAT " us of 1200 ms", by, used_us);
+    g_assert_cmpint(result.outcome, ==, BOX_TIMED_OUT);
+    if (g_str_equal(by, "affinity"))
+        g_assert_cmpuint(used_us, <, 1400000); /* one CPU at most */
+    else
+        g_assert_cmpuint(used_us, <, 500000);
+}
+
+static void every_limit_names_who_holds_it(void)
+{
+    static const char *const names[] = {"wall",   "idle", "output", "cpu",   "cpu_milli",
+                                        "memory", "swap", "pids",   "disk",  "inodes",
+                                        "tmp",    "file", "nofile", "stack", "cpu_weight"};
+    BoxSpec spec = lab_spec(1000);
+    spec.limits.idle_ms = spec.limits.cpu_ms = 1000;
+    spec.limits.cpu_milli = 1000;
+    spec.limits.cpu_weight = 200;
+    g_autoptr(Box) box = lab_open(&spec);
+    gboolean grouped = box_enforced(box) & BOX_LAYER_CGROUP;
+    for (gsize i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autofree char *by = limit_by(box, names[i]);
+        g_assert_nonnull(by);
+        g_assert_cmpstr(by, !=, "unlimited");
+        gboolean may_lack = g_str_equal(names[i], "swap") || g_str_equal(names[i], "cpu_weight");
+        if (grouped || !may_lack)
+            g_assert_cmpstr(by, !=, "nobody");
+    }
+}
+
+static void limits_out_of_range_are_refused(void)
+{
+    const BoxLimits wrong[] = {{.cpu_weight = 10001},
+                               {.cpu_milli = 1},
+                               {.cpu_milli = 1000001},
+                               {.mem_bytes = G_MAXUINT64, .swap_bytes = 1}};
+    for (gsize i = 0; i < G_N_ELEMENTS(wrong); i++) {
+        g_autoptr(GError) error = NULL;
+        BoxSpec spec = lab_spec(1000);
+        spec.limits = wrong[i];
+        g_autoptr(Box) box = box_open(&spec, &error);
+        g_assert_null(box);
+        g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_LIMIT);
     }
 }
 
@@ -331,6 +481,10 @@ int main(int argc, char **argv)
     if (!lab_init(&argc, &argv))
         return 0;
     ADD(a_memory_hog_is_out_of_memory);
+    ADD(what_no_process_maps_is_charged_too);
+    ADD(what_is_left_after_a_kill_for_memory_is_killed);
+    ADD(a_box_outlives_a_command_killed_for_memory);
+    ADD(a_large_reservation_is_not_memory);
     ADD(files_on_tmpfs_are_charged_to_memory_or_quota);
     ADD(the_workspace_has_a_quota);
     ADD(the_root_has_a_quota);
@@ -353,5 +507,11 @@ int main(int argc, char **argv)
     ADD(files_of_the_supervisor_win_over_what_stands_there);
     ADD(a_symlink_on_the_way_of_a_file_is_a_start_error);
     ADD(writes_last_as_long_as_the_box);
+    ADD(a_file_ends_at_its_limit);
+    ADD(descriptors_are_bounded_by_their_limit);
+    ADD(talking_is_not_idle);
+    ADD(a_cpu_cap_holds_back_two_spinners);
+    ADD(every_limit_names_who_holds_it);
+    ADD(limits_out_of_range_are_refused);
     return lab_end(g_test_run());
 }

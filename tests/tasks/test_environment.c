@@ -73,6 +73,18 @@ static void the_digest_follows_what_changes_the_layer(void)
     g_assert_cmpstr(d->digest, ==, e->digest); /* nothing to install: commits share it */
 }
 
+static void egress_is_a_list_and_part_of_the_layer(void)
+{
+    static const char head[] = "[environment a]\nrepo = o/n\nsetup.1 = true\n";
+    g_autofree char *with = g_strconcat(head, "egress = pypi.org:443, *.b.org:80;c.org:1\n", NULL);
+    g_autoptr(Environment) a = match(head, "o/n", "1", 'a');
+    g_autoptr(Environment) b = match(with, "o/n", "1", 'a');
+    g_assert_cmpuint(g_strv_length(a->egress), ==, 0);
+    g_assert_cmpuint(g_strv_length(b->egress), ==, 3);
+    g_assert_cmpstr(b->egress[1], ==, "*.b.org:80");
+    g_assert_cmpstr(a->layer_digest, !=, b->layer_digest);
+}
+
 static void a_mistake_is_named(void)
 {
     static const struct {
@@ -98,6 +110,8 @@ int main(int argc, char **argv)
     g_test_add_func("/environment/the_first_matching_group_wins", the_first_matching_group_wins);
     g_test_add_func("/environment/the_digest_follows_what_changes_the_layer",
                     the_digest_follows_what_changes_the_layer);
+    g_test_add_func("/environment/egress_is_a_list_and_part_of_the_layer",
+                    egress_is_a_list_and_part_of_the_layer);
     g_test_add_func("/environment/a_mistake_is_named", a_mistake_is_named);
     return g_test_run();
 }
