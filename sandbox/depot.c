@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 
 #define NAME_BYTES_MAX   180
+#define FILE_BYTES_MAX   230 /* and what a file is called while it is written */
 #define RECORD_BYTES_MAX (16u << 20)
 #define OPEN_TRIES       10
 
@@ -356,7 +357,7 @@ static char *name_file(const char *name, GError **error)
             g_string_append_printf(file, "%%%02X", (guchar)*at);
     }
     g_string_append(file, ".json");
-    if (file->len > 255) {
+    if (file->len > FILE_BYTES_MAX) {
         error_set(error, ASSAY_ERROR_LIMIT, "the name is too long");
         return NULL;
     }

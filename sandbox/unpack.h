@@ -34,7 +34,7 @@ typedef struct UnpackSums {
 } UnpackSums;
 
 /* Reads a tar (plain, gzip, zstd, xz) from `in_fd` to its end and makes its entries below `out_fd`,
- * an empty directory. The process must be in the C locale, in which libarchive
- * leaves names byte by byte as they are. FALSE: INPUT or LIMIT with the entry's name, or SYSTEM; what was made stays. */
+ * an empty directory. The process must be in the C locale, in which libarchive leaves names byte by
+ * byte as they are. FALSE: INPUT or LIMIT with the entry's name, or SYSTEM; what was made stays. */
 gboolean unpack_tar(int in_fd, int out_fd, const UnpackLimits *limits, UnpackNoteFn note,
                     gpointer data, UnpackSums *ret_sums, GError **error);

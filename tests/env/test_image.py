@@ -338,7 +338,7 @@ def what_a_layout_says_is_checked():
             [{"Config": "c.json", "RepoTags": None, "Layers": ["l.tar"]}]).encode()}
         (place.top / "lying.tar").write_bytes(tar(entries))
         place.refused("image", "import", place.top / "lying.tar", status=2, said="uncompressed digest")
-        for path in ("../../../etc/passwd", "/etc/passwd", "l", "d"):
+        for path in ("../../../etc/passwd", "l", "d"):
             evil = {"c.json": wrong.config, "l": (LINK, "/etc/passwd"), "d": DIR,
                     "manifest.json": json.dumps([{"Config": path, "Layers": [path]}]).encode()}
             (place.top / "evil.tar").write_bytes(tar(evil))
@@ -467,9 +467,8 @@ def a_prebuilt_image_is_the_environment_of_a_task():
         (place.top / "env.conf").write_text("[environment images]\nrepo = own/*\n"
                                             "image = swebench/sweb.eval.x86_64.{instance_id}\n")
         out = place.top / "out"
-        for mode in ("strict", "compat-5"):
-            place.run("eval", "--dataset", place.top / "rows.jsonl", "--predictions", "gold", "--mode",
-                      mode, "--environments", place.top / "env.conf", "--fail-under", "1", "--out", out)
+        place.run("eval", "--dataset", place.top / "rows.jsonl", "--predictions", "gold",
+                  "--environments", place.top / "env.conf", "--fail-under", "1", "--out", out)
         log = "".join(path.read_text() for path in out.rglob("test_output.txt"))
         assert "PASSED by testbed with an extension word" in log, log
         assert "no secret" in log, log
