@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "env/box_diff.h"
 #include "env/env_build.h"
 #include "reward/parse_cli.h"
 #include "sandbox/box_tool.h"
@@ -172,6 +173,13 @@ int cli_env_build(Cli *cli)
     return CLI_OK;
 }
 
+/* What the session changed, as a patch. */
+static gboolean write_diff(const Box *box, const char *path, GError **error)
+{
+    g_autoptr(GString) patch = box_diff(box, error);
+    return patch != NULL && file_write_atomic(path, patch->str, patch->len, error);
+}
+
 int cli_env_shell(Cli *cli)
 {
     GError *error = NULL;
@@ -186,11 +194,13 @@ int cli_env_shell(Cli *cli)
     env_layers_apply(layers, &spec);
     g_autoptr(Box) box = box_open(&spec, &error);
     const char *argv[] = {"/bin/bash", NULL};
-    const BoxCommand command = {
-        .argv = argv, .envp = (const char *const *)layers->envp};
+    const BoxCommand command = {.argv = argv, .envp = (const char *const *)layers->envp};
     g_auto(BoxResult) result = {0};
     if (box == NULL || !box_exec_terminal(box, &command, &result, &error))
         return cli_error(cli, error, "assay doctor");
+    const char *diff = cli_option(cli, "diff");
+    if (diff != NULL && !write_diff(box, diff, &error))
+        return cli_error(cli, error, NULL);
     return result.outcome == BOX_EXITED ? result.exit_code : CLI_FAILED;
 }
 

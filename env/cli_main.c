@@ -85,6 +85,10 @@ static const CliOption eval_options[] = {
 static const CliOption env_options[] = {
     {"dataset", "FILE", "where the task's row is"},
     {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"}, {NULL, NULL, NULL}};
+static const CliOption shell_options[] = {
+    {"dataset", "FILE", "where the task's row is"},
+    {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"},
+    {"diff", "FILE", "afterwards, what was changed, as a patch"}, {NULL, NULL, NULL}};
 static const CliOption gc_options[] = {
     {"older-days", "N", "not used for so many days (default 30)"}, {NULL, NULL, NULL}};
 static const CliOption parse_options[] = {
@@ -132,7 +136,7 @@ const CliCommand cli_commands[] = {
     {"env ls", "", "list environment layers", cli_env_ls, NULL, 0, 0},
     {"env show", "DIGEST", "show layers by the head of their digest", cli_env_show, NULL, 1, 1},
     {"env shell", "INSTANCE",
-     "a shell in the environment of a task", cli_env_shell, env_options, 1, 1},
+     "a shell in the environment of a task", cli_env_shell, shell_options, 1, 1},
     {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
     {"image pull", "REF", "bring an image from a registry", cli_image_pull, pull_options, 1, 1},
     {"image import", "FILE [NAME]", "an OCI layout, docker archive, or tar of a root file system",

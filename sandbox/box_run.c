@@ -494,12 +494,22 @@ static gboolean init_was_lost(BoxRun *run, const BoxResult *result)
            result->oom_kills == 0 && !use_up_if_oom(run);
 }
 
+/* A step of ours failed on the way to the command, and no limit is the reason. */
+static gboolean start_was_ours(const BoxRun *run, const BoxResult *result)
+{
+    return run->has_report && run->reply.start_failed == SPEC_START_OURS &&
+           run->cause == BOX_NONE && result->oom_kills == 0 && !run->box->is_used_up;
+}
+
 static gboolean conclude(BoxRun *run, BoxResult *ret_result, GError **error)
 {
     BoxResult result = {0};
     account(run, &result);
     if (init_was_lost(run, &result))
         return error_set(error, ASSAY_ERROR_SYSTEM, "the box's init was killed from outside");
+    if (start_was_ours(run, &result))
+        return error_set_errno(error, run->reply.err, "run a command: assay-box: %s",
+                               run->reply.what);
     judge(run, &result);
     result.out_bytes = run->kept[0].total;
     result.err_bytes = run->kept[1].total;

@@ -36,10 +36,10 @@ gboolean box_init_send(BoxInit *init, GByteArray *bytes, const int *fds, guint n
 {
     SpecReply reply;
     g_autoptr(GError) local = NULL;
+    GPollFD polled = {.fd = init->sock, .events = G_IO_IN};
     if (launch_send(init->sock, bytes, fds, n_fds, &local))
         return TRUE;
-    if (g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_SYSTEM) &&
-        !launch_receive(init->sock, &reply, NULL, 0, error))
+    if (g_poll(&polled, 1, 0) > 0 && !launch_receive(init->sock, &reply, NULL, 0, error))
         return FALSE; /* it said why before it died */
     g_clear_error(error);
     g_propagate_error(error, g_steal_pointer(&local));

@@ -87,8 +87,10 @@ static void make_group(Cgroup *cgroup, Hierarchy hierarchy, const char *name)
         return;
     }
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
+    if (fd < 0) {
+        rmdir(dir);
         return;
+    }
     cgroup->fds[hierarchy] = fd;
     cgroup->dirs[hierarchy] = g_steal_pointer(&dir);
 }

@@ -112,7 +112,7 @@ static uint32_t payload_layers(const Keeper *keeper)
         layers &= ~(uint32_t)BOX_LAYER_CAPS; /* there were none to drop */
     if (keeper->open.filter_len > 0)
         layers |= BOX_LAYER_SECCOMP;
-    if (kernel_landlock_abi() > 0)
+    if (keeper_landlock_abi > 0)
         layers |= BOX_LAYER_LANDLOCK;
     if (!(keeper->open.flags & SPEC_OPEN_DEGRADED))
         layers |= BOX_LAYER_PID | BOX_LAYER_IPC | BOX_LAYER_CGROUP_NS;
@@ -300,7 +300,7 @@ static void send_tree(const Keeper *keeper, SpecReplyKind kind, const KeeperTree
 {
     SpecReply reply = keeper_reply_of(kind);
     reply.layers = keeper->layers | payload_layers(keeper);
-    reply.landlock_abi = (uint32_t)(kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0);
+    reply.landlock_abi = (uint32_t)keeper_landlock_abi;
     keeper_reply(keeper->sock, &reply, tree->fds, SPEC_TREE_FDS);
 }
 

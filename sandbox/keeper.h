@@ -22,6 +22,7 @@
 /* Why something failed: the first failure stays. */
 typedef struct Fail {
     int err;
+    bool by_command; /* what a command asked for or left behind is why, not this machine */
     char what[SPEC_WHAT_MAX];
 } Fail;
 
@@ -37,6 +38,10 @@ typedef struct ProcMasks {
 
 /* Fills the table from this host's /proc. */
 void keeper_choose_masks(ProcMasks *masks);
+
+/* 0: this host has none. Asked once, by the starter, so that what is reported is what payloads
+ * get: where it is not 0, none starts without. */
+extern int keeper_landlock_abi;
 
 /* One open box, as the keeper sees it. */
 typedef struct Keeper {
@@ -93,8 +98,9 @@ int keeper_skeleton_base(uint32_t flags, Fail *failed);
 int keeper_skeleton_box(const SpecOpen *open, Fail *failed);
 
 /* Host directories below /etc that programs of /usr are useless without, shown through overlays;
- * the first always, the others where the host's network is used, that is, for builds. */
+ * the first two always, the others where the host's network is used, that is, for builds. */
 extern const char *const keeper_etc_dirs[];
+#define KEEPER_ETC_ALWAYS 2
 
 /* PID 1: waits on `go` for the spec and the tree (in degraded mode the copy), gets a payload ready,
  * then serves `sock`. Never returns. */

@@ -195,6 +195,7 @@ static int fork_payload(Init *init, Fail *failed)
     init->error_fd = error[0];
     if (init->payload > 0)
         return 0;
+    init->payload = 0;
     close(socks[0]);
     close(error[0]);
     return fail(failed, "fork", NULL);
@@ -276,18 +277,21 @@ static int let_go(Init *init, const Request *request, Fail *failed)
 
 static void report_failure(Init *init, const Fail *failed)
 {
-    init->report.start_failed = 1;
+    init->report.start_failed = failed->by_command ? SPEC_START_COMMAND : SPEC_START_OURS;
     init->report.err = failed->err;
     memcpy(init->report.what, failed->what, sizeof failed->what);
 }
 
+/* A payload-to-be is missing only where earlier commands left processes, files are refused by the
+ * tree that commands left, terminals may all be in their hands: no failure of ours. */
 static int start(Init *init, const SpecExec *exec, Request *request, Fail *failed)
 {
-    if (init->payload == 0 && fork_payload(init, failed) < 0)
+    if ((init->payload == 0 && fork_payload(init, failed) < 0) ||
+        keeper_put_files(init->keeper, exec, failed) < 0 ||
+        give_terminal(init, exec, request, failed) < 0) {
+        failed->by_command = true;
         return -1;
-    if (keeper_put_files(init->keeper, exec, failed) < 0 ||
-        give_terminal(init, exec, request, failed) < 0)
-        return -1;
+    }
     drop_own_capabilities(init);
     return let_go(init, request, failed);
 }

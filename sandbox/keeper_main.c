@@ -290,6 +290,7 @@ int main(void)
         return 2; /* not started by the library */
     close(KEEPER_PROGRAM);
     keeper_choose_masks(&proc_masks);
+    keeper_landlock_abi = kernel_landlock_abi() > 0 ? kernel_landlock_abi() : 0;
 
     static uint8_t buffer[SPEC_INLINE_MAX];
     Request request;

@@ -37,6 +37,8 @@
      SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |       \
      SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
 
+int keeper_landlock_abi;
+
 static char *arg_list[SPEC_ARGV_MAX + 1];
 static char *env_list[SPEC_ENVP_MAX + 1];
 
@@ -234,8 +236,8 @@ static int landlock_host(int ruleset, uint64_t all, int copy_fd)
 static int landlock(const Keeper *keeper, Fail *failed)
 {
     bool degraded = keeper->open.flags & SPEC_OPEN_DEGRADED;
-    int abi = kernel_landlock_abi();
-    if (abi <= 0) {
+    int abi = keeper_landlock_abi;
+    if (abi == 0) {
         errno = ENOSYS; /* reported as missing, unless it is the only wall */
         return degraded ? fail(failed, "landlock", NULL) : 0;
     }
@@ -360,6 +362,7 @@ void keeper_payload(const Keeper *keeper, int sock, int error_fd)
     if (r < 0 || !spec_get_exec(request.bytes, request.len, &exec) || stdio(&request, &failed) < 0)
         die(error_fd, &failed);
     load_lists(&exec);
+    failed.by_command = true; /* from here on it is about what it named */
     if (chdir(exec.cwd) < 0) {
         fail(&failed, "enter", exec.cwd);
         die(error_fd, &failed);

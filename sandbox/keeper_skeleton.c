@@ -19,8 +19,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-const char *const keeper_etc_dirs[] = {"alternatives", "ssl", "ld.so.conf.d", "ca-certificates",
-                                       NULL};
+const char *const keeper_etc_dirs[] = {"alternatives", "java-17-openjdk", "ssl",
+                                       "ld.so.conf.d", "ca-certificates", NULL};
 
 /* mkdir -p of an absolute path below the relative directory TOP. */
 static int make_dirs(const char *top, const char *path, mode_t mode)

@@ -480,8 +480,9 @@ static int bind_etc_dirs(uint32_t flags, Fail *failed)
     char from[64];
     struct stat st;
     for (const char *const *dir = keeper_etc_dirs; *dir != NULL; dir++) {
-        if (dir > keeper_etc_dirs && !(flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
-            return 0; /* only builds need more than the alternatives */
+        if (dir >= keeper_etc_dirs + KEEPER_ETC_ALWAYS &&
+            !(flags & (SPEC_OPEN_NET_HOST | SPEC_OPEN_NET_PROXY)))
+            return 0; /* only builds need the rest */
         snprintf(from, sizeof from, "/etc/%s", *dir);
         if (stat(from, &st) < 0 || !S_ISDIR(st.st_mode))
             continue;

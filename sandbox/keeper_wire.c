@@ -4,6 +4,7 @@
  * Invariants:
  *   1. Received descriptors are close-on-exec from birth.
  *   2. A truncated message, or more descriptors than asked for, ends the conversation.
+ *   3. So does a reply that cannot be sent: nobody waits for it.
  *
  * Not here: what is in a message (spec.c).
  */
@@ -88,7 +89,10 @@ int keeper_reply(int sock, const SpecReply *reply, const int *fds, int n_fds)
             sent.fd_mask |= 1u << i;
             present[n++] = fds[i];
         }
-    return keeper_send(sock, &sent, sizeof sent, present, n);
+    int r = keeper_send(sock, &sent, sizeof sent, present, n);
+    if (r < 0)
+        shutdown(sock, SHUT_RDWR);
+    return r;
 }
 
 /* The descriptors of one message, close-on-exec. */

@@ -17,26 +17,26 @@ void output_add(Output *output, const void *data, gsize len)
         g_byte_array_append(output->head, data, (guint)len);
         return;
     }
-    gsize half = (gsize)(output->keep / 2), room = half - MIN(half, output->head->len);
-    gsize n = MIN(room, len);
+    gsize first = (gsize)(output->keep / 2), last = (gsize)output->keep - first;
+    gsize n = MIN(first - MIN(first, output->head->len), len);
     g_byte_array_append(output->head, data, (guint)n);
     const guint8 *rest = (const guint8 *)data + n;
     len -= n;
-    if (len > half) {
-        rest += len - half;
-        len = half;
+    if (len > last) {
+        rest += len - last;
+        len = last;
         g_byte_array_set_size(output->tail, 0);
     }
     g_byte_array_append(output->tail, rest, (guint)len);
-    if (output->tail->len > 2 * half)
-        g_byte_array_remove_range(output->tail, 0, output->tail->len - (guint)half);
+    if (output->tail->len > 2 * last)
+        g_byte_array_remove_range(output->tail, 0, output->tail->len - (guint)last);
 }
 
 GBytes *output_finish(Output *output, gboolean *ret_truncated)
 {
-    gsize half = (gsize)(output->keep / 2);
-    if (output->keep > 0 && output->tail->len > half)
-        g_byte_array_remove_range(output->tail, 0, output->tail->len - (guint)half);
+    gsize last = (gsize)(output->keep - output->keep / 2);
+    if (output->keep > 0 && output->tail->len > last)
+        g_byte_array_remove_range(output->tail, 0, output->tail->len - (guint)last);
     guint64 missing = output->total - output->head->len - output->tail->len;
     if (missing > 0) {
         g_autofree char *note =

@@ -316,7 +316,7 @@ bool spec_reply_ok(SpecReply *reply, size_t len)
         return false;
     reply->what[SPEC_WHAT_MAX - 1] = '\0';
     return reply->kind > SPEC_REPLY_NONE && reply->kind <= SPEC_REPLY_LISTENER &&
-           reply->fd_mask < 1u << SPEC_FDS_OF_REPLY;
+           reply->fd_mask < 1u << SPEC_FDS_OF_REPLY && reply->start_failed <= SPEC_START_OURS;
 }
 
 bool spec_path_ok(const char *path)

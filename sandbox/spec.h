@@ -132,6 +132,13 @@ typedef enum SpecReplyKind {
     SPEC_REPLY_LISTENER = 11, /* keeper, before OPENED: the proxy's listener follows */
 } SpecReplyKind;
 
+/* Why a command did not start. */
+typedef enum SpecStart {
+    SPEC_START_OK = 0,
+    SPEC_START_COMMAND = 1, /* its own doing, or that of what earlier ones left */
+    SPEC_START_OURS = 2,    /* a step of ours failed */
+} SpecStart;
+
 /* What comes with a tree. */
 typedef enum SpecTreeFd {
     SPEC_TREE_FD_ROOT,   /* the merged tree */
@@ -145,13 +152,13 @@ typedef enum SpecTreeFd {
 
 typedef struct SpecReply {
     uint32_t magic, version, kind, layers;
-    int32_t err;         /* errno: why we failed, or why the command did not start */
-    int32_t wait_status; /* of the command; meaningful when has_status */
-    uint32_t has_status; /* init lived to see the command's end */
-    uint32_t start_failed;
-    uint32_t leftover;    /* processes alive when the command's main process had ended */
-    uint32_t sampled_oom; /* the sampler ended the command */
-    uint32_t sampled_cpu; /* likewise, for its CPU time */
+    int32_t err;           /* errno: why we failed, or why the command did not start */
+    int32_t wait_status;   /* of the command; meaningful when has_status */
+    uint32_t has_status;   /* init lived to see the command's end */
+    uint32_t start_failed; /* SpecStart */
+    uint32_t leftover;     /* processes alive when the command's main process had ended */
+    uint32_t sampled_oom;  /* the sampler ended the command */
+    uint32_t sampled_cpu;  /* likewise, for its CPU time */
     uint32_t landlock_abi;
     uint32_t fd_mask; /* which of the reply's descriptors came: bit i, the i-th */
     uint64_t user_us, sys_us, peak_bytes;
@@ -191,6 +198,5 @@ bool spec_next_file(SpecExec *exec, SpecFile *ret_file);
 /* A reply of the right size, version and ranges; `what` is terminated. */
 bool spec_reply_ok(SpecReply *reply, size_t len);
 
-/* Absolute, no empty, "." or ".." component, no trailing slash, shorter than SPEC_PATH_MAX, and
- * no byte that a mount option would take for syntax. */
+/* Absolute, no empty, "." or ".." component, no trailing slash, shorter than SPEC_PATH_MAX. */
 bool spec_path_ok(const char *path);

@@ -321,3 +321,44 @@ gboolean lab_wait_gone(GArray *pids, int timeout_ms)
     }
     return gone;
 }
+
+guint lab_count_fds(void)
+{
+    guint n = 0;
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
+    while (dir != NULL && g_dir_read_name(dir) != NULL)
+        n++;
+    return n;
+}
+
+/* Each is below our own group, wherever that is. */
+static guint count_groups_at(const char *mount, const char *prefix)
+{
+    g_autofree char *text = NULL;
+    guint n = 0;
+    g_assert_true(g_file_get_contents("/proc/self/cgroup", &text, NULL, NULL));
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    g_autoptr(GHashTable) paths = g_hash_table_new(g_str_hash, g_str_equal);
+    for (char **line = lines; *line != NULL; line++) {
+        const char *path = strrchr(*line, ':');
+        if (path == NULL || !g_hash_table_add(paths, (gpointer)(gsize)(path + 1)))
+            continue;
+        g_autofree char *full = g_build_filename(mount, path + 1, NULL);
+        g_autoptr(GDir) dir = g_dir_open(full, 0, NULL);
+        const char *name;
+        while (dir != NULL && (name = g_dir_read_name(dir)) != NULL)
+            n += g_str_has_prefix(name, prefix);
+    }
+    return n;
+}
+
+guint lab_count_groups(int owner)
+{
+    static const char *const tops[] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified",
+                                       "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"};
+    g_autofree char *prefix = g_strdup_printf("assay-box-%d-", owner);
+    guint n = 0;
+    for (gsize i = 0; i < G_N_ELEMENTS(tops); i++)
+        n += count_groups_at(tops[i], prefix);
+    return n;
+}

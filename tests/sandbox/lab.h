@@ -45,3 +45,9 @@ gboolean lab_is_ours(int pid);
 
 /* Waits until each of those processes is gone; FALSE after `timeout_ms`. */
 gboolean lab_wait_gone(GArray *pids, int timeout_ms);
+
+/* Open descriptors of this process. */
+guint lab_count_fds(void);
+
+/* The cgroups of boxes that process OWNER has made, in any hierarchy. */
+guint lab_count_groups(int owner);

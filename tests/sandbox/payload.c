@@ -686,6 +686,8 @@ int main(int argc, char **argv)
         puts(try_abstract_connect(arg) >= 0 ? "ok" : strerrorname_np(errno));
         return 0;
     }
+    if (strcmp(word, "layers") == 0)
+        return payload_layers(argc - 2, argv + 2);
     if (strcmp(word, "stack") == 0)
         return signal_by(word);
     int status = argc > 1 ? payload_more(argc, argv) : -1;

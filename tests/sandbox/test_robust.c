@@ -16,15 +16,6 @@
 
 #define WORKER_SLOT 101u
 
-static guint count_dir(const char *path)
-{
-    guint n = 0;
-    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
-    while (dir != NULL && g_dir_read_name(dir) != NULL)
-        n++;
-    return n;
-}
-
 static guint count_mounts(void)
 {
     g_autofree char *text = NULL;
@@ -32,22 +23,6 @@ static guint count_mounts(void)
     g_assert_true(g_file_get_contents("/proc/self/mountinfo", &text, NULL, NULL));
     for (const char *at = text; *at != '\0'; at++)
         n += *at == '\n';
-    return n;
-}
-
-/* Our groups in any hierarchy, by the owner's pid in their names. */
-static guint count_groups(pid_t owner)
-{
-    static const char *const tops[] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified",
-                                       "/sys/fs/cgroup/pids"};
-    g_autofree char *prefix = g_strdup_printf("assay-box-%d-", (int)owner);
-    guint n = 0;
-    for (gsize i = 0; i < G_N_ELEMENTS(tops); i++) {
-        g_autoptr(GDir) dir = g_dir_open(tops[i], 0, NULL);
-        const char *name;
-        while (dir != NULL && (name = g_dir_read_name(dir)) != NULL)
-            n += g_str_has_prefix(name, prefix);
-    }
     return n;
 }
 
@@ -64,14 +39,14 @@ static void fifty_boxes_leave_nothing_behind(void)
 {
     one_run(); /* what is made once per process */
     box_shutdown();
-    guint fds = count_dir("/proc/self/fd"), mounts = count_mounts();
+    guint fds = lab_count_fds(), mounts = count_mounts();
     for (int i = 0; i < 50; i++)
         one_run();
     box_shutdown();
     g_autoptr(GArray) left = lab_box_pids(100);
-    g_assert_cmpuint(count_dir("/proc/self/fd"), ==, fds);
+    g_assert_cmpuint(lab_count_fds(), ==, fds);
     g_assert_cmpuint(count_mounts(), ==, mounts);
-    g_assert_cmpuint(count_groups(getpid()), ==, 0);
+    g_assert_cmpuint(lab_count_groups(getpid()), ==, 0);
     g_assert_true(lab_wait_gone(left, 5000)); /* a spare keeper dies with its starter */
 }
 
@@ -79,7 +54,7 @@ static void shutting_down_removes_every_group(void)
 {
     one_run();
     box_shutdown();
-    g_assert_cmpuint(count_groups(getpid()), ==, 0);
+    g_assert_cmpuint(lab_count_groups(getpid()), ==, 0);
     one_run(); /* and boxes still work afterwards */
 }
 
@@ -189,9 +164,9 @@ static void nothing_survives_a_killed_worker(void)
     g_assert_cmpint(waitpid(worker, NULL, 0), ==, worker);
     g_assert_true(lab_wait_gone(pids, 5000));
 
-    if (count_groups(worker) > 0)
+    if (lab_count_groups(worker) > 0)
         g_assert_cmpuint(box_sweep_stale(), >=, 1);
-    g_assert_cmpuint(count_groups(worker), ==, 0);
+    g_assert_cmpuint(lab_count_groups(worker), ==, 0);
     close(ends[0]);
 }
 

@@ -143,6 +143,9 @@ static void hostile_replies_are_refused(void)
     g_assert_false(spec_reply_ok(&reply, sizeof reply));
     reply.kind = SPEC_REPLY_NONE;
     g_assert_false(spec_reply_ok(&reply, sizeof reply));
+    reply.kind = SPEC_REPLY_DONE;
+    reply.start_failed = SPEC_START_OURS + 1;
+    g_assert_false(spec_reply_ok(&reply, sizeof reply));
 }
 
 static guint32 decide(FilterKind kind, const char *name, guint64 a0, guint64 a1, guint64 a2)
