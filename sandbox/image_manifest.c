@@ -51,12 +51,12 @@ char *image_platform_host(void)
 static gboolean descriptor_read(const json_t *value, gint64 size_max, ImageBlob *ret_blob,
                                 GError **error)
 {
-    const char *digest = json_is_object(value) ? json_want_str(value, "digest", error) : NULL;
     gint64 size;
+    if (!json_is_object(value))
+        return error_set(error, ASSAY_ERROR_INPUT, "a descriptor is not an object");
+    const char *digest = json_want_str(value, "digest", error);
     if (digest == NULL)
-        return !json_is_object(value) && error != NULL && *error == NULL
-                   ? error_set(error, ASSAY_ERROR_INPUT, "a descriptor is not an object")
-                   : FALSE;
+        return FALSE;
     if (!depot_digest_ok(digest))
         return error_set(error, ASSAY_ERROR_INPUT, "digest %.100s is not sha256", digest);
     if (!json_opt_int(value, "size", 0, size_max, -1, &size, error))
