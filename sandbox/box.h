@@ -231,6 +231,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(BoxSnapshot, box_snapshot_unref)
 /* Bytes it holds in memory. */
 guint64 box_snapshot_bytes(const BoxSnapshot *snapshot);
 
+/* Writes it, merged, into the "upper" of two directories as those of spec.root_upper_fd: layers for
+ * later boxes, spec.layer_fds and spec.work_fds, over those it was taken with. `slot` must be free.
+ * sandbox/depot.h keeps such layers by digest. */
+gboolean box_snapshot_save(const BoxSnapshot *snapshot, guint slot, int root_fd, int work_fd,
+                           GError **error);
+
 /* As box_reset, to that state. */
 gboolean box_rollback(Box *box, const BoxSnapshot *snapshot, GError **error);
 

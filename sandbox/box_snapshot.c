@@ -237,8 +237,7 @@ static gboolean freeze(Box *box, GPtrArray *gens, GError **error)
     return TRUE;
 }
 
-/* The merge of those generations as one; of none, a copy of the written one. */
-static BoxGen *copy(Box *box, const GPtrArray *gens, GError **error)
+static gboolean ask_copy(Box *box, const GPtrArray *gens, int *ret_fd, GError **error)
 {
     g_autoptr(GByteArray) bytes = g_byte_array_new();
     SpecWriter writer = launch_writer(bytes);
@@ -247,11 +246,23 @@ static BoxGen *copy(Box *box, const GPtrArray *gens, GError **error)
     box_stage_drop_staged(box);
     spec_put_copy(&writer, gens == NULL ? 0 : gens->len);
     if (!ask_keeper(box, bytes, gens, &reply, fds, error))
-        return NULL;
-    if (reply.kind == SPEC_REPLY_COPIED && fds[0] >= 0)
-        return gen_new(box, fds[0]);
+        return FALSE;
+    *ret_fd = fds[0];
+    fds[0] = -1;
     close_all(fds, SPEC_TREE_FDS);
-    error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+    return reply.kind == SPEC_REPLY_COPIED ||
+           error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");
+}
+
+/* The merge of those generations as one; of none, a copy of the written one. */
+static BoxGen *copy(Box *box, const GPtrArray *gens, GError **error)
+{
+    int fd;
+    if (!ask_copy(box, gens, &fd, error))
+        return NULL;
+    if (fd >= 0)
+        return gen_new(box, fd);
+    error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent no generation");
     return NULL;
 }
 
@@ -373,5 +384,22 @@ gboolean box_reset(Box *box, GError **error)
         rebuild(box, box_gens_new(box->at_open), SPEC_TREE_NEW_NET, error))
         return TRUE;
     g_prefix_error(error, "reset a box: ");
+    return FALSE;
+}
+
+gboolean box_snapshot_save(const BoxSnapshot *snapshot, guint slot, int root_fd, int work_fd,
+                           GError **error)
+{
+    int fd;
+    BoxSpec spec = {.uid = snapshot->uid,
+                    .gid = snapshot->gid,
+                    .slot = slot,
+                    .root_upper_fd = root_fd,
+                    .work_upper_fd = work_fd,
+                    .snapshot = snapshot};
+    g_autoptr(Box) box = box_open(&spec, error);
+    if (box != NULL && ask_copy(box, snapshot->gens, &fd, error))
+        return TRUE;
+    g_prefix_error(error, "save a snapshot: ");
     return FALSE;
 }

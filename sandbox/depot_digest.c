@@ -38,7 +38,14 @@ static gint by_text(gconstpointer a, gconstpointer b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* "user." attributes; what the host adds by itself (labels) is not the tree's. */
+/* "user." attributes; what the host adds by itself is not the tree's: labels, and notes of overlayfs
+ * on a layer that was once written. That a directory is opaque is. */
+static gboolean is_content(const char *name)
+{
+    return g_str_has_prefix(name, "user.") &&
+           (!g_str_has_prefix(name, "user.overlay.") || g_str_equal(name, "user.overlay.opaque"));
+}
+
 static gboolean add_xattrs(Walk *walk, int fd, GError **error)
 {
     g_autofree char *names = g_malloc(XATTR_BYTES_MAX);
@@ -48,7 +55,7 @@ static gboolean add_xattrs(Walk *walk, int fd, GError **error)
     if (len < 0 && errno != ENOTSUP)
         return error_set_errno(error, errno, "list extended attributes");
     for (ssize_t at = 0; at < len; at += (ssize_t)strlen(names + at) + 1)
-        if (g_str_has_prefix(names + at, "user."))
+        if (is_content(names + at))
             g_ptr_array_add(sorted, names + at);
     g_ptr_array_sort(sorted, by_text);
     for (guint i = 0; i < sorted->len; i++) {

@@ -345,7 +345,8 @@ static int serve_copy(Keeper *keeper, const Request *request, Fail *failed)
         return -1;
     SpecReply reply = keeper_reply_of(SPEC_REPLY_COPIED);
     keeper_reply(keeper->sock, &reply, &fd, 1);
-    close(fd);
+    if (fd >= 0)
+        close(fd);
     return 0;
 }
 

@@ -74,8 +74,8 @@ typedef struct KeeperTree {
 } KeeperTree;
 
 /* The workshop; in it the first tree; another tree over other generations, after which `tidy` takes
- * the one before down; the merge of generations (none: a copy of the written one). 0, or -1 with
- * the reason. */
+ * the one before down; the merge of generations (none: a copy of the written one), as a new
+ * one or, where uppers were given, into these (*ret_fd is -1). 0, or -1 with the reason. */
 int keeper_tree_base(Keeper *keeper, uint32_t flags, Fail *failed);
 int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed);
 int keeper_tree_rebuild(Keeper *keeper, const int *gen_fds, const SpecTree *spec, KeeperTree *ret,
@@ -90,8 +90,8 @@ int keeper_tree_copy(Keeper *keeper, const int *gen_fds, uint32_t n_gens, int *r
 /* Removes whatever stands at NAME, down to that depth, following nothing. */
 int keeper_remove_any(int dir_fd, const char *name, int depth);
 
-/* Puts one layer in overlay form over another, whiteouts included (keeper_copy.c). */
-int keeper_copy_layer(int from_fd, int to_fd);
+/* Puts a generation over the "upper" of two directories, whiteouts included (keeper_copy.c). */
+int keeper_copy_layer(int from_fd, int root_fd, int work_fd);
 
 /* The skeleton: what every box of these flags has, then what this one needs. */
 int keeper_skeleton_base(uint32_t flags, Fail *failed);

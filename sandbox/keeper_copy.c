@@ -239,27 +239,25 @@ static int copy_entries(Copy *copy, Pair dirs, int depth)
     return r;
 }
 
-int keeper_copy_layer(int from_fd, int to_fd)
+static int copy_part(int from_fd, const char *part, int to_fd)
 {
-    static const char *const parts[] = {"root", "work"};
-    int r = 0;
-    for (size_t i = 0; r == 0 && i < sizeof parts / sizeof *parts; i++) {
-        static Copy copy;
-        struct stat st;
-        if (mkdirat(to_fd, parts[i], 0755) < 0 && errno != EEXIST)
-            return -1;
-        Pair dirs = {openat(from_fd, parts[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC),
-                     openat(to_fd, parts[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-        copy = (Copy){.top_fd = dirs.to};
-        if (dirs.from < 0 || dirs.to < 0 || fstatat(dirs.from, "upper", &st, 0) < 0)
-            r = -1;
-        else
-            r = copy_dir(&copy, dirs, "upper", &st, DEPTH_MAX);
-        tdestroy(copy.links, free);
-        if (dirs.from >= 0)
-            close(dirs.from);
-        if (dirs.to >= 0)
-            close(dirs.to);
-    }
+    static Copy copy;
+    struct stat st;
+    Pair dirs = {openat(from_fd, part, O_RDONLY | O_DIRECTORY | O_CLOEXEC), to_fd};
+    if (dirs.from < 0)
+        return -1;
+    copy = (Copy){.top_fd = to_fd};
+    int r = fstatat(dirs.from, "upper", &st, 0) < 0
+                ? -1
+                : copy_dir(&copy, dirs, "upper", &st, DEPTH_MAX);
+    int err = errno;
+    tdestroy(copy.links, free);
+    close(dirs.from);
+    errno = err;
     return r;
+}
+
+int keeper_copy_layer(int from_fd, int root_fd, int work_fd)
+{
+    return copy_part(from_fd, "root", root_fd) < 0 ? -1 : copy_part(from_fd, "work", work_fd);
 }

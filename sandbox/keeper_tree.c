@@ -683,12 +683,12 @@ int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *fail
 
 /* Merges tree's generations, or copies the written one where there are none. Bottom first: later
  * ones win. */
-static int copy_gens(const Tree *tree, int to)
+static int copy_gens(const Tree *tree, int root_fd, int work_fd)
 {
     for (uint32_t i = tree->n_gens > 0 ? tree->n_gens : 1; i-- > 0;) {
         const char *name = tree->n_gens > 0 ? tree->gens[i] : current.gen;
         int from = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        int r = from < 0 ? -1 : keeper_copy_layer(from, to);
+        int r = from < 0 ? -1 : keeper_copy_layer(from, root_fd, work_fd);
         int err = errno;
         if (from >= 0)
             close(from);
@@ -699,17 +699,40 @@ static int copy_gens(const Tree *tree, int to)
     return 0;
 }
 
+/* A new generation to merge into; no more than what is copied will be in it. */
+static int new_generation(int *ret_fd, Fail *failed)
+{
+    *ret_fd = new_tmpfs(0, 0);
+    if (*ret_fd >= 0 && mkdirat(*ret_fd, "root", 0755) == 0 && mkdirat(*ret_fd, "work", 0755) == 0)
+        return 0;
+    return fail(failed, "make the tmpfs of a generation", NULL);
+}
+
+static int copy_into(const Tree *tree, int top_fd, const char *root, const char *work)
+{
+    int root_fd = openat(top_fd, root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int work_fd = openat(top_fd, work, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int r = root_fd < 0 || work_fd < 0 ? fail(tree->failed, "open where to copy to", NULL)
+                                       : copy_gens(tree, root_fd, work_fd);
+    if (root_fd >= 0)
+        close(root_fd);
+    if (work_fd >= 0)
+        close(work_fd);
+    return r;
+}
+
 int keeper_tree_copy(Keeper *keeper, const int *gen_fds, uint32_t n_gens, int *ret_fd, Fail *failed)
 {
     Tree tree = TREE_NONE;
+    bool given = fixed.root_upper[0] != '\0' && fixed.work_upper[0] != '\0';
     tree.keeper = keeper;
     tree.failed = failed;
+    *ret_fd = -1;
     int r = attach_gens(&tree, gen_fds, n_gens);
-    *ret_fd = r < 0 ? -1 : new_tmpfs(0, 0); /* no more than what is copied */
-    if (r == 0 && *ret_fd < 0)
-        r = fail(failed, "make the tmpfs of a generation", NULL);
-    if (r == 0)
-        r = copy_gens(&tree, *ret_fd);
+    if (r == 0 && given)
+        r = copy_into(&tree, AT_FDCWD, fixed.root_upper, fixed.work_upper);
+    else if (r == 0 && (r = new_generation(ret_fd, failed)) == 0)
+        r = copy_into(&tree, *ret_fd, "root", "work");
     take_down(&tree);
     if (r < 0 && *ret_fd >= 0)
         close(*ret_fd);

@@ -175,7 +175,7 @@ void spec_put_open(SpecWriter *writer, const SpecOpen *open);
 void spec_put_idmap(SpecWriter *writer, const SpecMap *uids, const SpecMap *gids);
 void spec_put_tree(SpecWriter *writer, const SpecTree *tree);
 /* Merges these generations (their descriptors follow, topmost first) into a new one; none: copies
- * the one that is written. */
+ * the one that is written. A box with both uppers given gets the merge there. */
 void spec_put_copy(SpecWriter *writer, uint32_t n_gens);
 void spec_put_order(SpecWriter *writer, SpecOrder order);
 /* The head of an exec request; then n_argv + n_envp strings, then n_files files. */

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/tree.h"
+#include "sandbox/depot.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -240,6 +241,72 @@ static void kept_processes_go_on_through_a_snapshot(void)
            "ended");
 }
 
+/* One saved state: its two layers in the depot, by the digests of their trees. */
+typedef struct Saved {
+    int root, work;
+    char *digests[2];
+} Saved;
+
+static void keep(Depot *depot, DepotStage *stage, char **ret_digest, int *ret_fd)
+{
+    g_autoptr(GError) error = NULL;
+    AUTO_FD upper = openat(stage->dir_fd, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    *ret_digest = depot_tree_digest(upper, &error);
+    g_assert_no_error(error);
+    *ret_fd = depot_commit(depot, stage, *ret_digest, &error);
+    g_assert_no_error(error);
+}
+
+static Saved save(Depot *depot, const BoxSnapshot *snapshot)
+{
+    g_autoptr(GError) error = NULL;
+    Saved saved;
+    g_autoptr(DepotStage) root = depot_stage(depot, &error);
+    g_autoptr(DepotStage) work = depot_stage(depot, &error);
+    g_assert_true(box_snapshot_save(snapshot, CHILD_SLOT + 1, root->dir_fd, work->dir_fd, &error));
+    g_assert_no_error(error);
+    keep(depot, root, &saved.digests[0], &saved.root);
+    keep(depot, work, &saved.digests[1], &saved.work);
+    return saved;
+}
+
+static void a_saved_snapshot_is_layers_with_a_digest(gconstpointer data)
+{
+    guint uid = GPOINTER_TO_UINT(data);
+    g_autoptr(GError) error = NULL;
+    g_autofree char *dir = g_build_filename(scratch, uid == 0 ? "depot0" : "depot1000", NULL);
+    g_autoptr(Depot) depot = depot_open(dir, 0, &error);
+    g_assert_no_error(error);
+    BoxSpec spec = spec_over_base(uid, CHILD_SLOT - 1);
+    g_autoptr(Box) box = lab_open(&spec);
+    expect(box, CHANGES, "end");
+    g_autoptr(BoxSnapshot) first = freeze(box);
+    if (first == NULL)
+        return;
+    g_autofree char *had = sh(box, PICTURE);
+    g_autoptr(BoxSnapshot) second = freeze(box); /* one generation more, the same content */
+    Saved saved = save(depot, first), again = save(depot, second);
+    for (int i = 0; i < 2; i++) {
+        g_assert_cmpstr(saved.digests[i], ==, again.digests[i]);
+        g_free(saved.digests[i]);
+        g_free(again.digests[i]);
+    }
+    const int layers[] = {saved.root}, work[] = {saved.work, base_fd};
+    BoxSpec next = lab_spec(uid);
+    next.slot = CHILD_SLOT;
+    next.layer_fds = layers;
+    next.n_layers = 1;
+    next.work_fds = work;
+    next.n_work = 2;
+    g_autoptr(Box) later = lab_open(&next);
+    g_autofree char *has = sh(later, PICTURE);
+    g_assert_cmpstr(has, ==, had);
+    g_clear_pointer(&later, box_close);
+    const int fds[] = {saved.root, saved.work, again.root, again.work};
+    for (gsize i = 0; i < G_N_ELEMENTS(fds); i++)
+        close(fds[i]);
+}
+
 static void what_cannot_be_frozen_says_why(void)
 {
     g_autoptr(GError) error = NULL;
@@ -284,6 +351,10 @@ int main(int argc, char **argv)
                     freezing_does_not_lift_the_disk_limit);
     g_test_add_func("/snapshot/kept_processes_go_on_through_a_snapshot",
                     kept_processes_go_on_through_a_snapshot);
+    g_test_add_data_func("/snapshot/a_saved_snapshot_is_layers_with_a_digest/uid0",
+                         GUINT_TO_POINTER(0), a_saved_snapshot_is_layers_with_a_digest);
+    g_test_add_data_func("/snapshot/a_saved_snapshot_is_layers_with_a_digest/uid1000",
+                         GUINT_TO_POINTER(1000), a_saved_snapshot_is_layers_with_a_digest);
     g_test_add_func("/snapshot/what_cannot_be_frozen_says_why", what_cannot_be_frozen_says_why);
     int status = g_test_run();
     close(base_fd);
