@@ -235,8 +235,8 @@ guint64 box_snapshot_bytes(const BoxSnapshot *snapshot);
 gboolean box_rollback(Box *box, const BoxSnapshot *snapshot, GError **error);
 
 /* Files from outside, by descriptor only: no link is followed, nothing but regular files is opened.
- * Paths are absolute inside, or relative to work_path. Errors: NOT_FOUND, NOT_ALLOWED (a link on the
- * way, not a regular file, not permitted), LIMIT, INPUT (not a normal path). */
+ * Paths are absolute inside, or relative to work_path. Errors: NOT_FOUND, NOT_ALLOWED (a link on
+ * the way, not a regular file, not permitted), LIMIT, INPUT (not a normal path). */
 typedef enum BoxFileKind {
     BOX_FILE_OTHER = 0, /* FIFO, socket, device */
     BOX_FILE_REGULAR = 1,
@@ -259,8 +259,9 @@ BoxFileInfo *box_file_stat(const Box *box, const char *path, GError **error);
 /* The entries of a directory, sorted by name: BoxFileInfo. More than `n_max` is LIMIT. */
 GPtrArray *box_file_list(const Box *box, const char *path, guint n_max, GError **error);
 
-/* What differs in the workspace from its layers, directory by directory, names in order; read from the writable layer, so
- * it costs what was changed. Directories are not listed, nor files changed back. */
+/* What differs in the workspace from its layers, directory by directory, names in order; read from
+ * the writable layer, so it costs what was changed. Directories are not listed, nor files changed
+ * back. */
 typedef struct BoxSide {
     guint mode;   /* as in stat; 0: absent */
     GBytes *data; /* of a file, or a link's target */
@@ -280,7 +281,7 @@ guint box_enforced(const Box *box);
 /* What is on, who enforces each limit, what is missing and why:
  * {"mode":"namespaces|landlock","layers":[...],"missing":[{"layer","why"}],
  *  "limits":{"memory":"cgroup1",...},
- *  "notes":{"rename_dir":"exdev","remake_dir":"ok|eio","ids":"range",...}} */
+ *  "notes":{"rename_dir":"exdev","remove_dir":"ok|eio","ids":"range",...}} */
 char *box_report_json(const Box *box);
 
 /* Where the box's programs find PATH: PATH itself, except in the degraded mode, where what lies in

@@ -2,8 +2,8 @@
  * Files of a box from outside.
  *
  * Invariants:
- *   1. Every path is opened with RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS below a descriptor of
- *      the merged tree (or of the copy), never by a path of the host.
+ *   1. Every path is opened with RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS below a descriptor
+ *      of the merged tree (or of the copy), never by a path of the host.
  *   2. Nothing but a regular file is ever read; opening waits for nothing (a FIFO) and takes no
  *      terminal.
  *   3. What is written is written with the box user's file system ids: as that user could, owned by

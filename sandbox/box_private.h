@@ -14,8 +14,8 @@ typedef struct BoxInit {
     int pidfd, sock;
 } BoxInit;
 
-/* What a box wrote over some time, on a tmpfs of its own: root/upper and work/upper in overlay form.
- * Counted: snapshots, boxes that have it below. */
+/* What a box wrote over some time, on a tmpfs of its own: root/upper and work/upper in overlay
+ * form. Counted: snapshots, boxes that have it below. */
 typedef struct BoxGen {
     int fd;         /* a detached mount of it, that other boxes can have a clone of */
     BoxIdMode mode; /* whose ids its files have */

@@ -86,8 +86,8 @@ static json_t *notes_json(const Box *box)
     json_object_set_new(notes, "ids", json_string(id_words[box->ids.mode]));
     json_object_set_new(notes, "net", json_string(net_words[box->net]));
     json_object_set_new(notes, "rename_dir", json_string(has_tree ? "exdev" : "ok"));
-    gboolean remakes = box->disk_by != BOX_BY_TMPFS || probe_has_tmpfs_xattr();
-    json_object_set_new(notes, "remake_dir", json_string(!has_tree || remakes ? "ok" : "eio"));
+    gboolean removes = box->disk_by != BOX_BY_TMPFS || probe_has_tmpfs_xattr();
+    json_object_set_new(notes, "remove_dir", json_string(!has_tree || removes ? "ok" : "eio"));
     json_object_set_new(notes, "work", json_string(has_tree ? "overlay" : "copy"));
     if (box->landlock_abi > 0)
         json_object_set_new(notes, "landlock_abi", json_integer(box->landlock_abi));

@@ -271,6 +271,18 @@ static gboolean send_request(BoxRun *run, GError **error)
     return TRUE;
 }
 
+/* An init could not get ready. Processes that earlier commands keep may be as many as there may be:
+ * their doing, not ours. */
+static gboolean is_crowded_out(BoxRun *run)
+{
+    if (!box_stage_has_session(run->box))
+        return FALSE;
+    run->reply = (SpecReply){.start_failed = SPEC_START_COMMAND, .err = EAGAIN};
+    run->has_report = run->done = TRUE;
+    run->ended_ns = clock_mono_ns();
+    return TRUE;
+}
+
 /* The report, if init sent one; its end of the socket closes when it dies. */
 static gboolean take_report(BoxRun *run, GError **error)
 {
@@ -278,6 +290,8 @@ static gboolean take_report(BoxRun *run, GError **error)
     g_autoptr(GError) local = NULL;
     if (!launch_receive(run->init.sock, &reply, NULL, 0, &local)) {
         if (!g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND)) {
+            if (is_crowded_out(run))
+                return TRUE;
             g_propagate_error(error, g_steal_pointer(&local));
             return FALSE;
         }
@@ -534,7 +548,7 @@ static gboolean start(BoxRun *run, GError **error)
     gboolean ok = box_stage_take(run->box, run->command.keep_background, &run->init, &local) &&
                   send_request(run, &local);
     run->start_ns = run->output_ns = clock_mono_ns();
-    if (ok || use_up_if_oom(run))
+    if (ok || use_up_if_oom(run) || is_crowded_out(run))
         return TRUE;
     g_propagate_error(error, g_steal_pointer(&local));
     return FALSE;

@@ -3,8 +3,8 @@
  *
  * Invariants:
  *   1. At most one init is asked for and not yet taken.
- *   2. An init that has died while it waited (memory, a fault of ours) is replaced once, so that what
- *      one command did costs the next nothing.
+ *   2. An init that has died while it waited (memory, a fault of ours) is replaced once, so that
+ *      what one command did costs the next nothing.
  *   3. The first command of a box asks for one; from the second on, the next is staged while a
  *      command runs, so that a box used once pays for one.
  *

@@ -9,7 +9,8 @@
 
 void box_init_clear(BoxInit *init);
 
-/* Sends a request, or an order, to init; the reason why it failed to get ready becomes the error. */
+/* Sends a request, or an order, to init; the reason why it failed to get ready becomes the
+ * error. */
 gboolean box_init_send(BoxInit *init, GByteArray *bytes, const int *fds, guint n_fds,
                        GError **error);
 gboolean box_init_order(BoxInit *init, SpecOrder order, GError **error);
@@ -30,7 +31,7 @@ void box_stage_next_box(const Box *box);
 /* Is there a kept init? */
 gboolean box_stage_has_session(const Box *box);
 
-/* Drops the staged init, so that the keeper's next answer is to the next request; the other also ends
- * the kept one with everything in it. */
+/* Drops the staged init, so that the keeper's next answer is to the next request; the other also
+ * ends the kept one with everything in it. */
 void box_stage_drop_staged(Box *box);
 void box_stage_drop(Box *box);

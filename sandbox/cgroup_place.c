@@ -22,8 +22,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define TEXT_MAX     4096 /* these files are short */
@@ -101,7 +103,11 @@ static char *own_dir(Hierarchy hierarchy)
         return NULL; /* outside what this namespace shows */
     g_autofree char *dir =
         own[1] == '\0' ? g_strdup(mounted) : g_build_filename(mounted, own, NULL);
-    return access(dir, F_OK) == 0 ? g_steal_pointer(&dir) : NULL; /* else it is covered */
+    struct statfs fs;
+    gboolean is_ours =
+        statfs(dir, &fs) == 0 &&
+        fs.f_type == (hierarchy == HIER_V2 ? CGROUP2_SUPER_MAGIC : CGROUP_SUPER_MAGIC);
+    return is_ours ? g_steal_pointer(&dir) : NULL; /* else something covers it */
 }
 
 /* The fields after the name in /proc/PID/stat: [0] is the state. */

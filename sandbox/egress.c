@@ -4,7 +4,7 @@
  * Invariants:
  *   1. posix_spawn, never fork: the caller may be large.
  *   2. It inherits the descriptors of egress_proxy.h and standard error, and no environment.
- *   3. After egress_stop it is dead and reaped.
+ *   3. After egress_start it serves; after egress_stop it is dead and reaped.
  *
  * Not here: what it does (egress_main.c).
  */
@@ -24,10 +24,11 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-#define PROGRAM      "assay-egress"
-#define STOP_WAIT_MS 1000
-#define HIGH_FD      16                               /* above the numbers below */
-#define PROXY_UID    (BOX_ID_BASE + BOX_ID_COUNT - 1) /* the store's last: no box can have it */
+#define PROGRAM       "assay-egress"
+#define START_WAIT_MS 10000
+#define STOP_WAIT_MS  1000
+#define HIGH_FD       16                               /* above the numbers below */
+#define PROXY_UID     (BOX_ID_BASE + BOX_ID_COUNT - 1) /* the store's last: no box can have it */
 
 struct Egress {
     pid_t pid;
@@ -100,6 +101,16 @@ static int high(int fd)
     return fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
 }
 
+/* It says one byte once it has given up its privileges and understood its rules. */
+static gboolean is_ready(const Egress *egress, GError **error)
+{
+    struct pollfd polled = {.fd = egress->control, .events = POLLIN};
+    char byte;
+    if (poll(&polled, 1, START_WAIT_MS) > 0 && read(egress->control, &byte, 1) == 1)
+        return TRUE;
+    return error_set(error, ASSAY_ERROR_SYSTEM, "%s did not start", PROGRAM);
+}
+
 Egress *egress_start(const BoxEgress *spec, int listener, GError **error)
 {
     int sv[2];
@@ -126,7 +137,13 @@ Egress *egress_start(const BoxEgress *spec, int listener, GError **error)
     if (!spawn((char *const *)argv->pdata, fds, self, &egress.pid, error))
         return NULL;
     egress.control = fd_take(&control);
-    return g_memdup2(&egress, sizeof egress);
+    fd_close_p(&theirs); /* so that its end is the proxy's alone */
+    theirs = -1;
+    Egress *started = g_memdup2(&egress, sizeof egress);
+    if (is_ready(started, error))
+        return started;
+    egress_stop(started);
+    return NULL;
 }
 
 void egress_stop(Egress *egress)

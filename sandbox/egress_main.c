@@ -81,6 +81,8 @@ int main(int argc, char **argv)
     config.unsafe_loopback = arguments.unsafe_loopback;
     config.log_fd = fcntl(EGRESS_LOG, F_GETFD) < 0 ? -1 : EGRESS_LOG;
     (void)fcntl(EGRESS_LISTENER, F_SETFL, O_NONBLOCK);
+    if (write(EGRESS_CONTROL, "", 1) != 1)
+        return 2;
     egress_serve(&config, EGRESS_LISTENER, EGRESS_CONTROL);
     _exit(0); /* threads may still talk: the box is gone */
 }

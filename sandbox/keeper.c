@@ -152,8 +152,8 @@ static void end_inits(void)
         has_ended(inits[i], -1);
 }
 
-/* An init that has its namespaces and its /proc, and waits for a spec and a tree. The first one of a
- * box is made before the box is asked for. */
+/* An init that has its namespaces and its /proc, and waits for a spec and a tree. The first one of
+ * a box is made before the box is asked for. */
 typedef struct Early {
     int pidfd, sock, go; /* sock: the library's end */
 } Early;

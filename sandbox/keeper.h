@@ -74,8 +74,8 @@ typedef struct KeeperTree {
 } KeeperTree;
 
 /* The workshop; in it the first tree; another tree over other generations, after which `tidy` takes
- * the one before down; the merge of generations (none: a copy of the written one). 0, or -1 with the
- * reason. */
+ * the one before down; the merge of generations (none: a copy of the written one). 0, or -1 with
+ * the reason. */
 int keeper_tree_base(Keeper *keeper, uint32_t flags, Fail *failed);
 int keeper_tree_open(Keeper *keeper, const int *fds, KeeperTree *ret, Fail *failed);
 int keeper_tree_rebuild(Keeper *keeper, const int *gen_fds, const SpecTree *spec, KeeperTree *ret,

@@ -4,8 +4,8 @@
  * Invariants:
  *   1. Nothing else runs in the box meanwhile, except what the caller asked to keep alive; no
  *      symlink is followed either way.
- *   2. What stands at a file's place is removed, whatever it is; what is written belongs to the box's
- *      user.
+ *   2. What stands at a file's place is removed, whatever it is; what is written belongs to the
+ *      box's user.
  *
  * Not here: what the files are for (the library's BoxFile).
  */

@@ -204,9 +204,9 @@ static int start_keeper(int sock, const SpecOpen *open, const Request *request, 
     return 0;
 }
 
-/* The library has closed a box: time to make the next spare, so that its namespaces cost no waiting.
- * Only when more boxes are likely, and only where directories come as mounts (a spare's mount table
- * is a copy of an earlier one, in which a plain directory might be missing). */
+/* The library has closed a box: time to make the next spare, so that its namespaces cost no
+ * waiting. Only when more boxes are likely, and only where directories come as mounts (a spare's
+ * mount table is a copy of an earlier one, in which a plain directory might be missing). */
 static void stage_spare(const Request *request)
 {
     Fail ignored = {0}; /* the next open tries again, and says why it fails */

@@ -2,8 +2,8 @@
  * The last steps of a payload: it gives up everything, waits for the command, becomes it.
  *
  * Order matters (reference: man pages of capabilities, seccomp, landlock):
- *   session, limits, ids and capabilities, no_new_privs, Landlock, filter; then the request: terminal,
- *   descriptors, directory, execve.
+ *   session, limits, ids and capabilities, no_new_privs, Landlock, filter; then the request:
+ *   terminal, descriptors, directory, execve.
  *
  * Invariants:
  *   1. Every step is checked; a step that fails ends the payload before execve.

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PROCS_MAX   32768
@@ -55,9 +56,9 @@ static bool read_stat(const char *pid, Stat *ret)
     if (after == NULL || strlen(after) < 5)
         return false;
     ret->state = after[2];
-    ret->parent = (pid_t)strtol(after + 4, &end, 10);
-    strtol(end, &end, 10); /* the process group */
-    ret->session = (pid_t)strtol(end, NULL, 10);
+    ret->parent = (pid_t)strtoull(after + 4, &end, 10);
+    strtoull(end, &end, 10); /* the process group */
+    ret->session = (pid_t)strtoull(end, NULL, 10);
     return true;
 }
 
@@ -190,12 +191,13 @@ static bool all_stand(const Keeper *keeper)
 
 void keeper_procs_freeze(const Keeper *keeper)
 {
+    const struct timespec pause = {0, 500000};
     for (int round = 0; round < KILL_ROUNDS && !all_stand(keeper); round++) {
         int n = collect(keeper);
         for (int i = 0; i < n; i++)
             kill(pids[i], SIGSTOP);
-        if (round > 0)
-            usleep(500); /* one that is in the kernel stops when it comes out */
+        if (round > 0) /* one that is in the kernel stops when it comes out */
+            nanosleep(&pause, NULL);
     }
 }
 

@@ -21,8 +21,8 @@ void box_pool_free(BoxPool *pool);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BoxPool, box_pool_free)
 
 /* A box of exactly that spec (its slot aside) that only this tenant has used, with everything as
- * box_open makes it: an idle one that was reset, else a new one, for which an idle one of another kind
- * may have to go. ASSAY_ERROR_LIMIT when every slot is in use. */
+ * box_open makes it: an idle one that was reset, else a new one, for which an idle one of another
+ * kind may have to go. ASSAY_ERROR_LIMIT when every slot is in use. */
 Box *box_pool_take(BoxPool *pool, const BoxSpec *spec, const char *tenant, GError **error);
 
 /* Resets the box and keeps it; or closes it: after its last use, after memory ran out or its keeper

@@ -45,8 +45,9 @@ extern const ProbeCheck probe_host_checks[], probe_cgroup_checks[];
  * `fn` is called after a fork: it may only make system calls. NULL: nothing to do. */
 int probe_try(guint64 flags, int cgroup_fd, int (*fn)(void));
 
-/* Has tmpfs user xattrs, in a user namespace? Asked once. Without them (Linux before 6.6) an overlay
- * whose upper is a tmpfs answers EIO when a directory of a lower that was removed is made again. */
+/* Has tmpfs user xattrs, in a user namespace? Asked once. Without them (Linux before 6.6) an
+ * overlay whose upper is a tmpfs answers EIO when a directory of a lower is removed or made again.
+ */
 gboolean probe_has_tmpfs_xattr(void);
 
 #define PROBE_FIX_CONTAINER                                                                        \

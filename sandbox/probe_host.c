@@ -264,8 +264,8 @@ static const Experiment overlay_experiment = {
 static const Experiment xattr_experiment = {
     KERNEL_CLONE_NEWNS,
     try_xattr,
-    "tmpfs has user xattrs: a removed directory can be made again",
-    "tmpfs has no user xattrs: a directory of a lower layer that was removed cannot be made again",
+    "tmpfs has user xattrs: directories of lower layers can be removed",
+    "tmpfs has no user xattrs: directories of lower layers cannot be removed (EIO)",
     PROBE_WARN,
     {{0, "Linux 6.6 or newer, or uppers on a disk (assay box run --keep-upper DIR)"}}};
 

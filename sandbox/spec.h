@@ -64,7 +64,8 @@ typedef struct SpecLimits {
 } SpecLimits;
 
 /* Descriptors that follow, in this order: the keeper's socket, the cgroup (if flagged), root
- * directories (at least one), layers, work layers, root upper, work upper, mounts, generations (topmost first). */
+ * directories (at least one), layers, work layers, root upper, work upper, mounts, generations
+ * (topmost first). */
 typedef struct SpecOpen {
     uint32_t flags, uid, gid;
     uint32_t n_root, n_layers, n_work, n_mounts, n_gens;
@@ -93,8 +94,8 @@ typedef struct SpecTree {
     uint64_t disk_bytes, inodes; /* of the new generation */
 } SpecTree;
 
-/* Orders without arguments: STAGE to the keeper and the starter (which does not answer), the others to
- * the init of a command. */
+/* Orders without arguments: STAGE to the keeper and the starter (which does not answer), the others
+ * to the init of a command. */
 typedef enum SpecOrder {
     SPEC_ORDER_NONE = 0,
     SPEC_ORDER_STAGE = 1,  /* get what comes next ready: an init, a keeper */
@@ -173,8 +174,8 @@ typedef struct SpecWriter {
 void spec_put_open(SpecWriter *writer, const SpecOpen *open);
 void spec_put_idmap(SpecWriter *writer, const SpecMap *uids, const SpecMap *gids);
 void spec_put_tree(SpecWriter *writer, const SpecTree *tree);
-/* Merges these generations (their descriptors follow, topmost first) into a new one; none: copies the
- * one that is written. */
+/* Merges these generations (their descriptors follow, topmost first) into a new one; none: copies
+ * the one that is written. */
 void spec_put_copy(SpecWriter *writer, uint32_t n_gens);
 void spec_put_order(SpecWriter *writer, SpecOrder order);
 /* The head of an exec request; then n_argv + n_envp strings, then n_files files. */

@@ -15,7 +15,8 @@ typedef struct RepoDiffSide {
     gsize len;
 } RepoDiffSide;
 
-/* Appends the change of PATH (relative, any bytes) to `patch`: text as hunks, else a binary patch, with
- * full object ids, so that `git apply` takes it without the objects. Equal sides add nothing. */
+/* Appends the change of PATH (relative, any bytes) to `patch`: text as hunks, else a binary patch,
+ * with full object ids, so that `git apply` takes it without the objects. Equal sides add
+ * nothing. */
 gboolean repo_diff_add(GString *patch, const char *path, const RepoDiffSide *before,
                        const RepoDiffSide *after, GError **error);

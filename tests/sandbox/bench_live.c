@@ -1,7 +1,7 @@
 /*
  * What boxes that live cost: reset, snapshot, fork and rollback with 250 changed files; warm and
- * one-shot starts per second from two processes against bare spawns; and a thousand open boxes, their
- * memory and a command in one of them. Each figure stands beside a baseline of the same run.
+ * one-shot starts per second from two processes against bare spawns; and a thousand open boxes,
+ * their memory and a command in one of them. Each figure stands beside a baseline of the same run.
  */
 #include "tests/sandbox/lab.h"
 

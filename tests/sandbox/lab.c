@@ -155,6 +155,12 @@ gboolean lab_is_bare(void)
     return is_bare;
 }
 
+guint64 lab_ms(guint64 ms)
+{
+    const char *slow = g_getenv("ASSAY_TEST_SLOW");
+    return slow == NULL ? ms : ms * g_ascii_strtoull(slow, NULL, 10);
+}
+
 BoxSpec lab_spec(guint inside_uid)
 {
     const guint64 mib = 1 << 20;
@@ -171,7 +177,7 @@ BoxSpec lab_spec(guint inside_uid)
     spec.limits.inodes = 2000;
     spec.limits.tmp_bytes = 16 * mib;
     spec.limits.pids = 64;
-    spec.limits.wall_ms = 20000;
+    spec.limits.wall_ms = lab_ms(20000);
     spec.limits.output_bytes_keep = 1 * mib;
     spec.limits.output_bytes_kill = 8 * mib;
     return spec;

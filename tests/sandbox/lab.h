@@ -23,6 +23,9 @@ gboolean lab_is_user(void);
 gboolean lab_is_shared(void);
 gboolean lab_is_bare(void);
 
+/* Milliseconds stretched by ASSAY_TEST_SLOW, where a machine is emulated. */
+guint64 lab_ms(guint64 ms);
+
 /* A spec with small limits and the payload at /payload (bare: a file of each command, which lab_sh
  * and lab_try find). Borrowed parts live as long as the lab. */
 BoxSpec lab_spec(guint inside_uid);

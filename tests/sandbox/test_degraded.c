@@ -68,7 +68,7 @@ static void only_the_copy_can_be_written_and_little_read(void)
     for (gsize i = 0; i < G_N_ELEMENTS(shut); i++) {
         g_auto(BoxResult) one = {0};
         g_autofree char *line = g_strdup_printf(
-            "ls %s/ 2>/dev/null | wc -l; touch %s/x 2>/dev/null && echo written", shut[i], shut[i]);
+            "p=%s; ls $p/ 2>/dev/null | wc -l; touch $p/x 2>/dev/null && echo written", shut[i]);
         g_autofree char *seen = lab_sh(box, line, &one);
         if (!g_str_equal(seen, "0"))
             g_test_fail_printf("%s: %s", shut[i], seen);

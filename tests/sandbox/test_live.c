@@ -1,5 +1,6 @@
 /*
- * Boxes that live for many commands: what runs on, what is typed in, files and changes from outside.
+ * Boxes that live for many commands: what runs on, what is typed in, files and changes from
+ * outside.
  */
 #include "tests/sandbox/lab.h"
 
@@ -31,7 +32,9 @@ static void run(Box *box, BoxCommand *command, const char *line, BoxResult *ret)
 {
     g_autoptr(GError) error = NULL;
     command->argv = (const char *const[]){"/bin/sh", "-c", line, NULL};
-    g_assert_true(box_exec(box, command, ret, &error));
+    gboolean ok = box_exec(box, command, ret, &error);
+    g_assert_no_error(error);
+    g_assert_true(ok);
     g_assert_no_error(error);
 }
 
@@ -50,7 +53,8 @@ static void what_is_kept_lives_until_the_reset(void)
     run(box, &keep, COUNT_SLEEPS, &result);
     g_autofree char *seen = text_of(&result);
     g_assert_cmpstr(seen, ==, "1\n");
-    /* A command that keeps nothing has a pid namespace of its own, and ends nothing of the other. */
+    /* A command that keeps nothing has a pid namespace of its own, and ends nothing of the
+     * other. */
     run(box, &plain, COUNT_SLEEPS, &result);
     g_autofree char *apart = text_of(&result);
     g_assert_cmpstr(apart, ==, "0\n");
@@ -78,6 +82,30 @@ static void a_limit_ends_the_command_and_not_what_was_kept(void)
         &result);
     g_autofree char *left = text_of(&result);
     g_assert_cmpstr(left, ==, "sleep 100 \n");
+}
+
+/* Whatever they keep, the next command gets an outcome, and a reset helps. */
+static void kept_processes_cannot_make_the_box_fail(void)
+{
+    g_autoptr(GError) error = NULL;
+    BoxSpec spec = lab_spec(1000);
+    spec.slot = SLOT;
+    spec.limits.pids = 20;
+    g_autoptr(Box) box = lab_open(&spec);
+    BoxCommand keep = {.keep_background = TRUE}, plain = {0};
+    g_auto(BoxResult) result = {0};
+    for (int i = 0; i < 3; i++) {
+        run(box, &keep,
+            "exec >/dev/null 2>&1; i=0; while [ $i -lt 60 ]; do i=$((i+1)); sleep 100 & done",
+            &result);
+        run(box, &plain, "true", &result);
+        g_assert_true(result.outcome == BOX_EXITED || result.outcome == BOX_START_ERROR);
+    }
+    g_assert_true(box_reset(box, &error));
+    g_assert_no_error(error);
+    run(box, &plain, "true", &result);
+    g_assert_cmpint(result.outcome, ==, BOX_EXITED);
+    g_assert_cmpint(result.exit_code, ==, 0);
 }
 
 static void a_start_error_costs_the_session_nothing(void)
@@ -389,6 +417,8 @@ int main(int argc, char **argv)
     g_test_add_func("/live/what_is_kept_lives_until_the_reset", what_is_kept_lives_until_the_reset);
     g_test_add_func("/live/a_limit_ends_the_command_and_not_what_was_kept",
                     a_limit_ends_the_command_and_not_what_was_kept);
+    g_test_add_func("/live/kept_processes_cannot_make_the_box_fail",
+                    kept_processes_cannot_make_the_box_fail);
     g_test_add_func("/live/a_start_error_costs_the_session_nothing",
                     a_start_error_costs_the_session_nothing);
     g_test_add_func("/live/input_can_come_later", input_can_come_later);

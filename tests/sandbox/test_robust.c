@@ -183,7 +183,7 @@ static void files_that_use_up_memory_are_the_commands_fault(void)
                                           "/payload/payload fill /tmp/x; /payload/payload fill "
                                           "/dev/shm/x; /payload/payload fill ./x",
                                           NULL},
-            .wall_ms = 5000};
+            .wall_ms = lab_ms(5000)};
         g_auto(BoxResult) result = {0};
         gboolean ok = box_exec(box, &command, &result, &error);
         g_assert_no_error(error);

@@ -14,17 +14,23 @@ hostname guest
 G=/sys/fs/cgroup
 
 export ASSAY_TEST_PAYLOAD=/t/payload ASSAY_TEST_BOX=/t/assay-box ASSAY_TEST_EGRESS=/t/assay-egress
-export ASSAY_TEST_TOOL=/t/box-tool ASSAY_LIBEXEC=/t ASSAY_BOX_MUST_WORK=1
+export ASSAY_TEST_TOOL=/t/box-tool ASSAY_LIBEXEC=/t ASSAY_BOX_MUST_WORK=1 ASSAY_TEST_SLOW=10
 
 # A group like a service's with Delegate=yes: the user owns it, and the process is alone in it.
 delegated() { # NAME UID
     mkdir -p $G/$1 && chown $2:$2 $G/$1 $G/$1/cgroup.procs $G/$1/cgroup.subtree_control $G/$1/cgroup.threads
 }
 
-# Enters group $1 (or stays), then becomes uid $2 and runs the rest.
+# Enters a group ("-": stays; "fresh": a new delegated one, since a group that hands controllers down
+# takes no process), then becomes uid $3 and runs the rest.
+n=0
 run() { # NAME GROUP UID COMMAND...
     name=$1 group=$2 uid=$3
     shift 3
+    if [ "$group" = fresh ]; then
+        n=$((n + 1)) group=service$n
+        delegated $group 61234
+    fi
     echo "@@ begin $name"
     (
         [ "$group" = - ] || sh -c "echo \$PPID > $G/$group/cgroup.procs"
@@ -34,7 +40,6 @@ run() { # NAME GROUP UID COMMAND...
 }
 
 echo "+memory +pids +cpu" > $G/cgroup.subtree_control
-delegated service 61234
 mkdir $G/scope $G/closed
 mkdir $G/slice && chown 61234:61234 $G/slice $G/slice/cgroup.procs
 echo "+memory +pids +cpu" > $G/slice/cgroup.subtree_control
@@ -45,7 +50,7 @@ sleep 100000 &
 echo $! > $G/slice/session/cgroup.procs
 echo "@@ kernel $(uname -r)"
 . /t/plan
-echo "@@ leftovers $(find $G -name 'assay-box-*-s*' | wc -l)"
+echo "@@ leftovers $(find $G -name 'assay-box-*-s[0-9]*' | wc -l)"
 sync
 echo o > /proc/sysrq-trigger
 sleep 100
