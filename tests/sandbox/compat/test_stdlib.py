@@ -17,7 +17,7 @@ TOOL = sys.argv[1]
 HERE = pathlib.Path(__file__).parent
 USER_ID = 61234
 PATH = "/usr/local/bin:/usr/bin:/bin"
-LIMITS = ["--mem", "3G", "--pids", "400", "--wall", "120s", "--disk", "8G",
+LIMITS = ["--mem", "3G", "--pids", "400", "--wall", "120s", "--disk", "1G",
           "--file-size", "20G"]
 
 # Modules of CPython's suite that lean on the kernel.
