@@ -94,6 +94,12 @@ static const CliOption gc_options[] = {
 static const CliOption parse_options[] = {
     {"row", "FILE", "the task's row, one JSON object"}, {"log", "FILE", "what the tests printed"},
     {"mode", "M", "strict (default), compat-4.1 or compat-5"}, {NULL, NULL, NULL}};
+static const CliOption image_options[] = {
+    {"platform", "P", "os/architecture[/variant] (else this machine's)"}, {NULL, NULL, NULL}};
+static const CliOption pull_options[] = {
+    {"platform", "P", "os/architecture[/variant] (else this machine's)"},
+    {"auth", "FILE", "credentials: a docker config.json (else ~/.docker/config.json)"},
+    {"insecure", NULL, "plain http (loopback addresses need no permission)"}, {NULL, NULL, NULL}};
 static const CliOption help_options[] = {
     {"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
 
@@ -132,6 +138,17 @@ const CliCommand cli_commands[] = {
     {"env shell", "INSTANCE",
      "a shell in the environment of a task", cli_env_shell, shell_options, 1, 1},
     {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
+    {"image pull", "REF", "bring an image from a registry", cli_image_pull, pull_options, 1, 1},
+    {"image import", "FILE [NAME]", "an OCI layout, docker archive, or tar of a root file system",
+     cli_image_import, image_options, 1, 2},
+    {"image ls", "", "list images", cli_image_ls, NULL, 0, 0},
+    {"image show", "NAME", "show an image and its configuration", cli_image_show, NULL, 1, 1},
+    {"image rm", "NAME...",
+     "forget images, and remove layers nothing else holds", cli_image_rm, NULL, 1, 1000},
+    {"image du", "", "what the layers of each image take", cli_image_du, NULL, 0, 0},
+    {"image gc", "", "remove layers that nothing holds", cli_image_gc, NULL, 0, 0},
+    {"image verify", "NAME",
+     "compare an image's layers with their digests", cli_image_verify, NULL, 1, 1},
     {"repo ls", "", "list cached repositories", cli_repo_ls, NULL, 0, 0},
     {"repo add", "OWNER/NAME URL",
      "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},
@@ -296,7 +313,7 @@ static int unknown_command(Cli *cli)
     const char *second = cli_arg(cli, 1);
     g_autofree char *name =
         g_strconcat(cli_arg(cli, 0), second != NULL ? " " : "", second != NULL ? second : "", NULL);
-    const char *names[64] = {NULL};
+    const char *names[96] = {NULL};
     for (guint i = 0; cli_commands[i].name != NULL && i + 1 < G_N_ELEMENTS(names); i++)
         names[i] = cli_commands[i].name;
     const char *near = word_nearest(name, names);

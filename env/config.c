@@ -47,6 +47,8 @@ const ConfigInfo config_infos[CONFIG_KEY_COUNT] = {
      "queued grades before 429"},
     [CONFIG_DISK_FLOOR_MIB] = {"disk_floor_mib", CONFIG_INT, 0, 1048576, "256",
      "free disk below which no grade starts, MiB"},
+    [CONFIG_IMAGES_MIB] = {"images_mib", CONFIG_INT, 0, 1073741824, "0",
+     "quota of the image store, MiB; 0: none"},
 };
 /* clang-format on */
 

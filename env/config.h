@@ -25,6 +25,7 @@ typedef enum ConfigKey {
     CONFIG_DRAIN_S,
     CONFIG_QUEUED_MAX,
     CONFIG_DISK_FLOOR_MIB,
+    CONFIG_IMAGES_MIB,
     CONFIG_KEY_COUNT,
 } ConfigKey;
 

@@ -15,6 +15,7 @@
 #include "base/fd.h"
 #include "base/id.h"
 #include "base/tree.h"
+#include "env/env_image.h"
 #include "env/python.h"
 
 #include <errno.h>
@@ -78,6 +79,7 @@ void env_layers_free(EnvLayers *layers)
         g_free((char *)(gsize)layers->mounts[i].path);
     }
     g_strfreev(layers->envp);
+    g_free(layers->image_id);
     g_free(layers);
 }
 
@@ -97,15 +99,6 @@ static gboolean dir_open(const char *path, int *ret_fd, GError **error)
 {
     *ret_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return *ret_fd >= 0 ? TRUE : error_set_errno(error, errno, "open %s", path);
-}
-
-/* Puts `fd` on top of a stack of lowers. */
-static void lower_push(int *fds, gsize *n, int fd)
-{
-    g_assert(*n < ENV_LAYERS_MAX);
-    memmove(fds + 1, fds, *n * sizeof *fds);
-    fds[0] = fd;
-    (*n)++;
 }
 
 /* "upper" and "work" below DIR/NAME, owned as boxes want it. */
@@ -315,13 +308,13 @@ static gboolean layer_push(const char *dir, const char *name, int *fds, gsize *n
     int fd = -1;
     if (!dir_open(path, &fd, error))
         return FALSE;
-    lower_push(fds, n, fd);
+    env_lower_push(fds, n, fd);
     return TRUE;
 }
 
-static GStrv envp_make(const Environment *env)
+/* `envp` (consumed) with what every command of the environment gets. */
+static GStrv envp_make(GStrv envp, const Environment *env)
 {
-    GStrv envp = g_strdupv((char **)(gsize)box_envp_default(0));
     envp = g_environ_setenv(envp, "HOME", "/root", TRUE);
     for (char **pair = env->envp; *pair != NULL; pair++) {
         g_auto(GStrv) halves = g_strsplit(*pair, "=", 2);
@@ -331,21 +324,25 @@ static GStrv envp_make(const Environment *env)
 }
 
 /* What is there before any layer: root, checkout, the host's Python. */
-static EnvLayers *layers_begin(const Environment *env, const HostPython *python,
-                               const char *checkout, GError **error)
+static EnvLayers *layers_begin(const EnvHost *host, const Environment *env,
+                               const HostPython *python, const char *checkout, GError **error)
 {
     g_autoptr(EnvLayers) layers = g_new0(EnvLayers, 1);
-    layers->envp = envp_make(env);
     int fd = -1;
+    if (env->image != NULL && !env_image_open(host->state_dir, env->image, layers, error))
+        return NULL;
+    if (layers->envp == NULL)
+        layers->envp = g_strdupv((char **)(gsize)box_envp_default(0));
+    layers->envp = envp_make(layers->envp, env);
     if (strcmp(env->base, "host") != 0) {
         if (!dir_open(env->base, &fd, error))
             return NULL;
-        lower_push(layers->root_fds, &layers->n_root, fd);
+        env_lower_push(layers->root_fds, &layers->n_root, fd);
     }
     g_autofree char *tree = g_build_filename(checkout, "tree", NULL);
     if (!dir_open(tree, &fd, error))
         return NULL;
-    lower_push(layers->work_fds, &layers->n_work, fd);
+    env_lower_push(layers->work_fds, &layers->n_work, fd);
     if (python != NULL && strcmp(python->prefix, "/usr") != 0) {
         if (!dir_open(python->prefix, &fd, error))
             return NULL;
@@ -360,18 +357,20 @@ EnvLayers *env_ensure(const EnvHost *host, const Environment *env, const char *c
     g_autoptr(HostPython) python = NULL;
     if (env->python != NULL && (python = host_python_find(env->python, error)) == NULL)
         return NULL;
-    g_autoptr(EnvLayers) layers = layers_begin(env, python, checkout, error);
+    g_autoptr(EnvLayers) layers = layers_begin(host, env, python, checkout, error);
     if (layers == NULL)
         return NULL;
 
+    g_autofree char *layer_key = env_image_key(env->layer_digest, layers->image_id);
+    g_autofree char *key = env_image_key(env->digest, layers->image_id);
     if (python != NULL || env->packages[0] != NULL || env->setup[0] != NULL) {
-        const Build build = {host, env, "layer", env->layer_digest, python, layers, FALSE};
+        const Build build = {host, env, "layer", layer_key, python, layers, FALSE};
         g_autofree char *dir = build_ensure(&build, error);
         if (dir == NULL || !layer_push(dir, "root", layers->layer_fds, &layers->n_layers, error))
             return NULL;
     }
     if (env->install[0] != NULL) {
-        const Build build = {host, env, "install", env->digest, python, layers, TRUE};
+        const Build build = {host, env, "install", key, python, layers, TRUE};
         g_autofree char *dir = build_ensure(&build, error);
         if (dir == NULL || !layer_push(dir, "root", layers->layer_fds, &layers->n_layers, error) ||
             !layer_push(dir, "work", layers->work_fds, &layers->n_work, error))

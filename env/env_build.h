@@ -23,21 +23,30 @@ typedef struct EnvHost {
     int cancel_fd; /* > 0: readable means stop */
 } EnvHost;
 
-#define ENV_LAYERS_MAX 4
-#define ENV_ROOTS_MAX  60
+#define ENV_LAYERS_MAX 60 /* of each kind; what a box can stand on */
 
 /* Open descriptors of what a box of this environment stands on. */
 typedef struct EnvLayers {
-    int root_fds[ENV_ROOTS_MAX]; /* topmost first; none: the host's */
+    int root_fds[ENV_LAYERS_MAX]; /* topmost first; none: the host's */
     gsize n_root;
     int layer_fds[ENV_LAYERS_MAX]; /* topmost first */
     gsize n_layers;
-    int work_fds[ENV_LAYERS_MAX]; /* topmost first; the last one is the checkout */
+    int work_fds[ENV_LAYERS_MAX]; /* topmost first: install layer, checkout, the image's own */
     gsize n_work;
     BoxMount mounts[ENV_LAYERS_MAX];
     gsize n_mounts;
-    GStrv envp; /* complete environment of commands */
+    GStrv envp;     /* complete environment of commands */
+    char *image_id; /* of the image that the root is, or NULL */
 } EnvLayers;
+
+/* Puts `fd` on top of a stack of lowers. */
+static inline void env_lower_push(int *fds, gsize *n, int fd)
+{
+    g_assert(*n < ENV_LAYERS_MAX);
+    for (gsize i = (*n)++; i > 0; i--)
+        fds[i] = fds[i - 1];
+    fds[0] = fd;
+}
 
 void env_layers_free(EnvLayers *layers);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(EnvLayers, env_layers_free)

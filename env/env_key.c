@@ -6,13 +6,15 @@
 #include "env/env_key.h"
 
 #include "base/digest.h"
+#include "env/env_image.h"
 #include "tasks/environment.h"
 #include "tasks/task.h"
 
 #include <string.h>
 
 char *env_key_for(const TaskRow *row, const char *patch_sha, const char *mode,
-                  const char *environments, const json_t *limits, GError **error)
+                  const char *environments, const char *state_dir, const json_t *limits,
+                  GError **error)
 {
     g_autoptr(json_t) spec = json_parse(row->spec, strlen(row->spec), error);
     if (spec == NULL)
@@ -20,9 +22,11 @@ char *env_key_for(const TaskRow *row, const char *patch_sha, const char *mode,
     g_autoptr(Task) task = task_from_json(spec, error);
     if (task == NULL)
         return NULL;
-    g_autofree char *environment = environment_digest_for(task, environments, error);
-    if (environment == NULL)
+    g_autoptr(Environment) env = environment_for(task, environments, error);
+    if (env == NULL)
         return NULL;
+    g_autofree char *image = env->image != NULL ? env_image_id(state_dir, env->image) : NULL;
+    g_autofree char *environment = env_image_key(env->digest, image);
     g_autofree char *limits_text = json_dumps(limits, JSON_COMPACT | JSON_SORT_KEYS);
     /* The name too: two tasks of equal content are still two instances of a report. */
     const char *fields[] = {row->instance_id, row->content_sha256, patch_sha,

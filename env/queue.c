@@ -150,7 +150,8 @@ GradeSubmit queue_submit(Service *service, const TaskRow *task, const char *patc
     if (patch_len > 0 && (row->patch_sha = blob_put(store, patch, patch_len, error)) == NULL)
         return GRADE_SUBMIT_ERROR;
     const char *what = patch_len == 0 && ask->run_empty ? "run_empty" : row->patch_sha;
-    row->key = env_key_for(task, what, ask->mode, environments, limits, error);
+    row->key = env_key_for(task, what, ask->mode, environments,
+                           config_text(service->config, CONFIG_STATE), limits, error);
     if (row->key == NULL)
         return GRADE_SUBMIT_ERROR;
     row->task_id = task->id;

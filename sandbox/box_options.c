@@ -38,6 +38,8 @@ typedef struct Option {
 /* clang-format off */
 static const Option rows[] = {
     {"root", "DIR", "a root file system instead of the host's /usr", OPTION_TEXT, AT(root)},
+    {"image", "NAME", "an image as the root (assay image ls); without a command, what it says", OPTION_TEXT, AT(image)},
+    {"images", "DIR", "where images are (default: images in ASSAY_STATE, else in the state directory)", OPTION_TEXT, AT(images)},
     {"layer", "DIR", "a directory laid over the root; the first is topmost", OPTION_LIST, AT(layers)},
     {"work", "DIR", "shown as the workspace; writes do not reach it", OPTION_TEXT, AT(work)},
     {"work-path", "PATH", "where the workspace appears inside (default /work)", OPTION_TEXT, AT(work_path)},

@@ -7,7 +7,8 @@
 
 typedef struct BoxOptions {
     BoxLimits limits;
-    char *root, *work, *work_path, *keep_upper, *keep_root_upper, *cwd, *hostname, *require, *net;
+    char *root, *image, *images, *work, *work_path, *keep_upper, *keep_root_upper;
+    char *cwd, *hostname, *require, *net;
     GPtrArray *layers, *mounts, *files, *envp, *allow;
     guint64 uid, gid, egress_bytes;
     gboolean has_gid;

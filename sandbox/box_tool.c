@@ -15,6 +15,7 @@
 #include "base/fd.h"
 #include "base/json.h"
 #include "sandbox/box_options.h"
+#include "sandbox/image.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +35,8 @@ typedef struct Tool {
     const BoxOptions *options;
     BoxSpec spec;
     GArray *fds; /* all of them, to be closed */
-    int layers[ITEMS_MAX], work, root;
+    int layers[ITEMS_MAX], work, roots[IMAGE_LAYERS_MAX];
+    Image *image; /* NULL: none */
     BoxMount mounts[ITEMS_MAX];
     BoxFile files[ITEMS_MAX];
     GPtrArray *bytes; /* of the files */
@@ -48,6 +50,7 @@ static void tool_clear(Tool *tool)
     g_array_unref(tool->fds);
     g_ptr_array_unref(tool->bytes);
     g_strfreev(tool->envp);
+    image_free(tool->image);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Tool, tool_clear)
 
@@ -65,6 +68,36 @@ static gboolean open_at(Tool *tool, int dir_fd, const char *path, int flags, int
 static gboolean open_dir(Tool *tool, const char *path, int *ret_fd, GError **error)
 {
     return path == NULL || open_at(tool, AT_FDCWD, path, O_RDONLY | O_DIRECTORY, ret_fd, error);
+}
+
+static Depot *open_depot(const char *dir, GError **error)
+{
+    const char *state = g_getenv("ASSAY_STATE");
+    g_autofree char *usual =
+        state != NULL && state[0] != '\0'
+            ? g_build_filename(state, "images", NULL)
+            : g_build_filename(g_get_user_state_dir(), "assay", "images", NULL);
+    return depot_open(dir != NULL ? dir : usual, 0, error);
+}
+
+/* The layers of an image, one directory, or nothing: the host's. */
+static gboolean open_root(Tool *tool, GError **error)
+{
+    const BoxOptions *options = tool->options;
+    tool->spec.root_fds = tool->roots;
+    if (options->image == NULL) {
+        tool->spec.n_root = options->root != NULL;
+        return open_dir(tool, options->root, &tool->roots[0], error);
+    }
+    if (options->root != NULL)
+        return error_set(error, ASSAY_ERROR_INPUT, "--image and --root are both given");
+    g_autoptr(Depot) depot = open_depot(options->images, error);
+    tool->image = depot == NULL ? NULL : image_get(depot, options->image, error);
+    if (tool->image == NULL ||
+        !image_layers_open(depot, tool->image, tool->roots, &tool->spec.n_root, error))
+        return FALSE;
+    g_array_append_vals(tool->fds, tool->roots, (guint)tool->spec.n_root);
+    return TRUE;
 }
 
 static gboolean check_count(const GPtrArray *list, const char *option, GError **error)
@@ -201,12 +234,15 @@ static gboolean read_require(Tool *tool, GError **error)
     return TRUE;
 }
 
-/* The default environment with --env on top. */
+/* The default environment, the image's on top, --env on top. */
 static gboolean make_envp(Tool *tool, GError **error)
 {
-    const char *const *plain = box_envp_default(tool->spec.uid);
-    tool->envp = tool->spec.net == BOX_NET_PROXY ? box_envp_proxied(plain)
-                                                 : g_strdupv((char **)(gsize)plain);
+    tool->envp = tool->image != NULL ? image_config_envp(tool->image, tool->spec.uid)
+                                     : g_strdupv((char **)(gsize)box_envp_default(tool->spec.uid));
+    if (tool->spec.net == BOX_NET_PROXY) {
+        g_auto(GStrv) plain = tool->envp;
+        tool->envp = box_envp_proxied((const char *const *)plain);
+    }
     for (guint i = 0; i < tool->options->envp->len; i++) {
         const char *pair = tool->options->envp->pdata[i];
         const char *equals = strchr(pair, '=');
@@ -229,17 +265,14 @@ static gboolean prepare(Tool *tool, gboolean shell, GError **error)
                            .root_read_only = options->root_read_only,
                            .limits = options->limits,
                            .allow_degraded = options->allow_degraded,
-                           .root_fds = &tool->root,
                            .work_fds = &tool->work};
     if (shell)
         tool->spec.limits.wall_ms = tool->spec.limits.output_bytes_kill = 0;
-    if (!open_dir(tool, options->root, &tool->root, error) ||
-        !open_dir(tool, options->work, &tool->work, error) || !open_layers(tool, error) ||
-        !open_mounts(tool, error) || !read_files(tool, error) ||
+    if (!open_root(tool, error) || !open_dir(tool, options->work, &tool->work, error) ||
+        !open_layers(tool, error) || !open_mounts(tool, error) || !read_files(tool, error) ||
         !open_upper(tool, options->keep_upper, &tool->spec.work_upper_fd, error) ||
         !open_upper(tool, options->keep_root_upper, &tool->spec.root_upper_fd, error))
         return FALSE;
-    tool->spec.n_root = options->root != NULL;
     tool->spec.n_work = options->work != NULL;
     return read_net(tool, error) && read_require(tool, error) && make_envp(tool, error);
 }
@@ -363,6 +396,22 @@ static gboolean exec_piped(Box *box, const BoxCommand *command, BoxResult *ret_r
     return run != NULL && box_run_finish(run, ret_result, ok ? error : NULL) && ok;
 }
 
+/* Without a command, what the image says. */
+static GStrv command_of(const Tool *tool)
+{
+    return tool->options->command[0] == NULL && tool->image != NULL
+               ? image_config_argv(tool->image)
+               : g_strdupv(tool->options->command);
+}
+
+/* Without a directory of ours, the image's. */
+static const char *cwd_of(const Tool *tool)
+{
+    const BoxOptions *options = tool->options;
+    const char *dir = tool->image != NULL ? image_config_str(tool->image, "WorkingDir") : "";
+    return options->cwd == NULL && options->work == NULL && dir[0] == '/' ? dir : options->cwd;
+}
+
 static gboolean run(Tool *tool, gboolean shell, int *ret_status, GError **error)
 {
     static const char *const shell_argv[] = {"/bin/sh", "-i", NULL};
@@ -374,11 +423,13 @@ static gboolean run(Tool *tool, gboolean shell, int *ret_status, GError **error)
     if (box == NULL)
         return FALSE;
     warn_if_degraded(box);
-    BoxCommand command = {.argv = shell && options->command[0] == NULL
-                                      ? shell_argv
-                                      : (const char *const *)options->command,
+    g_auto(GStrv) argv = command_of(tool);
+    if (argv[0] == NULL && !shell)
+        return error_set(error, ASSAY_ERROR_INPUT, "the image names no command; give one");
+    BoxCommand command = {.argv = shell && options->command[0] == NULL ? shell_argv
+                                                                       : (const char *const *)argv,
                           .envp = (const char *const *)tool->envp,
-                          .cwd = options->cwd,
+                          .cwd = cwd_of(tool),
                           .files = tool->files,
                           .n_files = options->files->len,
                           .stdin_open = options->pass_stdin && !shell,
@@ -421,7 +472,7 @@ static int run_verb(int argc, char **argv, gboolean shell)
         box_options_print_help();
         return 0;
     }
-    if (!shell && options.command[0] == NULL)
+    if (!shell && options.command[0] == NULL && options.image == NULL)
         return usage();
     g_ptr_array_add(options.allow, NULL);
     if (!run(&tool, shell, &status, &error))

@@ -18,8 +18,9 @@
 #define COMMANDS_MAX 64
 
 /* Keys that stand alone; "setup.N", "install.N" and "env.NAME" come on top. */
-static const char *const plain_keys[] = {"repo",     "version",  "instance", "base",   "python",
-                                         "packages", "prologue", "protect",  "egress", NULL};
+static const char *const plain_keys[] = {"repo",    "version", "instance", "base",
+                                         "image",   "python",  "packages", "prologue",
+                                         "protect", "egress",  NULL};
 static const char *const dotted_keys[] = {"setup.", "install.", "env.", NULL};
 
 static gboolean key_known(const char *key)
@@ -48,6 +49,13 @@ static gboolean group_check(GKeyFile *conf, const char *group, GError **error)
                          *key, near != NULL ? "did you mean " : "commands are setup.1, install.1",
                          near != NULL ? near : "", near != NULL ? "?" : "");
     }
+    if (g_key_file_has_key(conf, group, "image", NULL) &&
+        (g_key_file_has_key(conf, group, "base", NULL) ||
+         g_key_file_has_key(conf, group, "python", NULL) ||
+         g_key_file_has_key(conf, group, "packages", NULL)))
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "group [%s]: image stands alone: not with base, python or packages",
+                         group);
     return TRUE;
 }
 
@@ -93,6 +101,21 @@ static char *expand(const char *text, const Task *task)
     g_autoptr(GString) out = g_string_new(text);
     for (gsize i = 0; i < G_N_ELEMENTS(words); i++)
         g_string_replace(out, words[i].name, words[i].value, 0);
+    return g_string_free(g_steal_pointer(&out), FALSE);
+}
+
+/* As expand(); besides, {instance_id} is the instance as SWE-bench writes it in image names. */
+static char *image_read(GKeyFile *conf, const char *group, const Task *task)
+{
+    g_autofree char *text = g_key_file_get_string(conf, group, "image", NULL);
+    if (text == NULL)
+        return NULL;
+    g_autoptr(GString) id = g_string_new(task->instance_id);
+    g_string_replace(id, "__", "_1776_", 0);
+    g_string_ascii_down(id);
+    g_autofree char *expanded = expand(text, task);
+    g_autoptr(GString) out = g_string_new(expanded);
+    g_string_replace(out, "{instance_id}", id->str, 0);
     return g_string_free(g_steal_pointer(&out), FALSE);
 }
 
@@ -163,6 +186,8 @@ static void environment_finish(Environment *env, const Task *task)
     g_autoptr(Digest) layer = digest_new(ENVIRONMENT_VERSION);
     digest_add_str(layer, env->base);
     digest_add_str(layer, env->python);
+    if (env->image != NULL) /* its content counts too: env/env_image.c */
+        digest_add_str(layer, env->image);
     digest_list(layer, env->packages);
     digest_list(layer, env->setup);
     if (env->egress != NULL && env->egress[0] != NULL)
@@ -186,6 +211,7 @@ static Environment *environment_read(GKeyFile *conf, const char *group, const Ta
     env->base = g_key_file_get_string(conf, group, "base", NULL);
     if (env->base == NULL)
         env->base = g_strdup("host");
+    env->image = image_read(conf, group, task);
     env->python = g_key_file_get_string(conf, group, "python", NULL);
     env->packages = list_read(conf, group, "packages", task);
     env->egress = egress_read(conf, group);
@@ -235,6 +261,7 @@ void environment_free(Environment *env)
         return;
     g_free(env->name);
     g_free(env->base);
+    g_free(env->image);
     g_free(env->python);
     g_strfreev(env->packages);
     g_strfreev(env->egress);
@@ -245,10 +272,4 @@ void environment_free(Environment *env)
     g_free(env->layer_digest);
     g_free(env->digest);
     g_free(env);
-}
-
-char *environment_digest_for(const Task *task, const char *conf_path, GError **error)
-{
-    g_autoptr(Environment) env = environment_for(task, conf_path, error);
-    return env != NULL ? g_strdup(env->digest) : NULL;
 }

@@ -17,6 +17,7 @@
 typedef struct Environment {
     char *name;        /* the group's name; "host" when no group matches */
     char *base;        /* "host" or the absolute path of a root directory */
+    char *image;       /* an image of the store instead of `base`, or NULL */
     char *python;      /* "3.9", or NULL: no virtual environment is made */
     GStrv packages;    /* pip requirements, installed together */
     GStrv setup;       /* shell commands, once per recipe; network allowed */
@@ -33,9 +34,6 @@ typedef struct Environment {
 Environment *environment_for(const Task *task, const char *conf_path, GError **error);
 void environment_free(Environment *environment);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Environment, environment_free)
-
-/* environment_for()'s digest alone. */
-char *environment_digest_for(const Task *task, const char *conf_path, GError **error);
 
 /* Checks the whole file: unknown keys (with a suggestion), groups without repo. */
 gboolean environment_conf_check(const char *conf_path, GError **error);

@@ -16,9 +16,9 @@ static Task *task_of(const char *repo, const char *version, char commit)
 {
     g_autofree char *sha = g_strnfill(40, commit);
     g_autoptr(json_t) row =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:[], s:[]}", "instance_id", "i", "repo", repo,
-                  "version", version, "base_commit", sha, "test_patch", "", "eval_script", "x",
-                  "FAIL_TO_PASS", "PASS_TO_PASS");
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:[], s:[]}", "instance_id", "O__n-1", "repo",
+                  repo, "version", version, "base_commit", sha, "test_patch", "", "eval_script",
+                  "x", "FAIL_TO_PASS", "PASS_TO_PASS");
     g_autoptr(GError) error = NULL;
     Task *task = task_from_json(row, &error);
     g_assert_no_error(error);
@@ -85,6 +85,18 @@ static void egress_is_a_list_and_part_of_the_layer(void)
     g_assert_cmpstr(a->layer_digest, !=, b->layer_digest);
 }
 
+static void an_image_is_named_as_swe_bench_names_it(void)
+{
+    static const char conf[] = "[environment a]\nrepo = o/n\nversion = 1\n"
+                               "image = swebench/sweb.eval.x86_64.{instance_id}:v{version}\n"
+                               "[environment b]\nrepo = o/n\nimage = plain/{instance}\n";
+    g_autoptr(Environment) a = match(conf, "o/n", "1", 'a');
+    g_autoptr(Environment) b = match(conf, "o/n", "2", 'a');
+    g_assert_cmpstr(a->image, ==, "swebench/sweb.eval.x86_64.o_1776_n-1:v1");
+    g_assert_cmpstr(b->image, ==, "plain/O__n-1");
+    g_assert_cmpstr(a->layer_digest, !=, b->layer_digest);
+}
+
 static void a_mistake_is_named(void)
 {
     static const struct {
@@ -94,6 +106,8 @@ static void a_mistake_is_named(void)
         {"[environment a]\npython = 3.9\n", "key repo is missing"},
         {"[env a]\nrepo = o/n\n", "expected [environment NAME]"},
         {"[environment a]\nrepo = o/n\nsetup = x\n", "unknown key setup"},
+        {"[environment a]\nrepo = o/n\nimage = x\nbase = /r\n", "image stands alone"},
+        {"[environment a]\nrepo = o/n\nimage = x\npackages = p\n", "image stands alone"},
     };
     for (gsize i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autofree char *path = conf_write(cases[i].conf);
@@ -112,6 +126,8 @@ int main(int argc, char **argv)
                     the_digest_follows_what_changes_the_layer);
     g_test_add_func("/environment/egress_is_a_list_and_part_of_the_layer",
                     egress_is_a_list_and_part_of_the_layer);
+    g_test_add_func("/environment/an_image_is_named_as_swe_bench_names_it",
+                    an_image_is_named_as_swe_bench_names_it);
     g_test_add_func("/environment/a_mistake_is_named", a_mistake_is_named);
     return g_test_run();
 }
