@@ -95,12 +95,27 @@ static int write_names(const SpecOpen *open)
     return write_users(open) < 0 || write_file("skel/etc/hosts", hosts) < 0 ? -1 : 0;
 }
 
+/* Names that programs ask for without a thought; the same on every host. */
+static int write_services(void)
+{
+    static const char services[] =
+        "echo 7/tcp\necho 7/udp\ndiscard 9/tcp sink null\ndiscard 9/udp sink null\n"
+        "daytime 13/tcp\ndaytime 13/udp\nftp 21/tcp\nssh 22/tcp\ntelnet 23/tcp\nsmtp 25/tcp mail\n"
+        "domain 53/tcp\ndomain 53/udp\nhttp 80/tcp www\npop3 110/tcp\nntp 123/udp\nimap2 143/tcp "
+        "imap\nhttps 443/tcp\nhttps 443/udp\n";
+    static const char protocols[] = "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6 41 IPv6\n"
+                                    "ipv6-icmp 58 IPv6-ICMP\n";
+    return write_file("skel/etc/services", services) < 0
+               ? -1
+               : write_file("skel/etc/protocols", protocols);
+}
+
 static int write_etc(uint32_t flags)
 {
     if (write_file("skel/etc/nsswitch.conf",
                    "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
                    "networks: files\nprotocols: files\nservices: files\n") < 0 ||
-        symlink("../usr/lib/os-release", "skel/etc/os-release") < 0 ||
+        write_services() < 0 || symlink("../usr/lib/os-release", "skel/etc/os-release") < 0 ||
         symlink("/usr/share/zoneinfo/Etc/UTC", "skel/etc/localtime") < 0)
         return -1;
     copy_file("/etc/ld.so.cache", "skel/etc/ld.so.cache");

@@ -290,12 +290,12 @@ static gboolean belongs(const char *pid, guint slot)
         return FALSE;
     const char *uid_line = strstr(status, "\nUid:");
     guint64 uid = uid_line == NULL ? 0 : g_ascii_strtoull(uid_line + 5, NULL, 10);
-    if (is_user) /* nobody else's, and neither ourselves */
-        return uid == geteuid() && g_ascii_strtoll(pid, NULL, 10) != getpid() && descends(status);
-    if (is_shared || is_bare) /* the store's ids, which boxes of other programs have too */
-        return uid >= BOX_ID_BASE && uid < BOX_ID_BASE + BOX_ID_COUNT && descends(status);
-    guint64 base = BOX_ID_BASE + (slot + 1) * (guint64)BOX_ID_COUNT;
-    return uid >= base && uid < base + BOX_ID_COUNT;
+    guint64 base = BOX_ID_BASE;
+    if (!is_shared && !is_bare) /* those have the store's ids */
+        base += (slot + 1) * (guint64)BOX_ID_COUNT;
+    gboolean fits = is_user ? uid == geteuid() && g_ascii_strtoll(pid, NULL, 10) != getpid()
+                            : uid >= base && uid < base + BOX_ID_COUNT;
+    return fits && descends(status); /* other programs have boxes too */
 }
 
 GArray *lab_box_pids(guint slot)

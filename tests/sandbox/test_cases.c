@@ -287,12 +287,13 @@ static void set_id_files_of_a_layer_change_no_id(void)
         BoxSpec spec = lab_spec(uids[i]);
         spec.work_fds = &tree;
         spec.n_work = 1;
-        g_autofree char *want = g_strdup_printf("%u %u %u %u", uids[i], uids[i], uids[i], uids[i]);
+        g_autofree char *want =
+            g_strdup_printf("%u %u %u %u\n0", uids[i], uids[i], uids[i], uids[i]);
         expect(&spec,
                "for f in ours theirs roots; do test -x $f && ./$f ids; done | sort -u; "
                "for f in ours theirs; do cp $f c; chmod 6755 c; ./c ids; rm c; done | sort -u | "
                "grep -cv \"^$(id -u) $(id -u) $(id -g) $(id -g)$\"",
-               g_strconcat(want, "\n0", NULL));
+               want);
         close(tree);
         scratch_remove();
     }

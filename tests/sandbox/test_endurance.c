@@ -209,8 +209,8 @@ int main(int argc, char **argv)
     gboolean is_long;
     if (!lab_is_wanted(&argc, argv, "endurance", &is_long) || !lab_init(&argc, &argv))
         return 0;
-    n_sequential = is_long ? 10000 : 300;
-    n_parallel = is_long ? 200 : 40;
+    n_sequential = is_long ? 10000 : lab_is_user() ? 100 : 300;
+    n_parallel = is_long ? 200 : lab_is_user() ? 20 : 40;
     ADD(many_boxes_one_after_another_leave_nothing);
     ADD(many_boxes_at_once_leave_nothing);
     return lab_end(g_test_run());
