@@ -288,15 +288,15 @@ static gboolean take_report(BoxRun *run, GError **error)
 {
     SpecReply reply;
     g_autoptr(GError) local = NULL;
-    if (!launch_receive(run->init.sock, &reply, NULL, 0, &local)) {
-        if (!g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND)) {
-            if (is_crowded_out(run))
-                return TRUE;
-            g_propagate_error(error, g_steal_pointer(&local));
-            return FALSE;
-        }
+    if (launch_is_closed(run->init.sock)) {
         close_fd(&run->init.sock);
         return TRUE;
+    }
+    if (!launch_receive(run->init.sock, &reply, NULL, 0, &local)) {
+        if (is_crowded_out(run))
+            return TRUE;
+        g_propagate_error(error, g_steal_pointer(&local));
+        return FALSE;
     }
     if (reply.kind != SPEC_REPLY_DONE)
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box sent an unexpected reply");

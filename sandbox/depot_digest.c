@@ -38,8 +38,8 @@ static gint by_text(gconstpointer a, gconstpointer b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* "user." attributes; what the host adds by itself is not the tree's: labels, and notes of overlayfs
- * on a layer that was once written. That a directory is opaque is. */
+/* "user." attributes; what the host adds by itself is not the tree's: labels, and what overlayfs
+ * notes on a layer that was once written. That a directory is opaque is. */
 static gboolean is_content(const char *name)
 {
     return g_str_has_prefix(name, "user.") &&

@@ -314,6 +314,12 @@ static void take_fds(struct msghdr *message, guint32 mask, int *ret_fds, guint f
     }
 }
 
+gboolean launch_is_closed(int sock)
+{
+    char byte;
+    return recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max, GError **error)
 {
     union {
@@ -335,7 +341,7 @@ gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_
         n = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
     if (n <= 0)
-        return error_set(error, ASSAY_ERROR_NOT_FOUND, "assay-box ended unexpectedly");
+        return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box ended unexpectedly");
     gboolean ok = !(message.msg_flags & MSG_TRUNC) && spec_reply_ok(ret_reply, (size_t)n);
     take_fds(&message, ok ? ret_reply->fd_mask : 0, ret_fds, fds_max);
     if (!ok)

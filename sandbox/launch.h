@@ -41,9 +41,12 @@ void launch_stop_all(void);
 gboolean launch_send(int sock, GByteArray *bytes, const int *fds, guint n_fds, GError **error);
 
 /* Receives one checked reply and up to `fds_max` descriptors (the rest are closed; absent ones are
- * -1). A FAILED reply becomes an error; a closed other end is ASSAY_ERROR_NOT_FOUND. */
+ * -1). A FAILED reply becomes an error. */
 gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max,
                         GError **error);
+
+/* Is the other end gone, with nothing left to read? */
+gboolean launch_is_closed(int sock);
 
 /* A writer that appends to a byte array. */
 SpecWriter launch_writer(GByteArray *bytes);
