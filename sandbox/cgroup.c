@@ -129,9 +129,15 @@ Cgroup *cgroup_slot(guint slot)
 gboolean cgroup_attach(Cgroup *cgroup, pid_t pid, GError **error)
 {
     g_autofree char *text = g_strdup_printf("%d", (int)pid);
-    for (int i = HIER_MEMORY; i < HIER_COUNT; i++)
-        if (cgroup->fds[i] >= 0 && !cgroup_write(cgroup->fds[i], "cgroup.procs", text))
+    for (int i = HIER_MEMORY; i < HIER_COUNT; i++) {
+        if (cgroup->fds[i] < 0 || cgroup_write(cgroup->fds[i], "cgroup.procs", text))
+            continue;
+        if (i != HIER_CPU)
             return error_set_errno(error, errno, "enter %s", cgroup->dirs[i]);
+        /* A group without real-time budget takes no real-time task: then nobody shares CPUs out. */
+        close(cgroup->fds[i]);
+        cgroup->fds[i] = -1;
+    }
     return TRUE;
 }
 
