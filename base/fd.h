@@ -27,6 +27,9 @@ static inline int fd_take(int *fd)
 /* Writes all of `data`, resuming after EINTR and short writes. */
 gboolean fd_write_all(int fd, const void *data, gsize len, GError **error);
 
+/* Writing to a peer that is gone becomes an errno, unless the program handles SIGPIPE itself. */
+void fd_ignore_sigpipe(void);
+
 /* Reads to end of file; more than `len_max` bytes is ASSAY_ERROR_LIMIT. The data is followed by a
  * NUL that is not counted. */
 GBytes *fd_read_all(int fd, gsize len_max, GError **error);

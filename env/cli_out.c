@@ -2,7 +2,8 @@
  * What the CLI prints: tables, progress, errors.
  *
  * 1. Colour and redrawing only on a terminal, and never the only carrier of a meaning.
- * 2. A broken pipe ends the program quietly (SIGPIPE keeps its default).
+ * 2. Messages may hold what a stranger wrote: control characters are escaped before a terminal.
+ * 3. A broken pipe ends the program quietly (SIGPIPE keeps its default).
  */
 #include "env/cli.h"
 
@@ -67,10 +68,28 @@ static int exit_of(const GError *error)
     return CLI_FAILED;
 }
 
+/* Lines and tabs stay; other control characters, and what is not UTF-8, are written as \xHH. */
+static char *printable(const char *text)
+{
+    g_autoptr(GString) out = g_string_new(NULL);
+    for (const char *p = text; *p != '\0';) {
+        gunichar c = g_utf8_get_char_validated(p, -1);
+        gsize len = c < (gunichar)-2 ? (gsize)g_unichar_to_utf8(c, NULL) : 1;
+        gboolean plain = c == '\n' || c == '\t' || (c < (gunichar)-2 && !g_unichar_iscntrl(c));
+        for (gsize i = 0; !plain && i < len; i++)
+            g_string_append_printf(out, "\\x%02x", (guchar)p[i]);
+        if (plain)
+            g_string_append_len(out, p, (gssize)len);
+        p += len;
+    }
+    return g_string_free(g_steal_pointer(&out), FALSE);
+}
+
 int cli_error(Cli *cli, GError *error, const char *hint)
 {
     g_autoptr(GError) owned = error;
-    fprintf(stderr, "assay: %s\n", owned->message);
+    g_autofree char *message = printable(owned->message);
+    fprintf(stderr, "assay: %s\n", message);
     int status = exit_of(owned);
     if (hint == NULL && status == CLI_UNREACHABLE && strstr(owned->message, "reach") != NULL)
         hint = "assay up      start a daemon for your user";
@@ -83,8 +102,9 @@ int cli_usage(Cli *cli, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    g_autofree char *text = g_strdup_vprintf(format, args);
+    g_autofree char *given = g_strdup_vprintf(format, args);
     va_end(args);
+    g_autofree char *text = printable(given);
     fprintf(stderr, "assay: %s\n", text);
     if (cli->command != NULL)
         fprintf(stderr, "  try: assay help %s\n", cli->command->name);
@@ -97,9 +117,10 @@ void cli_say(Cli *cli, const char *format, ...)
         return;
     va_list args;
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    g_autofree char *given = g_strdup_vprintf(format, args);
     va_end(args);
-    fputc('\n', stderr);
+    g_autofree char *text = printable(given);
+    fprintf(stderr, "%s\n", text);
 }
 
 void cli_print_json(const json_t *value)
@@ -125,7 +146,8 @@ void cli_table_add(CliTable *table, ...)
     va_start(args, table);
     for (guint i = 0; i < table->n_columns; i++) {
         const char *text = va_arg(args, const char *);
-        row[i] = g_strdelimit(g_strdup(text != NULL ? text : ""), "\t\r\n", ' ');
+        g_autofree char *flat = g_strdelimit(g_strdup(text != NULL ? text : ""), "\t\r\n", ' ');
+        row[i] = printable(flat);
     }
     va_end(args);
     g_ptr_array_add(table->rows, row);

@@ -342,9 +342,7 @@ Box *box_open(const BoxSpec *spec, GError **error)
         return NULL;
     if (g_once_init_enter(&at_exit)) {
         atexit(box_shutdown);
-        struct sigaction now;
-        if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL)
-            signal(SIGPIPE, SIG_IGN); /* a command may close its stdin while we write to it */
+        fd_ignore_sigpipe(); /* a command may close its stdin while we write to it */
         g_once_init_leave(&at_exit, 1);
     }
     g_autoptr(Box) box = g_new0(Box, 1);

@@ -6,8 +6,10 @@
  *      registry names in its header; a blob by size and digest while it streams.
  *   2. Credentials and tokens go to the registry, and credentials to the token server it names;
  *      redirects are followed by hand and lose them on another host or port.
- *   3. Plain http only to loopback addresses, or when asked for; https never leads to http.
- *   4. Every wait has an end: tries, redirects and the sum of Retry-After are limited.
+ *   3. Plain http only to loopback addresses, or when asked for, at every hop; https never leads
+ *      to http.
+ *   4. Every wait has an end: tries without progress, cuts, redirects and the sum of waits are
+ *      limited, and a server that drips is cut.
  *
  * Not here: what manifests say (image_manifest.c), credentials on disk (registry_auth.c).
  */
@@ -22,11 +24,14 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define TRIES_MAX        6 /* of one request: cut, busy or redirected starts count */
-#define REDIRECTS_MAX    5
+#define IDLE_TRIES_MAX   6  /* in a row that brought nothing */
+#define TRIES_MAX        64 /* of one request */
+#define REDIRECTS_MAX    5  /* of one try */
 #define RETRY_WAIT_MAX_S 120
+#define BACKOFF_MS       250
 #define CONNECT_S        30
-#define STALL_S          60
+#define STALL_S          60   /* this long below ... */
+#define STALL_BYTES_S    1024 /* ... this many bytes a second is a cut */
 #define TOKEN_BYTES_MAX  65536
 #define ERROR_BYTES_MAX  4096
 
@@ -57,7 +62,8 @@ typedef struct Answer {
     guint64 done, total;
     const char *digest; /* for progress */
     long status;
-    gboolean too_long;
+    gboolean begun; /* a byte of the present answer was seen */
+    gboolean too_long, wrong_range;
     int write_errno;
 } Answer;
 
@@ -80,25 +86,60 @@ static gboolean is_cancelled(const Registry *registry, int wait_ms)
 
 /* ---- one transfer ---- */
 
+static const char *header(const Registry *registry, const char *name, gsize index)
+{
+    struct curl_header *found;
+    CURLHcode code = curl_easy_header(registry->curl, name, index, CURLH_HEADER, -1, &found);
+    return code == CURLHE_OK ? found->value : NULL;
+}
+
+static gboolean file_restart(Answer *answer)
+{
+    if (lseek(answer->fd, 0, SEEK_SET) < 0 || ftruncate(answer->fd, 0) < 0) {
+        answer->write_errno = errno;
+        return FALSE;
+    }
+    g_checksum_reset(answer->sum);
+    answer->done = 0;
+    return TRUE;
+}
+
+/* The first byte: a partial answer must go on where we stopped; a whole one starts again. */
+static gboolean file_begin(Answer *answer)
+{
+    answer->begun = TRUE;
+    if (answer->status == 200)
+        return answer->done == 0 || file_restart(answer);
+    const char *range = header(answer->registry, "Content-Range", 0);
+    g_autofree char *want = g_strdup_printf("bytes %" G_GUINT64_FORMAT "-", answer->done);
+    answer->wrong_range = range == NULL || !g_str_has_prefix(range, want);
+    return !answer->wrong_range;
+}
+
+static gboolean file_take(Answer *answer, const char *data, gsize len)
+{
+    if (!answer->begun && !file_begin(answer))
+        return FALSE;
+    answer->too_long = len > answer->total - answer->done;
+    if (answer->too_long)
+        return FALSE;
+    if (!fd_write_all(answer->fd, data, len, NULL)) {
+        answer->write_errno = errno;
+        return FALSE;
+    }
+    g_checksum_update(answer->sum, (const guchar *)data, (gssize)len);
+    answer->done += len;
+    return TRUE;
+}
+
 static size_t on_body(char *data, size_t one, size_t n, void *user_data)
 {
     Answer *answer = user_data;
     gsize len = one * n;
     curl_easy_getinfo(answer->registry->curl, CURLINFO_RESPONSE_CODE, &answer->status);
     gboolean good = answer->status == 200 || answer->status == 206;
-    if (good && answer->fd >= 0) {
-        if (len > answer->total - answer->done) {
-            answer->too_long = TRUE;
-            return 0;
-        }
-        if (!fd_write_all(answer->fd, data, len, NULL)) {
-            answer->write_errno = errno;
-            return 0;
-        }
-        g_checksum_update(answer->sum, (const guchar *)data, (gssize)len);
-        answer->done += len;
-        return len;
-    }
+    if (good && answer->fd >= 0)
+        return file_take(answer, data, len) ? len : 0;
     gsize max = good ? answer->body_max : ERROR_BYTES_MAX;
     if (answer->body->len + len > max) {
         answer->too_long = good;
@@ -120,7 +161,32 @@ static int on_progress(void *user_data, curl_off_t total, curl_off_t now, curl_o
     return is_cancelled(answer->registry, 0);
 }
 
-static void set_options(Registry *registry, const char *url, Answer *answer)
+/* Whether a request may go there at all. */
+static gboolean url_allowed(const Registry *registry, const char *url, gboolean *ret_loopback,
+                            GError **error)
+{
+    CURLU *parsed = curl_url();
+    char *scheme = NULL, *host = NULL, *user = NULL;
+    if (curl_url_set(parsed, CURLUPART_URL, url, 0) == CURLUE_OK) {
+        curl_url_get(parsed, CURLUPART_SCHEME, &scheme, 0);
+        curl_url_get(parsed, CURLUPART_HOST, &host, 0);
+        curl_url_get(parsed, CURLUPART_USER, &user, 0);
+    }
+    gboolean plain = g_strcmp0(scheme, "http") == 0;
+    gboolean usable = host != NULL && user == NULL && (plain || g_strcmp0(scheme, "https") == 0);
+    *ret_loopback = usable && registry_host_is_loopback(host);
+    gboolean allowed = !plain || registry->options->insecure || (registry->plain && *ret_loopback);
+    curl_free(scheme);
+    curl_free(host);
+    curl_free(user);
+    curl_url_cleanup(parsed);
+    if (!usable)
+        return error_set(error, ASSAY_ERROR_INPUT, "%.200s: not a usable http or https URL", url);
+    return allowed || error_set(error, ASSAY_ERROR_NOT_ALLOWED,
+                                "%.200s: plain http is not allowed there", url);
+}
+
+static void set_options(Registry *registry, const char *url, gboolean loopback, Answer *answer)
 {
     CURL *curl = registry->curl;
     curl_easy_reset(curl);
@@ -128,7 +194,7 @@ static void set_options(Registry *registry, const char *url, Answer *answer)
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, registry->plain ? "http,https" : "https");
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_S);
-    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, 1L);
+    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, (long)STALL_BYTES_S);
     curl_easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, (long)STALL_S);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "assay/" ASSAY_VERSION);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
@@ -136,13 +202,17 @@ static void set_options(Registry *registry, const char *url, Answer *answer)
     curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
     curl_easy_setopt(curl, CURLOPT_XFERINFODATA, answer);
     curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
-    if (registry->plain)
-        curl_easy_setopt(curl, CURLOPT_NOPROXY, "localhost,127.0.0.1,::1");
+    if (loopback) /* else as the user's http_proxy and no_proxy say */
+        curl_easy_setopt(curl, CURLOPT_PROXY, "");
 }
 
-static CURLcode transfer(Registry *registry, const char *url, const char *authorization,
-                         Answer *answer)
+/* FALSE: not allowed. */
+static gboolean transfer(Registry *registry, const char *url, const char *authorization,
+                         Answer *answer, CURLcode *ret_code, GError **error)
 {
+    gboolean loopback;
+    if (!url_allowed(registry, url, &loopback, error))
+        return FALSE;
     struct curl_slist *headers = curl_slist_append(NULL, ACCEPT);
     if (authorization != NULL)
         headers = curl_slist_append(headers, authorization);
@@ -151,22 +221,15 @@ static CURLcode transfer(Registry *registry, const char *url, const char *author
             g_strdup_printf("Range: bytes=%" G_GUINT64_FORMAT "-", answer->done);
         headers = curl_slist_append(headers, range);
     }
-    set_options(registry, url, answer);
+    set_options(registry, url, loopback, answer);
     curl_easy_setopt(registry->curl, CURLOPT_HTTPHEADER, headers);
     answer->status = 0;
-    answer->too_long = FALSE;
+    answer->begun = answer->too_long = FALSE;
     g_byte_array_set_size(answer->body, 0);
-    CURLcode code = curl_easy_perform(registry->curl);
+    *ret_code = curl_easy_perform(registry->curl);
     curl_easy_getinfo(registry->curl, CURLINFO_RESPONSE_CODE, &answer->status);
     curl_slist_free_all(headers);
-    return code;
-}
-
-static const char *header(const Registry *registry, const char *name, gsize index)
-{
-    struct curl_header *found;
-    CURLHcode code = curl_easy_header(registry->curl, name, index, CURLH_HEADER, -1, &found);
-    return code == CURLHE_OK ? found->value : NULL;
+    return TRUE;
 }
 
 /* ---- errors and waits ---- */
@@ -196,21 +259,6 @@ static gboolean set_status_error(const Registry *registry, const Answer *answer,
     return error_set(error, ASSAY_ERROR_SYSTEM, "the registry answers %ld%s", answer->status, text);
 }
 
-/* FALSE: it will not get better. */
-static gboolean wait_retry(const Registry *registry, const Answer *answer, guint try,
-                           guint *waited_s, GError **error)
-{
-    const char *after = header(registry, "Retry-After", 0);
-    guint64 seconds = 1u << try;
-    if (after != NULL && !g_ascii_string_to_unsigned(after, 10, 0, 86400, &seconds, NULL))
-        seconds = 1u << try; /* a date */
-    if (*waited_s + seconds > RETRY_WAIT_MAX_S)
-        return set_status_error(registry, answer, error);
-    *waited_s += (guint)seconds;
-    return !is_cancelled(registry, (int)seconds * 1000) ||
-           error_set(error, ASSAY_ERROR_CONFLICT, "interrupted");
-}
-
 static gboolean set_curl_error(const Registry *registry, CURLcode code, const Answer *answer,
                                GError **error)
 {
@@ -218,9 +266,95 @@ static gboolean set_curl_error(const Registry *registry, CURLcode code, const An
         return error_set(error, ASSAY_ERROR_CONFLICT, "interrupted");
     if (answer->too_long)
         return error_set(error, ASSAY_ERROR_INPUT, "it is longer than announced");
+    if (answer->wrong_range)
+        return error_set(error, ASSAY_ERROR_INPUT, "a range that was not asked for");
     if (answer->write_errno != 0)
         return error_set_errno(error, answer->write_errno, "write");
     return error_set(error, ASSAY_ERROR_SYSTEM, "%s", curl_easy_strerror(code));
+}
+
+/* ---- after a try ---- */
+
+typedef struct Tries {
+    guint idle, all;
+    guint64 waited_ms;
+    gboolean fresh; /* the registry has not yet answered to the present token */
+} Tries;
+
+typedef enum Next { NEXT_FAILED = 0, NEXT_DONE, NEXT_AGAIN, NEXT_AUTHORIZE } Next;
+
+/* Waits before another try, unless there were enough: then it fails for `why`. */
+static Next try_again(Registry *registry, Tries *tries, gboolean progress, const GError *why,
+                      GError **error)
+{
+    curl_off_t asked_s = 0;
+    curl_easy_getinfo(registry->curl, CURLINFO_RETRY_AFTER, &asked_s);
+    tries->idle = progress ? 0 : tries->idle + 1;
+    tries->all++;
+    tries->fresh = FALSE;
+    guint64 wait_ms = tries->idle > 0 ? BACKOFF_MS << (tries->idle - 1) : 0;
+    if (asked_s > 0)
+        wait_ms = (guint64)MIN(asked_s, RETRY_WAIT_MAX_S + 1) * 1000;
+    tries->waited_ms += wait_ms;
+    if (tries->idle >= IDLE_TRIES_MAX || tries->all >= TRIES_MAX ||
+        tries->waited_ms > RETRY_WAIT_MAX_S * 1000) {
+        g_propagate_prefixed_error(error, g_error_copy(why),
+                                   "given up after %u tries: ", tries->all);
+        return NEXT_FAILED;
+    }
+    if (!is_cancelled(registry, (int)wait_ms))
+        return NEXT_AGAIN;
+    error_set(error, ASSAY_ERROR_CONFLICT, "interrupted");
+    return NEXT_FAILED;
+}
+
+/* Ends after which the rest can be asked for. */
+static gboolean is_cut(CURLcode code)
+{
+    static const CURLcode cuts[] = {
+        CURLE_PARTIAL_FILE, CURLE_RECV_ERROR,   CURLE_SEND_ERROR,         CURLE_GOT_NOTHING,
+        CURLE_HTTP2,        CURLE_HTTP2_STREAM, CURLE_OPERATION_TIMEDOUT,
+    };
+    for (gsize i = 0; i < G_N_ELEMENTS(cuts); i++)
+        if (cuts[i] == code)
+            return TRUE;
+    return FALSE;
+}
+
+static gboolean is_passing(long status)
+{
+    static const long passing[] = {408, 429, 500, 502, 503, 504};
+    for (gsize i = 0; i < G_N_ELEMENTS(passing); i++)
+        if (passing[i] == status)
+            return TRUE;
+    return FALSE;
+}
+
+/* What to do after a try that began with `from` bytes. */
+static Next judge(Registry *registry, CURLcode code, Answer *answer, guint64 from, Tries *tries,
+                  GError **error)
+{
+    g_autoptr(GError) why = NULL;
+    gboolean again;
+    if (code != CURLE_OK) {
+        if (answer->fd >= 0 && answer->done == answer->total && !answer->too_long)
+            return NEXT_DONE; /* cut behind the last byte */
+        set_curl_error(registry, code, answer, &why);
+        again = is_cut(code);
+    } else {
+        if (answer->status == 200 || answer->status == 206)
+            return NEXT_DONE;
+        if (answer->status == 401 && !tries->fresh)
+            return NEXT_AUTHORIZE;
+        set_status_error(registry, answer, &why);
+        again = is_passing(answer->status);
+        if (answer->status == 416 && answer->fd >= 0 && answer->done > 0) /* no resuming */
+            again = file_restart(answer);
+    }
+    if (again)
+        return try_again(registry, tries, answer->done > from, why, error);
+    g_propagate_error(error, g_steal_pointer(&why));
+    return NEXT_FAILED;
 }
 
 /* ---- tokens ---- */
@@ -244,10 +378,24 @@ static gboolean same_origin(const char *a, const char *b)
     return same;
 }
 
+/* It is put into a header as it is: one word of printable ASCII. */
+static gboolean token_ok(const char *token)
+{
+    gsize n = 0;
+    while (g_ascii_isgraph(token[n]))
+        n++;
+    return n > 0 && token[n] == '\0';
+}
+
+static const char *or_empty(const char *text)
+{
+    return text != NULL ? text : "";
+}
+
 static char *token_url(const RegistryChallenge *challenge)
 {
-    g_autofree char *service = curl_easy_escape(NULL, challenge->service, 0);
-    g_autofree char *scope = curl_easy_escape(NULL, challenge->scope, 0);
+    g_autofree char *service = curl_easy_escape(NULL, or_empty(challenge->service), 0);
+    g_autofree char *scope = curl_easy_escape(NULL, or_empty(challenge->scope), 0);
     return g_strdup_printf("%s%sservice=%s&scope=%s", challenge->realm,
                            strchr(challenge->realm, '?') != NULL ? "&" : "?", service, scope);
 }
@@ -257,18 +405,21 @@ static gboolean get_token(Registry *registry, const RegistryChallenge *challenge
     g_autoptr(GByteArray) body = g_byte_array_new();
     Answer answer = {.registry = registry, .body = body, .body_max = TOKEN_BYTES_MAX, .fd = -1};
     g_autofree char *url = token_url(challenge);
-    CURLcode code = transfer(registry, url, registry->login.basic, &answer);
-    if (code != CURLE_OK || answer.status != 200) {
-        gboolean r = code != CURLE_OK ? set_curl_error(registry, code, &answer, error)
-                                      : set_status_error(registry, &answer, error);
-        g_prefix_error(error, "token from %s: ", challenge->realm);
-        return r;
+    Tries tries = {.fresh = TRUE};
+    Next next = NEXT_AGAIN;
+    for (CURLcode code; next == NEXT_AGAIN;)
+        next = transfer(registry, url, registry->login.basic, &answer, &code, error)
+                   ? judge(registry, code, &answer, 0, &tries, error)
+                   : NEXT_FAILED;
+    if (next != NEXT_DONE) {
+        g_prefix_error(error, "token from %.200s: ", challenge->realm);
+        return FALSE;
     }
     g_autoptr(json_t) value = json_parse((const char *)body->data, body->len, error);
     const char *token = json_string_value(json_object_get(value, "token"));
     if (token == NULL)
         token = json_string_value(json_object_get(value, "access_token"));
-    if (token == NULL || strpbrk(token, "\r\n") != NULL) {
+    if (token == NULL || !token_ok(token)) {
         g_clear_error(error);
         return error_set(error, ASSAY_ERROR_INPUT, "token from %s: there is none",
                          challenge->realm);
@@ -283,48 +434,18 @@ static gboolean authorize(Registry *registry, const Answer *answer, GError **err
 {
     g_auto(RegistryChallenge) challenge = {0};
     const char *text;
-    for (gsize i = 0; (text = header(registry, "WWW-Authenticate", i)) != NULL; i++) {
-        if (registry_challenge_parse(text, &challenge))
-            return get_token(registry, &challenge, error);
-        if (g_ascii_strncasecmp(text, "Basic", 5) == 0 && registry->login.basic != NULL) {
-            g_free(registry->authorization);
-            registry->authorization = g_strdup(registry->login.basic);
-            return TRUE;
-        }
-    }
-    return set_status_error(registry, answer, error);
-}
-
-/* ---- a request to its end ---- */
-
-/* A partial answer must go on where we stopped; a whole one starts again. */
-static gboolean begin_file(Answer *answer, GError **error)
-{
-    if (answer->done == 0)
-        return TRUE;
-    if (lseek(answer->fd, 0, SEEK_SET) < 0 || ftruncate(answer->fd, 0) < 0)
-        return error_set_errno(error, errno, "start again");
-    g_checksum_reset(answer->sum);
-    answer->done = 0;
+    for (gsize i = 0; (text = header(registry, "WWW-Authenticate", i)) != NULL; i++)
+        registry_challenge_parse(text, &challenge);
+    if (challenge.scheme == REGISTRY_SCHEME_BEARER)
+        return get_token(registry, &challenge, error);
+    if (challenge.scheme != REGISTRY_SCHEME_BASIC || registry->login.basic == NULL)
+        return set_status_error(registry, answer, error);
+    g_free(registry->authorization);
+    registry->authorization = g_strdup(registry->login.basic);
     return TRUE;
 }
 
-typedef enum Next { NEXT_FAILED, NEXT_DONE, NEXT_AGAIN } Next;
-
-static Next after_status(Registry *registry, Answer *answer, char **url, guint try, guint *waited_s,
-                         GError **error)
-{
-    if (answer->status == 200 || answer->status == 206)
-        return NEXT_DONE;
-    if (answer->status == 401 && same_origin(*url, registry->base) && try < 2)
-        return authorize(registry, answer, error) ? NEXT_AGAIN : NEXT_FAILED;
-    if (answer->status == 429 || answer->status == 503)
-        return wait_retry(registry, answer, try, waited_s, error) ? NEXT_AGAIN : NEXT_FAILED;
-    if (answer->status == 416 && answer->fd >= 0 && answer->done > 0) /* resuming is refused */
-        return begin_file(answer, error) ? NEXT_AGAIN : NEXT_FAILED;
-    set_status_error(registry, answer, error);
-    return NEXT_FAILED;
-}
+/* ---- a request to its end ---- */
 
 /* Follows one redirect. */
 static gboolean redirect(Registry *registry, char **url, GError **error)
@@ -341,52 +462,38 @@ static gboolean redirect(Registry *registry, char **url, GError **error)
     return TRUE;
 }
 
-/* A server that does not resume answers 200 with everything; that must be known before the first
- * byte is written, so a resumed request checks first and starts over when it must. */
-static gboolean resume_refused(const Registry *registry, const Answer *answer, guint64 from)
-{
-    const char *range = header(registry, "Content-Range", 0);
-    g_autofree char *want = g_strdup_printf("bytes %" G_GUINT64_FORMAT "-", from);
-    return from > 0 &&
-           (answer->status == 200 ||
-            (answer->status == 206 && (range == NULL || !g_str_has_prefix(range, want))));
-}
-
 static gboolean request(Registry *registry, const char *path, Answer *answer, GError **error)
 {
     g_autofree char *home = g_strconcat(registry->base, path, NULL), *url = g_strdup(home);
-    guint redirects = 0, waited_s = 0;
-    for (guint try = 0; try < TRIES_MAX;) {
+    Tries tries = {0};
+    for (guint redirects = 0;;) {
+        CURLcode code;
         guint64 from = answer->done;
         gboolean ours = same_origin(url, registry->base);
-        CURLcode code = transfer(registry, url, ours ? registry->authorization : NULL, answer);
-        if (resume_refused(registry, answer, from)) {
-            if (!begin_file(answer, error))
-                return FALSE;
-            try++;
-            continue;
-        }
-        if (code != CURLE_OK) {
-            gboolean cut = !answer->too_long && answer->write_errno == 0 &&
-                           code != CURLE_ABORTED_BY_CALLBACK && ++try < TRIES_MAX;
-            if (!cut || is_cancelled(registry, answer->done > from ? 0 : 200 << try))
-                return set_curl_error(registry, code, answer, error);
-            g_free(url); /* a link of a store may have run out: ask the registry again */
-            url = g_strdup(home);
-            continue;
-        }
-        if (answer->status >= 301 && answer->status <= 308 && answer->status != 304) {
+        if (!transfer(registry, url, ours ? registry->authorization : NULL, answer, &code, error))
+            return FALSE;
+        if (code == CURLE_OK && answer->status >= 301 && answer->status <= 308 &&
+            answer->status != 304) {
             if (++redirects > REDIRECTS_MAX)
                 return error_set(error, ASSAY_ERROR_INPUT, "more than %d redirects", REDIRECTS_MAX);
             if (!redirect(registry, &url, error))
                 return FALSE;
             continue;
         }
-        Next next = after_status(registry, answer, &url, try++, &waited_s, error);
-        if (next != NEXT_AGAIN)
+        Next next = judge(registry, code, answer, from, &tries, error);
+        if (next == NEXT_AUTHORIZE) {
+            if (!ours)
+                return set_status_error(registry, answer, error);
+            if (!authorize(registry, answer, error))
+                return FALSE;
+            tries.fresh = TRUE;
+        } else if (next != NEXT_AGAIN) {
             return next == NEXT_DONE;
+        }
+        g_free(url); /* a link of a store may have run out: ask the registry again */
+        url = g_strdup(home);
+        redirects = 0;
     }
-    return set_status_error(registry, answer, error);
 }
 
 /* ---- blobs and manifests ---- */
@@ -474,20 +581,15 @@ static gboolean get_manifest(Registry *registry, ImageManifest *ret_manifest, GE
     return error_set(error, ASSAY_ERROR_INPUT, "indexes in indexes");
 }
 
-static gboolean is_loopback(const char *host)
-{
-    return g_str_has_prefix(host, "127.") || g_str_has_prefix(host, "[::1]") ||
-           strcmp(host, "localhost") == 0 || g_str_has_prefix(host, "localhost:");
-}
-
 Image *image_pull(Depot *depot, const char *ref, const ImageOptions *options, GError **error)
 {
     g_auto(Registry) registry = {.source = {read_blob, fetch_blob, options}, .options = options};
     g_auto(ImageManifest) manifest = {0};
     if (!image_ref_parse(ref, &registry.ref, error))
         return NULL;
+    fd_ignore_sigpipe(); /* a server may hang up while TLS writes */
     const char *host = registry.ref.host;
-    registry.plain = options->insecure || is_loopback(host);
+    registry.plain = options->insecure || registry_host_is_loopback(host);
     registry.base = g_strdup_printf("%s://%s", registry.plain ? "http" : "https",
                                     strcmp(host, "docker.io") == 0 ? "registry-1.docker.io" : host);
     registry.curl = curl_easy_init();

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 
+#include <gio/gio.h>
 #include <string.h>
 
 #define CONFIG_BYTES_MAX    (1u << 20)
@@ -26,6 +27,7 @@ void registry_challenge_clear(RegistryChallenge *challenge)
     g_clear_pointer(&challenge->realm, g_free);
     g_clear_pointer(&challenge->service, g_free);
     g_clear_pointer(&challenge->scope, g_free);
+    challenge->scheme = REGISTRY_SCHEME_NONE;
 }
 
 /* The entry of `host` under any of the ways docker has written it. */
@@ -102,63 +104,102 @@ gboolean registry_login_read(const char *path, const char *host, RegistryLogin *
     return FALSE;
 }
 
-/* One NAME="VALUE" or NAME=VALUE at *at; moves on. FALSE: there is none. */
-static gboolean next_pair(const char **at, char **ret_name, char **ret_value)
+gboolean registry_host_is_loopback(const char *host)
 {
-    *at += strspn(*at, " \t,");
-    gsize len = strcspn(*at, "= \t,\"");
-    if (len == 0 || (*at)[len] != '=')
-        return FALSE;
-    g_autofree char *name = g_ascii_strdown(*at, (gssize)len);
-    g_autoptr(GString) value = g_string_new(NULL);
-    const char *p = *at + len + 1;
-    if (*p != '"') {
-        len = strcspn(p, ", \t");
-        g_string_append_len(value, p, (gssize)len);
-        p += len;
-    } else {
-        for (p++; *p != '\0' && *p != '"'; p++) {
-            if (*p == '\\' && p[1] != '\0')
-                p++;
-            g_string_append_c(value, *p);
-        }
-        if (*p != '"')
-            return FALSE;
-        p++;
-    }
-    *at = p;
-    *ret_name = g_steal_pointer(&name);
-    *ret_value = g_string_free(g_steal_pointer(&value), FALSE);
-    return TRUE;
+    gsize n = *host == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
+    g_autofree char *name = g_strndup(host, n);
+    if (g_ascii_strcasecmp(name, "localhost") == 0 || strcmp(name, "[::1]") == 0)
+        return TRUE;
+    /* "127." alone would also match 127.example.org */
+    return g_str_has_prefix(name, "127.") && g_hostname_is_ip_address(name);
 }
 
-gboolean registry_challenge_parse(const char *text, RegistryChallenge *ret_challenge)
+/* RFC 9110 tchar, and "/+" for base64-like tokens, which no parameter name of ours has. */
+static gsize token_span(const char *text)
 {
-    if (strnlen(text, CHALLENGE_BYTES_MAX) == CHALLENGE_BYTES_MAX ||
-        g_ascii_strncasecmp(text, "Bearer ", 7) != 0)
-        return FALSE;
+    gsize n = 0;
+    while (g_ascii_isalnum(text[n]) || (text[n] != '\0' && strchr("!#$%&'*+-.^_`|~/", text[n])))
+        n++;
+    return n;
+}
+
+/* A token or a quoted string at `*at`, which moves behind it; NULL when there is neither. */
+static char *take_value(const char **at)
+{
+    if (**at != '"') {
+        gsize n = token_span(*at);
+        const char *start = *at;
+        *at += n;
+        return n == 0 ? NULL : g_strndup(start, n);
+    }
+    g_autoptr(GString) value = g_string_new(NULL);
+    for ((*at)++; **at != '"'; (*at)++) {
+        if (**at == '\\')
+            (*at)++;
+        if (**at == '\0')
+            return NULL;
+        g_string_append_c(value, **at);
+    }
+    (*at)++;
+    return g_string_free(g_steal_pointer(&value), FALSE);
+}
+
+static RegistryScheme scheme_of(const char *word)
+{
+    if (g_ascii_strcasecmp(word, "bearer") == 0)
+        return REGISTRY_SCHEME_BEARER;
+    return g_ascii_strcasecmp(word, "basic") == 0 ? REGISTRY_SCHEME_BASIC : REGISTRY_SCHEME_NONE;
+}
+
+static void keep_param(RegistryChallenge *challenge, const char *name, const char *value)
+{
     const struct {
         const char *name;
-        char **to;
-    } fields[] = {{"realm", &ret_challenge->realm},
-                  {"service", &ret_challenge->service},
-                  {"scope", &ret_challenge->scope}};
-    const char *at = text + 7;
-    for (char *name, *value; next_pair(&at, &name, &value); g_free(name), g_free(value))
-        for (gsize i = 0; i < G_N_ELEMENTS(fields); i++)
-            if (strcmp(name, fields[i].name) == 0) {
-                g_free(*fields[i].to);
-                *fields[i].to = g_strdup(value);
-            }
-    gboolean ok =
-        ret_challenge->realm != NULL && (g_str_has_prefix(ret_challenge->realm, "https://") ||
-                                         g_str_has_prefix(ret_challenge->realm, "http://"));
-    if (!ok) {
-        registry_challenge_clear(ret_challenge);
-        return FALSE;
+        char **slot;
+    } params[] = {{"realm", &challenge->realm},
+                  {"service", &challenge->service},
+                  {"scope", &challenge->scope}};
+    for (guint i = 0; i < G_N_ELEMENTS(params); i++) {
+        if (g_ascii_strcasecmp(params[i].name, name) != 0 || *params[i].slot != NULL)
+            continue;
+        *params[i].slot = g_strdup(value);
     }
-    for (gsize i = 0; i < G_N_ELEMENTS(fields); i++)
-        if (*fields[i].to == NULL)
-            *fields[i].to = g_strdup("");
-    return TRUE;
+}
+
+/* `current` is done: the better of it and what was found before stays in `best`. */
+static void settle(RegistryChallenge *best, RegistryChallenge *current)
+{
+    gboolean usable = current->scheme == REGISTRY_SCHEME_BASIC ||
+                      (current->scheme == REGISTRY_SCHEME_BEARER && current->realm != NULL);
+    if (usable && current->scheme > best->scheme) {
+        registry_challenge_clear(best);
+        *best = *current;
+        *current = (RegistryChallenge){0};
+    } else {
+        registry_challenge_clear(current);
+    }
+}
+
+void registry_challenge_parse(const char *header, RegistryChallenge *best)
+{
+    if (strnlen(header, CHALLENGE_BYTES_MAX) == CHALLENGE_BYTES_MAX)
+        return;
+    RegistryChallenge current = {0};
+    for (const char *at = header + strspn(header, " \t,"); *at != '\0'; at += strspn(at, " \t,")) {
+        g_autofree char *word = take_value(&at);
+        const char *after = at + strspn(at, " \t");
+        if (word != NULL && *after != '=') { /* a word without "=" begins the next challenge */
+            settle(best, &current);
+            current.scheme = scheme_of(word);
+            continue;
+        }
+        at = word == NULL ? at : after + 1 + strspn(after + 1, " \t");
+        g_autofree char *value = word == NULL ? NULL : take_value(&at);
+        if (value == NULL) { /* what is malformed spoils the challenge it stands in */
+            registry_challenge_clear(&current);
+            break;
+        }
+        keep_param(&current, word, value);
+    }
+    settle(best, &current);
 }
