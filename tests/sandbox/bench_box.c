@@ -6,7 +6,8 @@
  * Between any two there is a pause, so that what one leaves to be done in the background is not
  * counted to the next; bench_live.c has rates, which count everything. Taken under SCHED_FIFO
  * where that is permitted, so that other work on the machine does not count; children inherit it,
- * so both sides of every ratio have it. runc cannot run under it: ASSAY_BENCH_PLAIN=1 leaves it out.
+ * so both sides of every ratio have it. runc cannot run under it: for runc, set
+ * ASSAY_BENCH_PLAIN=1.
  * Figures are TAP diagnostics. Fails when the one-shot median is above that of bubblewrap, which has
  * fewer layers.
  */
