@@ -8,8 +8,8 @@
  * where that is permitted, so that other work on the machine does not count; children inherit it,
  * so both sides of every ratio have it. runc cannot run under it: for runc, set
  * ASSAY_BENCH_PLAIN=1.
- * Figures are TAP diagnostics. Fails when the one-shot median is above that of bubblewrap, which has
- * fewer layers.
+ * Figures are TAP diagnostics. Fails when the one-shot median is above that of bubblewrap, which
+ * has fewer layers.
  */
 #include "tests/sandbox/lab.h"
 
