@@ -317,7 +317,8 @@ static void take_fds(struct msghdr *message, guint32 mask, int *ret_fds, guint f
 gboolean launch_is_closed(int sock)
 {
     char byte;
-    return recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    ssize_t n = recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR); /* reset: it died unread */
 }
 
 gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max, GError **error)
