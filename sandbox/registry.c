@@ -405,12 +405,14 @@ static gboolean get_token(Registry *registry, const RegistryChallenge *challenge
     g_autoptr(GByteArray) body = g_byte_array_new();
     Answer answer = {.registry = registry, .body = body, .body_max = TOKEN_BYTES_MAX, .fd = -1};
     g_autofree char *url = token_url(challenge);
-    Tries tries = {.fresh = TRUE};
+    Tries tries = {0};
     Next next = NEXT_AGAIN;
     for (CURLcode code; next == NEXT_AGAIN;)
         next = transfer(registry, url, registry->login.basic, &answer, &code, error)
                    ? judge(registry, code, &answer, 0, &tries, error)
                    : NEXT_FAILED;
+    if (next == NEXT_AUTHORIZE)
+        set_status_error(registry, &answer, error);
     if (next != NEXT_DONE) {
         g_prefix_error(error, "token from %.200s: ", challenge->realm);
         return FALSE;

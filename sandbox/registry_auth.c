@@ -106,7 +106,10 @@ gboolean registry_login_read(const char *path, const char *host, RegistryLogin *
 
 gboolean registry_host_is_loopback(const char *host)
 {
-    gsize n = *host == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
+    const char *end = *host == '[' ? strchr(host, ']') : NULL;
+    gsize n = end != NULL ? (gsize)(end - host) + 1 : strcspn(host, ":");
+    if (host[n] != '\0' && host[n] != ':')
+        return FALSE;
     g_autofree char *name = g_strndup(host, n);
     if (g_ascii_strcasecmp(name, "localhost") == 0 || strcmp(name, "[::1]") == 0)
         return TRUE;
