@@ -84,6 +84,8 @@ static void a_directory_of_a_lower_can_be_removed_or_the_report_says_eio(void)
     g_autofree char *said = lab_sh(box, "rm -r d && mkdir d && ls d && echo anew", &result);
     g_assert_cmpstr(said, ==, g_str_equal(note, "ok") ? "anew" : "");
     close(tree);
+    g_clear_pointer(&box, box_close);
+    scratch_remove();
 }
 
 static void a_kept_upper_is_a_layer_of_the_next_box(void)
