@@ -172,13 +172,15 @@ static int copy_symlink(Pair dirs, const char *name, const struct stat *st)
 /* Whiteouts, FIFOs and sockets; no box can make another kind. */
 static int copy_node(Pair dirs, const char *name, const struct stat *st)
 {
+    const struct timespec times[2] = {st->st_atim, st->st_mtim};
     if (mknodat(dirs.to, name, st->st_mode, st->st_rdev) < 0)
         return -1;
     if (is_whiteout(st))
         return 0;
-    return fchownat(dirs.to, name, st->st_uid, st->st_gid, AT_SYMLINK_NOFOLLOW) < 0
-               ? -1
-               : fchmodat(dirs.to, name, st->st_mode & 07777, 0);
+    if (fchownat(dirs.to, name, st->st_uid, st->st_gid, AT_SYMLINK_NOFOLLOW) < 0 ||
+        fchmodat(dirs.to, name, st->st_mode & 07777, 0) < 0)
+        return -1;
+    return utimensat(dirs.to, name, times, AT_SYMLINK_NOFOLLOW);
 }
 
 static int copy_entries(Copy *copy, Pair dirs, int depth);
