@@ -4,8 +4,8 @@
  * Invariants:
  *   1. A file under its final name is complete and on the disk; shards without their index are no
  *      checkpoint, so a crash leaves none or a whole one.
- *   2. No hole, as the format demands: in a shard wide elements come first, and the header is padded
- *      so that the data begins at a multiple of 64. So every tensor is aligned to its element.
+ *   2. No hole, as the format demands: in a shard wide elements come first, and spaces pad the
+ *      header so that the data begins at a multiple of 64. So tensors are aligned to their element.
  *   3. Memory is one piece, whatever a tensor's size.
  */
 #include "policy/safetensors.h"
