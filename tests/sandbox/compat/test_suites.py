@@ -19,7 +19,7 @@ TOOL, DIR = os.path.abspath(sys.argv[1]), pathlib.Path(sys.argv[2]).absolute()
 
 def tap_outcomes(text):
     """Number -> how it ended; a skip ("ok 1 # skip") is not an "ok"."""
-    found = re.findall(r"^(not ok|ok) (\d+)(?: - [^#\n]*)?\s?(# \w+)?", text, re.M)
+    found = re.findall(r"^(not ok|ok) (\d+)(?: - [^#\n]*)?[ ]?(# \w+)?", text, re.M)
     return {number: ended + note.lower() for ended, number, note in found}
 
 
