@@ -3,6 +3,7 @@
 Every test that passes outside must pass inside, but for those that known.txt names with the reason.
 What fails outside as well says nothing about boxes and is not counted.
 """
+import atexit
 import concurrent.futures
 import os
 import pathlib
@@ -33,11 +34,20 @@ def known_differences():
 
 
 class Sides:
-    """Both sides of one tree (or of none): the copy outside is removed at the end."""
+    """Both sides of one tree (or of none): in a box it is new each time, outside there is one copy."""
 
     def __init__(self, tool, tree=None, wall_s=120):
         self.tool, self.tree, self.wall_s = tool, tree, wall_s
         self.who = {"user": USER_ID, "group": USER_ID, "extra_groups": []} if os.geteuid() == 0 else {}
+        self.top = tempfile.mkdtemp(prefix="assay-compat-")
+        atexit.register(shutil.rmtree, self.top, ignore_errors=True)
+        self.here, self.home = os.path.join(self.top, "tree"), os.path.join(self.top, "home")
+        if tree:
+            shutil.copytree(tree, self.here, symlinks=True)
+        for path in (self.here, self.home):
+            os.makedirs(path, exist_ok=True)
+        if self.who:
+            subprocess.run(["chown", "-Rh", f"{USER_ID}:{USER_ID}", self.top], check=True)
 
     def inside(self, line):
         environ = {**ENVIRON, "HOME": "/tmp"}
@@ -49,25 +59,17 @@ class Sides:
         return done.returncode, done.stdout.decode(errors="replace")
 
     def outside(self, line):
-        with tempfile.TemporaryDirectory(prefix="assay-compat-") as top:
-            tree, home = os.path.join(top, "tree"), os.path.join(top, "home")
-            if self.tree:
-                shutil.copytree(self.tree, tree, symlinks=True)
-            for path in (tree, home):
-                os.makedirs(path, exist_ok=True)
-            if self.who:
-                subprocess.run(["chown", "-Rh", f"{USER_ID}:{USER_ID}", top], check=True)
-            with open(os.path.join(top, "output"), "w+b") as output:
-                process = subprocess.Popen(["/bin/sh", "-c", line], cwd=tree, stdin=subprocess.DEVNULL,
-                                           env={**ENVIRON, "HOME": home, "TMPDIR": home}, stdout=output,
-                                           stderr=output, start_new_session=True, **self.who)
-                try:
-                    process.wait(self.wall_s)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, 9)
-                    process.wait()
-                output.seek(0)
-                return output.read().decode(errors="replace")
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(["/bin/sh", "-c", line], cwd=self.here, stdin=subprocess.DEVNULL,
+                                       env={**ENVIRON, "HOME": self.home, "TMPDIR": self.home}, stdout=output,
+                                       stderr=output, start_new_session=True, **self.who)
+            try:
+                process.wait(self.wall_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.wait()
+            output.seek(0)
+            return output.read().decode(errors="replace")
 
     def both(self, line):
         """What it says outside and inside, run at the same time."""
