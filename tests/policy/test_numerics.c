@@ -107,7 +107,7 @@ static void check_random_cuts(World *w)
     g_autoptr(LabSeq) seq = lab_seq_new(w->model, TOKENS);
 
     for (int from = 0; from < TOKENS;) {
-        int rows = MIN(g_test_rand_int_range(1, 70), TOKENS - from);
+        int most = g_test_rand_int_range(1, 70), rows = MIN(most, TOKENS - from);
         float *logits = lab_run(seq, w->acts, w->ids + from, rows);
 
         assert_rows(w, logits, from, rows, "random pieces");
@@ -187,7 +187,8 @@ static void test_bits(gconstpointer data)
         World w;
 
         world_open(&w, data, chunks[c]);
-        for (guint i = 0; i < G_N_ELEMENTS(lengths); i++)
+        for (guint i = chunks[c] == 32 ? 0 : G_N_ELEMENTS(lengths) - 1; i < G_N_ELEMENTS(lengths);
+             i++)
             check_cut(&w, lengths[i]);
         check_random_cuts(&w);
         check_batch(&w);
