@@ -3,7 +3,7 @@
  *
  * Invariants:
  *   1. A key that changes the numbers is required; one with a single supported value is refused at
- *      any other; a key in neither list is an error. All missing, all unknown keys are named at once.
+ *      any other; a key in neither list is an error. All missing or unknown keys are named at once.
  *   2. A file has one spelling. Keys of the other one are unknown.
  *   3. A size is in its range before anything is computed from it.
  *

@@ -2,8 +2,8 @@
  * What a model of the MiniMax-M1 architecture is: config.json as numbers, sizes derived once.
  *
  *     ModelConfig config;
- *     if (!model_config_read("models/m1", &config, error))     "models/m1/config.json: head_dim: missing"
- *         return FALSE;
+ *     if (!model_config_read("models/m1", &config, error))
+ *         return FALSE;         "models/m1/config.json: missing keys: head_dim, rope_theta"
  *
  * Source: MiniMax-AI/MiniMax-M1, configuration_minimax_m1.py and config.json. Its class has
  * defaults of another model, so no key that changes the numbers is ever defaulted here.
@@ -38,7 +38,7 @@ typedef struct ModelConfig {
     double norm_eps;
     double lightning_norm_eps; /* of the norm inside lightning layers: 1e-6 unless said */
     double rope_theta;
-    /* x = alpha * h + beta * f(h), where h is the normed stream (postnorm, the only form there is) */
+    /* x = alpha * h + beta * f(h), where h is the normed stream (postnorm, the only form known) */
     double alpha_linear, beta_linear; /* f is lightning attention */
     double alpha_full, beta_full;     /* softmax attention */
     double alpha_mlp, beta_mlp;       /* the experts */
@@ -57,7 +57,7 @@ typedef struct ModelConfig {
 gboolean model_config_read(const char *path, ModelConfig *config, GError **error);
 gboolean model_config_parse(const char *text, gsize len, ModelConfig *config, GError **error);
 
-/* Refuses contradictions, with the numbers, and fills in the derived sizes. Read does it already. */
+/* Refuses contradictions with their numbers and fills in the derived sizes, as reading does. */
 gboolean model_config_check(ModelConfig *config, GError **error);
 
 /* As config.json in the M1 spelling. What it writes reads back as the same bits. */

@@ -1,10 +1,10 @@
 /*
  * Random models: presets of shapes, and weights drawn from a seed.
  *
- * Values: norms 1; the embedding N(0, 0.02^2); every other matrix Xavier normal, N(0, g^2 2 / (in + out)), where
- * g = (8 L)^(-1/4) for v and output projections and the experts' matrices, else 1 (DeepNet, arXiv
- * 2203.00555, for decoders; with alpha = (2 L)^(1/4) at run time). The fused qkv_proj is three matrices.
- * Rows from vocab_valid on are zero, as in the published checkpoint.
+ * Values: norms 1; the embedding N(0, 0.02^2); every other matrix Xavier normal, that is
+ * N(0, g^2 2 / (in + out)), where g = (8 L)^(-1/4) for v and output projections and the experts'
+ * matrices, else 1 (DeepNet, arXiv 2203.00555, for decoders; with alpha = (2 L)^(1/4) at run time).
+ * The fused qkv_proj is three matrices. Rows from vocab_valid on are zero, as published.
  *
  * Element j of tensor t (its number in tensors.h) is lane j mod 4 of Philox4x32-10 at counter
  * (j / 4, t) under the seed: independent of threads, shards and the order of writing.
@@ -13,7 +13,7 @@
 
 #include "policy/weights.h"
 
-/* Names: tiny (of the golden vectors), t14, t57, s2b (goals), m1 (published). NOT_FOUND names them. */
+/* tiny (of the golden vectors), t14, t57, s2b (goals), m1 (published). Another is NOT_FOUND. */
 gboolean init_preset(const char *name, ModelConfig *config, GError **error);
 const char *const *init_presets(void);
 

@@ -145,8 +145,8 @@ static gboolean read_tensor(const json_t *value, guint64 data_offset, guint64 da
 
     tensor->dtype = tensor_dtype_parse(dtype);
     if (tensor->dtype == TENSOR_NONE)
-        return error_set(error, ASSAY_ERROR_UNSUPPORTED,
-                         "dtype %.16s is none of F64, F32, F16, BF16", dtype);
+        return error_set(error, ASSAY_ERROR_INPUT, "dtype %.16s is none of F64, F32, F16, BF16",
+                         dtype);
     gsize size = tensor_dtype_bytes(tensor->dtype);
     tensor->rank = (guint8)json_array_size(shape);
     tensor->count = 1;

@@ -6,8 +6,8 @@
  *     const guint16 *bf16 = safetensors_data(st, t);
  *
  * A file is: u64 header length (little endian), a JSON header, the data. A checkpoint is one file
- * model.safetensors, or shards named by model.safetensors.index.json. Format: huggingface/safetensors,
- * README.md.
+ * model.safetensors, or shards named by model.safetensors.index.json.
+ * Source: huggingface/safetensors, README.md.
  */
 #pragma once
 

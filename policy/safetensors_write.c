@@ -4,8 +4,8 @@
  * Invariants:
  *   1. A file under its final name is complete and on the disk; shards without their index are no
  *      checkpoint, so a crash leaves none or a whole one.
- *   2. No hole, as the format demands: in a shard wide elements come first, and the header is padded
- *      so that the data begins at a multiple of 64. So every tensor is aligned to its element.
+ *   2. No hole, as the format demands: in a shard wide elements come first, and spaces pad the
+ *      header so that the data begins at a multiple of 64. So tensors are aligned to their element.
  *   3. Memory is one piece, whatever a tensor's size.
  */
 #include "policy/safetensors.h"
@@ -18,7 +18,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #define DATA_ALIGN  64u
 #define PIECE_BYTES (4u << 20)
@@ -205,6 +205,21 @@ static gboolean prepare_dir(const char *dir, GError **error)
     return TRUE;
 }
 
+/* Better now than after an hour of writing. */
+static gboolean check_room(const char *dir, const SafeTensor *tensors, guint n, GError **error)
+{
+    struct statvfs fs;
+    guint64 needed = 0;
+    for (guint i = 0; i < n; i++)
+        needed += tensor_bytes(&tensors[i]);
+    if (statvfs(dir, &fs) < 0)
+        return error_set_errno(error, errno, "statvfs %s", dir);
+    guint64 room = (guint64)fs.f_bavail * fs.f_frsize;
+    return needed <= room ||
+           error_set(error, ASSAY_ERROR_LIMIT, "%s: the tensors take %.1f GB, the disk has %.1f GB",
+                     dir, (double)needed / 1e9, (double)room / 1e9);
+}
+
 static gboolean sync_dir(const char *dir, GError **error)
 {
     AUTO_FD fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -216,7 +231,7 @@ gboolean safetensors_write(const char *dir, const SafeTensor *tensors, guint n,
                            SafetensorsFill fill, gpointer user_data, GError **error)
 {
     g_assert(n > 0 && n <= SAFETENSORS_TENSORS_MAX);
-    if (!prepare_dir(dir, error))
+    if (!prepare_dir(dir, error) || !check_room(dir, tensors, n, error))
         return FALSE;
     g_autofree guint8 *piece = g_malloc(PIECE_BYTES);
     const Writing writing = {dir, tensors, metadata, fill, user_data, piece};

@@ -6,8 +6,8 @@
  *         tensors_name(&info, name);                       "model.layers.7.self_attn.q_proj.weight"
  *     }
  *
- * Order: embedding; per layer the input norm, four tensors of attention, the post-attention norm, the
- * router, and w1, w3, w2 of each expert; the final norm and the head. Every layer has as many.
+ * Order: embedding; per layer the input norm, four tensors of attention, the post-attention norm,
+ * the router, and w1, w3, w2 of each expert; the final norm and the head. Layers have equally many.
  * Source of the names: MiniMax-AI/MiniMax-M1, model.safetensors.index.json.
  */
 #pragma once

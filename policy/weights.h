@@ -13,7 +13,7 @@ typedef struct Weights Weights;
 /* All zero. F32 and F64 are computed with; F16 and BF16 may be held too. More than the machine has
  * memory is refused with the numbers, before any allocation. */
 Weights *weights_new(const ModelConfig *config, TensorDtype dtype, GError **error);
-/* Reads DIR/config.json and the checkpoint beside it, and converts to `dtype`, as to the nearest. */
+/* Reads DIR/config.json and the checkpoint beside it; values become the nearest of `dtype`. */
 Weights *weights_load(const char *dir, TensorDtype dtype, GError **error);
 /* Writes both; `dtype` as tensors_dtype means it. The directory may hold no checkpoint yet. */
 gboolean weights_save(const Weights *weights, const char *dir, TensorDtype dtype, GError **error);
