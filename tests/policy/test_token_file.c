@@ -128,76 +128,76 @@ static void assert_refused(const char *dir, const char *why)
 }
 
 /* One change of a good tokenizer.json, and what is said about it. NULL takes the field away. */
+static const struct {
+    const char *path; /* keys and places from the root */
+    const char *value, *why;
+} changes[] = {
+    {"truncation", "{\"max_length\":4}", "truncation: not supported"},
+    {"padding", "{}", "padding: not supported"},
+    {"normalizer", "{\"type\":\"NFC\"}", "normalizer: not supported"},
+    {"post_processor", "{\"type\":\"TemplateProcessing\"}", "post_processor: not supported"},
+    {"decoder", "{\"type\":\"Metaspace\"}", "decoder: not ByteLevel"},
+    {"pre_tokenizer", NULL, "pre_tokenizer: not a Sequence of Split and ByteLevel"},
+    {"pre_tokenizer", "{\"type\":\"ByteLevel\"}",
+     "pre_tokenizer: not a Sequence of Split and ByteLevel"},
+    {"pre_tokenizer/pretokenizers/0/pattern/Regex", "\"\\\\w+\"",
+     "pre_tokenizer: its Split is not by the pattern of M1"},
+    {"pre_tokenizer/pretokenizers/0/pattern", "{\"String\":\" \"}",
+     "pre_tokenizer: its Split is not by the pattern of M1"},
+    {"pre_tokenizer/pretokenizers/0/behavior", "\"MergedWithNext\"",
+     "pre_tokenizer.behavior: not supported"},
+    {"pre_tokenizer/pretokenizers/0/invert", "true", "pre_tokenizer.behavior: not supported"},
+    {"pre_tokenizer/pretokenizers/1/use_regex", "true", "pre_tokenizer.use_regex: must be false"},
+    {"pre_tokenizer/pretokenizers/1/use_regex", NULL, "pre_tokenizer.use_regex: must be false"},
+    {"pre_tokenizer/pretokenizers/1/add_prefix_space", "true",
+     "pre_tokenizer.add_prefix_space: not supported"},
+    {"model/type", "\"Unigram\"", "model.type: not BPE"},
+    {"model/dropout", "0.1", "model.dropout: not supported"},
+    {"model/byte_fallback", "true", "model.byte_fallback: not supported"},
+    {"model/continuing_subword_prefix", "\"##\"", "model.continuing_subword_prefix: not supported"},
+    {"model/end_of_word_suffix", "\"</w>\"", "model.end_of_word_suffix: not supported"},
+    {"model/vocab", "[]", "model: vocab and merges are missing"},
+    {"model/merges", NULL, "model: vocab and merges are missing"},
+    {"model/vocab/e", NULL, "a token that is not in the vocab"},
+    {"model/vocab/\xc4\x80", NULL, "byte 0x00: has no token"},
+    {"model/vocab/q", "1048576", "model.vocab q: token id 1048576: not between 0 and 1048575"},
+    {"model/vocab/q", "99999999999", "not between 0 and 1048575"},
+    {"model/vocab/q", "-1", "model.vocab q: token id -1: not between 0 and 1048575"},
+    {"model/vocab/q", "\"x\"", "model.vocab q: token id -1: not between 0 and 1048575"},
+    {"model/vocab/q", "97", "token id 97: two tokens have it"},
+    {"model/vocab/q q", "5000", "model.vocab q q: a character that stands for no byte"},
+    {"model/vocab/", "5000", "model.vocab : token id 5000: 0 bytes, not between 1 and 4096"},
+    {"model/merges/0", "\"e\"", "model.merges 0: not a pair of tokens"},
+    {"model/merges/0", "[\"e\"]", "model.merges 0: not a pair of tokens"},
+    {"model/merges/0", "7", "model.merges 0: not a pair of tokens"},
+    {"model/merges/0", "\"q q\"", "model.merges 0: a token that is not in the vocab"},
+    {"model/merges/1", "\"= =\"", "a token that is not in the vocab"},
+    {"added_tokens/0/content", "3", "added_tokens 0: field content: must be a string"},
+    {"added_tokens/0/content", "\"e\"", "token id 101: the same bytes as token 296"},
+    {"added_tokens/0/id", "-5", "added_tokens 0: field id: -5 is not between 0 and 1048575"},
+    {"added_tokens/0/id", NULL, "added_tokens 0: token id -1: not between 0 and 1048575"},
+    {"added_tokens/0/lstrip", "true", "added_tokens 0: lstrip: not supported"},
+    {"added_tokens/0/single_word", "true", "added_tokens 0: single_word: not supported"},
+};
+
 static void what_tokenises_otherwise_is_refused_by_name(void)
 {
-    static const struct {
-        const char *path; /* keys and places from the root */
-        const char *value, *why;
-    } rows[] = {
-        {"truncation", "{\"max_length\":4}", "truncation: not supported"},
-        {"padding", "{}", "padding: not supported"},
-        {"normalizer", "{\"type\":\"NFC\"}", "normalizer: not supported"},
-        {"post_processor", "{\"type\":\"TemplateProcessing\"}", "post_processor: not supported"},
-        {"decoder", "{\"type\":\"Metaspace\"}", "decoder: not ByteLevel"},
-        {"pre_tokenizer", NULL, "pre_tokenizer: not a Sequence of Split and ByteLevel"},
-        {"pre_tokenizer", "{\"type\":\"ByteLevel\"}",
-         "pre_tokenizer: not a Sequence of Split and ByteLevel"},
-        {"pre_tokenizer/pretokenizers/0/pattern/Regex", "\"\\\\w+\"",
-         "pre_tokenizer: its Split is not by the pattern of M1"},
-        {"pre_tokenizer/pretokenizers/0/pattern", "{\"String\":\" \"}",
-         "pre_tokenizer: its Split is not by the pattern of M1"},
-        {"pre_tokenizer/pretokenizers/0/behavior", "\"MergedWithNext\"",
-         "pre_tokenizer.behavior: not supported"},
-        {"pre_tokenizer/pretokenizers/0/invert", "true", "pre_tokenizer.behavior: not supported"},
-        {"pre_tokenizer/pretokenizers/1/use_regex", "true",
-         "pre_tokenizer.use_regex: must be false"},
-        {"pre_tokenizer/pretokenizers/1/use_regex", NULL, "pre_tokenizer.use_regex: must be false"},
-        {"pre_tokenizer/pretokenizers/1/add_prefix_space", "true",
-         "pre_tokenizer.add_prefix_space: not supported"},
-        {"model/type", "\"Unigram\"", "model.type: not BPE"},
-        {"model/dropout", "0.1", "model.dropout: not supported"},
-        {"model/byte_fallback", "true", "model.byte_fallback: not supported"},
-        {"model/continuing_subword_prefix", "\"##\"",
-         "model.continuing_subword_prefix: not supported"},
-        {"model/end_of_word_suffix", "\"</w>\"", "model.end_of_word_suffix: not supported"},
-        {"model/vocab", "[]", "model: vocab and merges are missing"},
-        {"model/merges", NULL, "model: vocab and merges are missing"},
-        {"model/vocab/e", NULL, "a token that is not in the vocab"},
-        {"model/vocab/\xc4\x80", NULL, "byte 0x00: has no token"},
-        {"model/vocab/q", "1048576", "model.vocab q: token id 1048576: not between 0 and 1048575"},
-        {"model/vocab/q", "99999999999", "not between 0 and 1048575"},
-        {"model/vocab/q", "-1", "model.vocab q: token id -1: not between 0 and 1048575"},
-        {"model/vocab/q", "\"x\"", "model.vocab q: token id -1: not between 0 and 1048575"},
-        {"model/vocab/q", "97", "token id 97: two tokens have it"},
-        {"model/vocab/q q", "5000", "model.vocab q q: a character that stands for no byte"},
-        {"model/vocab/", "5000", "model.vocab : token id 5000: 0 bytes, not between 1 and 4096"},
-        {"model/merges/0", "\"e\"", "model.merges 0: not a pair of tokens"},
-        {"model/merges/0", "[\"e\"]", "model.merges 0: not a pair of tokens"},
-        {"model/merges/0", "7", "model.merges 0: not a pair of tokens"},
-        {"model/merges/0", "\"q q\"", "model.merges 0: a token that is not in the vocab"},
-        {"model/merges/1", "\"= =\"", "a token that is not in the vocab"},
-        {"added_tokens/0/content", "3", "added_tokens 0: field content: must be a string"},
-        {"added_tokens/0/content", "\"e\"", "token id 101: the same bytes as token 296"},
-        {"added_tokens/0/id", "-5", "added_tokens 0: field id: -5 is not between 0 and 1048575"},
-        {"added_tokens/0/id", NULL, "added_tokens 0: token id -1: not between 0 and 1048575"},
-        {"added_tokens/0/lstrip", "true", "added_tokens 0: lstrip: not supported"},
-        {"added_tokens/0/single_word", "true", "added_tokens 0: single_word: not supported"},
-    };
     g_autofree char *dir = lab_dir();
     g_autoptr(Tokenizer) made = lab_tokenizer(300);
     g_assert_true(tokenizer_save(made, dir, NULL));
     g_autofree char *good = read_file(dir, "tokenizer.json");
-    for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
+    for (gsize i = 0; i < G_N_ELEMENTS(changes); i++) {
         g_autoptr(json_t) root = json_parse(good, strlen(good), NULL);
-        g_auto(GStrv) keys = g_strsplit(rows[i].path, "/", -1);
+        g_auto(GStrv) keys = g_strsplit(changes[i].path, "/", -1);
         guint n = g_strv_length(keys);
         json_t *at = root;
         for (guint k = 0; k + 1 < n; k++)
             at = json_is_array(at) ? json_array_get(at, (gsize)g_ascii_strtoull(keys[k], NULL, 10))
                                    : json_object_get(at, keys[k]);
         g_assert_nonnull(at);
-        json_t *value =
-            rows[i].value != NULL ? json_parse(rows[i].value, strlen(rows[i].value), NULL) : NULL;
+        json_t *value = changes[i].value != NULL
+                            ? json_parse(changes[i].value, strlen(changes[i].value), NULL)
+                            : NULL;
         if (json_is_array(at))
             json_array_set_new(at, (gsize)g_ascii_strtoull(keys[n - 1], NULL, 10), value);
         else if (value != NULL)
@@ -206,7 +206,7 @@ static void what_tokenises_otherwise_is_refused_by_name(void)
             json_object_del(at, keys[n - 1]);
         g_autofree char *bad = json_print(root);
         write_file(dir, "tokenizer.json", bad, -1);
-        assert_refused(dir, rows[i].why);
+        assert_refused(dir, changes[i].why);
     }
     lab_dir_remove(dir);
 }
