@@ -441,9 +441,14 @@ Safetensors *safetensors_open(const char *path, GError **error)
 
     g_autofree char *index = g_build_filename(path, SAFETENSORS_INDEX, NULL);
     g_autofree char *single = model_file_in(path, SAFETENSORS_SINGLE);
-    gboolean ok = g_file_test(index, G_FILE_TEST_EXISTS)
-                      ? open_shards(st, path, error)
-                      : add_file(st, single, SAFETENSORS_SINGLE, error);
+    gboolean sharded = g_file_test(index, G_FILE_TEST_EXISTS);
+    if (sharded && g_file_test(single, G_FILE_TEST_EXISTS)) {
+        error_set(error, ASSAY_ERROR_INPUT, "%s: has both %s and %s: which is meant?", path,
+                  SAFETENSORS_SINGLE, SAFETENSORS_INDEX);
+        return NULL;
+    }
+    gboolean ok =
+        sharded ? open_shards(st, path, error) : add_file(st, single, SAFETENSORS_SINGLE, error);
     return ok ? g_steal_pointer(&st) : NULL;
 }
 

@@ -242,6 +242,8 @@ static void an_index_and_its_shards_must_agree(void)
         g_autoptr(Safetensors) st = safetensors_open(scratch.dir, NULL);
         g_assert_nonnull(st);
     }
+    g_autofree char *single = put_padded(&scratch, SAFETENSORS_SINGLE, "{\"a\":" ONE "}", 24);
+    expect_open_fails(scratch.dir, "has both model.safetensors and model.safetensors.index.json");
 }
 
 /* Element j of tensor i is 1000 i + j. */
