@@ -164,5 +164,8 @@ int cli_policy_init(Cli *cli);
 int cli_policy_inspect(Cli *cli);
 int cli_policy_verify(Cli *cli);
 int cli_policy_flops(Cli *cli);
+int cli_policy_tokenize(Cli *cli);
+int cli_policy_detokenize(Cli *cli);
+int cli_policy_train_tokenizer(Cli *cli);
 int cli_task_new(Cli *cli);
 int cli_demo(Cli *cli);

@@ -109,6 +109,18 @@ static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
     {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
     {"memory", "GB", "of each rank: say how many sequences fit"}, {NULL, NULL, NULL}};
+static const CliOption tokenize_options[] = {
+    {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
+    {"specials", NULL, "let the text of special tokens stand for them"},
+    {"chat", NULL, "the file is {\"messages\": [...], \"tools\": [...]}: the ids of a prompt"},
+    {"style", "NAME", "of the chat template: official (default) or vllm"},
+    {"document-start", "ID", "what a chat begins with: an id, none or text"}, {NULL, NULL, NULL}};
+static const CliOption detokenize_options[] = {
+    {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
+    {"specials", NULL, "print special tokens as well"}, {NULL, NULL, NULL}};
+static const CliOption train_tokenizer_options[] = {
+    {"vocab", "N", "ids in all: 256 bytes, 4 special tokens, merges"},
+    {"out", "DIR", "where tokenizer.json and merges.txt go"}, {NULL, NULL, NULL}};
 static const CliOption help_options[] = {
     {"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
 
@@ -165,6 +177,12 @@ const CliCommand cli_commands[] = {
      "read every value of a checkpoint; print its digest", cli_policy_verify, NULL, 1, 1},
     {"policy flops", "[DIR|CONFIG]",
      "FLOPs against length: the paper's figure and exact", cli_policy_flops, NULL, 0, 1},
+    {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
+     tokenize_options, 0, 1},
+    {"policy detokenize", "[FILE|-]",
+     "the text of token ids", cli_policy_detokenize, detokenize_options, 0, 1},
+    {"policy train-tokenizer", "FILE...", "make a small vocabulary from texts",
+     cli_policy_train_tokenizer, train_tokenizer_options, 1, 100000},
     {"repo ls", "", "list cached repositories", cli_repo_ls, NULL, 0, 0},
     {"repo add", "OWNER/NAME URL",
      "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},

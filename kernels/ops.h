@@ -200,7 +200,7 @@ typedef struct Ops {
                        const MoeWeights *w);
     void (*moe_down_fwd)(void *y, void *expert_out, const void *act, const void *weights,
                          const MoePlan *plan, const MoeWeights *w);
-    /* expert_out [R, D] as moe_down_fwd left it. dact [R, 2F] and dout [R, D] are scratch. dw1..dw2:
+    /* expert_out [R, D] as moe_down_fwd left it. Scratch: dact [R, 2F], dout [R, D]. dw1..dw2:
      * [E] gradients, real, like the rows of the matrices. */
     void (*moe_bwd)(void *dx, void *dweights, void *const *dw1, void *const *dw3, void *const *dw2,
                     const void *dy, const void *x, const void *a, const void *b, const void *act,

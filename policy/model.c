@@ -71,79 +71,59 @@ static void *take(Arena *arena, gsize bytes)
     return at;
 }
 
-/* The matrix that holds a tensor; NULL for norms, which model_vector finds. */
+typedef enum { PLACE_MATRIX, PLACE_VECTOR, PLACE_EXPERTS } PlaceKind;
+
+/* Where each slot lies: in the model, or in its layer. */
+static const struct {
+    PlaceKind kind;
+    gboolean in_layer;
+    gsize offset;
+} places[SLOT_COUNT] = {
+#define IN_MODEL(kind, field)                                                                      \
+    {                                                                                              \
+        PLACE_##kind, FALSE, G_STRUCT_OFFSET(Model, field)                                         \
+    }
+#define IN_LAYER(kind, field)                                                                      \
+    {                                                                                              \
+        PLACE_##kind, TRUE, G_STRUCT_OFFSET(LayerWeights, field)                                   \
+    }
+    [SLOT_EMBED] = IN_MODEL(MATRIX, embed),
+    [SLOT_INPUT_NORM] = IN_LAYER(VECTOR, input_norm),
+    [SLOT_QKV] = IN_LAYER(MATRIX, qkv),
+    [SLOT_OUTPUT_GATE] = IN_LAYER(MATRIX, gate),
+    [SLOT_ATTN_NORM] = IN_LAYER(VECTOR, attn_norm),
+    [SLOT_ATTN_OUT] = IN_LAYER(MATRIX, out),
+    [SLOT_Q] = IN_LAYER(MATRIX, q),
+    [SLOT_K] = IN_LAYER(MATRIX, k),
+    [SLOT_V] = IN_LAYER(MATRIX, v),
+    [SLOT_O] = IN_LAYER(MATRIX, o),
+    [SLOT_POST_NORM] = IN_LAYER(VECTOR, post_norm),
+    [SLOT_ROUTER] = IN_LAYER(MATRIX, router),
+    [SLOT_W1] = IN_LAYER(EXPERTS, w1),
+    [SLOT_W3] = IN_LAYER(EXPERTS, w3),
+    [SLOT_W2] = IN_LAYER(EXPERTS, w2),
+    [SLOT_FINAL_NORM] = IN_MODEL(VECTOR, final_norm),
+    [SLOT_HEAD] = IN_MODEL(MATRIX, head),
+};
+
+/* The OpsWeight of a matrix, or the pointer of a norm. */
+static gpointer slot_of(const Model *m, const TensorInfo *t)
+{
+    gpointer base =
+        places[t->slot].in_layer ? (gpointer)&m->layers[t->layer] : (gpointer)(guintptr)m;
+    gpointer at = G_STRUCT_MEMBER_P(base, places[t->slot].offset);
+
+    return places[t->slot].kind == PLACE_EXPERTS ? *(OpsWeight **)at + t->expert : at;
+}
+
 static OpsWeight *model_matrix(const Model *m, const TensorInfo *t)
 {
-    LayerWeights *l = &m->layers[t->layer];
-    Model *model = (Model *)m;
-
-    switch (t->slot) {
-    case SLOT_EMBED:
-        return &model->embed;
-    case SLOT_HEAD:
-        return &model->head;
-    case SLOT_QKV:
-        return &l->qkv;
-    case SLOT_OUTPUT_GATE:
-        return &l->gate;
-    case SLOT_ATTN_OUT:
-        return &l->out;
-    case SLOT_Q:
-        return &l->q;
-    case SLOT_K:
-        return &l->k;
-    case SLOT_V:
-        return &l->v;
-    case SLOT_O:
-        return &l->o;
-    case SLOT_ROUTER:
-        return &l->router;
-    case SLOT_W1:
-        return &l->w1[t->expert];
-    case SLOT_W3:
-        return &l->w3[t->expert];
-    case SLOT_W2:
-        return &l->w2[t->expert];
-    case SLOT_INPUT_NORM:
-    case SLOT_POST_NORM:
-    case SLOT_ATTN_NORM:
-    case SLOT_FINAL_NORM:
-    case SLOT_COUNT:
-    default:
-        return NULL;
-    }
+    return places[t->slot].kind == PLACE_VECTOR ? NULL : slot_of(m, t);
 }
 
 static void **model_vector(const Model *m, const TensorInfo *t)
 {
-    LayerWeights *l = &m->layers[t->layer];
-
-    switch (t->slot) {
-    case SLOT_INPUT_NORM:
-        return &l->input_norm;
-    case SLOT_POST_NORM:
-        return &l->post_norm;
-    case SLOT_ATTN_NORM:
-        return &l->attn_norm;
-    case SLOT_FINAL_NORM:
-        return &((Model *)m)->final_norm;
-    case SLOT_EMBED:
-    case SLOT_HEAD:
-    case SLOT_QKV:
-    case SLOT_OUTPUT_GATE:
-    case SLOT_ATTN_OUT:
-    case SLOT_Q:
-    case SLOT_K:
-    case SLOT_V:
-    case SLOT_O:
-    case SLOT_ROUTER:
-    case SLOT_W1:
-    case SLOT_W3:
-    case SLOT_W2:
-    case SLOT_COUNT:
-    default:
-        return NULL;
-    }
+    return slot_of(m, t);
 }
 
 static WeightFormat format_of(const Model *m, const TensorInfo *t)

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/json.h"
+#include "policy/file.h"
 #include "policy/token_alphabet.h"
 #include "policy/token_split.h"
 
@@ -28,7 +29,7 @@ static GBytes *read_optional(const char *dir, const char *name, GError **error)
     g_autofree char *path = g_build_filename(dir, name, NULL);
     if (!g_file_test(path, G_FILE_TEST_EXISTS))
         return NULL;
-    g_autoptr(GBytes) bytes = file_read(path, FILE_BYTES_MAX, error);
+    g_autoptr(GBytes) bytes = model_file_read(path, FILE_BYTES_MAX, error);
     return bytes == NULL || g_bytes_get_size(bytes) == 0 ? NULL : g_steal_pointer(&bytes);
 }
 

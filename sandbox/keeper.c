@@ -396,7 +396,6 @@ static int prepare(Keeper *keeper, uint32_t flags, int maps_ready_fd, Fail *fail
     signal(SIGCHLD, SIG_IGN); /* inits are reaped by the kernel; the library watches pidfds */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setsid();
-    keeper_write_text("/proc/self/oom_score_adj", "500"); /* after commands, before the starter */
     if (flags & SPEC_OPEN_DEGRADED)
         return 0;
     if (enter(keeper, flags, maps_ready_fd, failed) < 0 || keeper_lock_capabilities(failed) < 0)

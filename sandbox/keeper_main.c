@@ -57,6 +57,14 @@ static int write_maps(pid_t pid, const SpecMap *uids, const SpecMap *gids, bool 
     return 0;
 }
 
+/* After commands, before us. Written by root this is a floor as well, which commands inherit. */
+static void set_oom_score(pid_t pid)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)pid);
+    keeper_write_text(path, "500");
+}
+
 static uint64_t open_flags(const SpecOpen *open)
 {
     if (open->flags & SPEC_OPEN_DEGRADED)
@@ -147,6 +155,8 @@ static int spare_make(const SpecOpen *open, int cgroup, const Request *request, 
     close(socks[1]);
     if (r == 0 && !(open->flags & SPEC_OPEN_DEGRADED))
         r = write_maps(pid, &open->uids, &open->gids, open->flags & SPEC_OPEN_SETGROUPS, failed);
+    if (r == 0)
+        set_oom_score(pid);
     if (r == 0 && write(ready[1], "", 1) != 1)
         r = fail(failed, "wake the keeper", NULL);
     close(ready[1]);

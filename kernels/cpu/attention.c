@@ -7,7 +7,7 @@
  * and open chunks begin as zeros, so what lies there is always finite.
  *
  * Invariants
- *  1. A row's sums run over ascending positions, page by page; prefill and decode agree bit for bit.
+ *  1. A row's sums run over ascending positions, page by page: prefill and decode agree in bits.
  *  2. Threads split rows and heads (softmax) or heads (lightning); no sum is split.
  *  3. A chunk's state is folded once, when its last row is written.
  */

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <linux/capability.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -201,6 +202,30 @@ static void every_limit_names_who_holds_it(void)
         if (grouped || !may_lack)
             g_assert_cmpstr(by, !=, "nobody");
     }
+}
+
+static gboolean may_set_floors(void)
+{
+    g_autofree char *status = NULL;
+    g_assert_true(g_file_get_contents("/proc/self/status", &status, NULL, NULL));
+    const char *caps = strstr(status, "CapEff:\t");
+    g_assert_nonnull(caps);
+    return (g_ascii_strtoull(caps + strlen("CapEff:\t"), NULL, 16) >> CAP_SYS_RESOURCE) & 1;
+}
+
+/* Who has not CAP_SYS_RESOURCE sets no floor: its commands may take back all that was added. */
+static void the_oom_score_of_a_command_stays_above_the_hosts(void)
+{
+    BoxSpec spec = lab_spec(1000);
+    g_autoptr(Box) box = lab_open(&spec);
+    g_auto(BoxResult) result = {0};
+    g_autofree char *got = lab_sh(
+        box,
+        "cat /proc/self/oom_score_adj; sh -c 'echo 500 > /proc/self/oom_score_adj'; echo $?; "
+        "sh -c 'echo 499 > /proc/self/oom_score_adj' 2>/dev/null; echo $?",
+        &result);
+    g_assert_true(g_str_has_prefix(got, "1000\n0\n"));
+    g_assert_cmpint(g_str_has_suffix(got, "\n0"), ==, !may_set_floors());
 }
 
 static void limits_out_of_range_are_refused(void)
@@ -515,6 +540,7 @@ int main(int argc, char **argv)
     ADD(talking_is_not_idle);
     ADD(a_cpu_cap_holds_back_two_spinners);
     ADD(every_limit_names_who_holds_it);
+    ADD(the_oom_score_of_a_command_stays_above_the_hosts);
     ADD(limits_out_of_range_are_refused);
     return lab_end(g_test_run());
 }
