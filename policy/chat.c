@@ -352,15 +352,15 @@ static gboolean lay_message(Layout *layout, gsize i, gboolean open, GError **err
 static gboolean lay_document_start(Layout *layout, GError **error)
 {
     gint32 id = layout->style->begin_of_document;
-    gsize len;
+    if (id >= (gint32)TOKENIZER_VOCAB_MAX)
+        return error_set(error, ASSAY_ERROR_INPUT, "begin_of_document: %d is no token id", id);
     if (id == CHAT_BOD_DEFAULT)
         id = tokenizer_special(layout->tokenizer, TOKEN_BOD);
     if (id == CHAT_BOD_AS_TEXT)
         g_string_append(layout->text, TOKEN_BOD);
     else if (id >= 0)
         add_mark(layout, TOKEN_BOD, id);
-    return id < 0 || tokenizer_bytes(layout->tokenizer, id, &len) != NULL ||
-           error_set(error, ASSAY_ERROR_INPUT, "begin_of_document: there is no id %d", id);
+    return TRUE;
 }
 
 static gboolean lay_out(Layout *layout, const json_t *tools, guint flags, GError **error)

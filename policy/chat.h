@@ -37,7 +37,7 @@ typedef struct ChatStyle {
     const char *default_system; /* where no message has a system text; NULL: none */
     const char *call_form;      /* the line of the tools turn that shows a call */
     gboolean trims;             /* white space around texts goes */
-    gint32 begin_of_document;   /* an id above 0, or CHAT_BOD_* */
+    gint32 begin_of_document;   /* an id (M1's is not published), or CHAT_BOD_* */
 } ChatStyle;
 
 /* "official" is MiniMax's published template, "vllm" the one in vLLM's examples. NULL: neither. */

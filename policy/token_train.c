@@ -7,8 +7,8 @@
  *      hash or address matters.
  *   2. Tokens are distinct: a pair that spells a token that is there is never merged, so merge i
  *      makes id 256 + i and merges.txt alone tells all ids.
- *   3. The count of a pair is exact after each merge: a word that the merge touches is taken out of
- *      all its pairs, changed, and put back.
+ *   3. The count of a pair is exact after each replacement, which takes the two pairs beside its
+ *      place away and adds two: a merge costs its occurrences and a walk over their words.
  *
  * A heap holds (count, pair) as they were; an entry whose count is no longer the pair's is stale
  * and skipped, because a fresh one was pushed when it changed.
@@ -193,26 +193,23 @@ static Entry heap_pop(Search *search)
     return top;
 }
 
-/* Adds the word's pairs to the counts, or with sign -1 takes them away. */
-static void count_word(Search *search, guint32 index, gint64 sign)
+/* Adds to the count of a pair that stands, or stood, in the word. */
+static void count_pair(Search *search, gint32 left, gint32 right, gint64 change, guint32 index)
 {
-    const Word *word = &g_array_index(search->words, Word, index);
-    for (guint32 i = 0; i + 1 < word->n; i++) {
-        Pair key = {.left = word->ids[i], .right = word->ids[i + 1]};
-        Pair *pair = g_hash_table_lookup(search->pairs, &key);
-        if (pair == NULL) {
-            pair = g_memdup2(&key, sizeof key);
-            pair->words = g_array_new(FALSE, FALSE, sizeof(guint32));
-            g_hash_table_add(search->pairs, pair);
-        }
-        pair->count += sign * word->count;
-        guint n = pair->words->len;
-        if (sign > 0 && (n == 0 || g_array_index(pair->words, guint32, n - 1) != index))
-            g_array_append_val(pair->words, index);
-        if (!pair->changed)
-            g_ptr_array_add(search->changed, pair);
-        pair->changed = TRUE;
+    Pair key = {.left = left, .right = right};
+    Pair *pair = g_hash_table_lookup(search->pairs, &key);
+    if (pair == NULL) {
+        pair = g_memdup2(&key, sizeof key);
+        pair->words = g_array_new(FALSE, FALSE, sizeof(guint32));
+        g_hash_table_add(search->pairs, pair);
     }
+    pair->count += change;
+    guint n = pair->words->len;
+    if (change > 0 && (n == 0 || g_array_index(pair->words, guint32, n - 1) != index))
+        g_array_append_val(pair->words, index);
+    if (!pair->changed)
+        g_ptr_array_add(search->changed, pair);
+    pair->changed = TRUE;
 }
 
 static void push_changed(Search *search)
@@ -226,33 +223,30 @@ static void push_changed(Search *search)
     g_ptr_array_set_size(search->changed, 0);
 }
 
-static gboolean has_pair(const Word *word, const Pair *pair)
+/* Replaces the pair in a word, from the left; the pairs beside each place change with it. */
+static void merge_in_word(Search *search, const Pair *pair, gint32 id, guint32 index)
 {
-    for (guint32 i = 0; i + 1 < word->n; i++)
-        if (word->ids[i] == pair->left && word->ids[i + 1] == pair->right)
-            return TRUE;
-    return FALSE;
-}
-
-/* Replaces the pair everywhere. */
-static void apply_merge(Search *search, const Pair *pair, gint32 id)
-{
-    for (guint i = 0; i < pair->words->len; i++) {
-        guint32 index = g_array_index(pair->words, guint32, i);
-        Word *word = &g_array_index(search->words, Word, index);
-        if (!has_pair(word, pair))
-            continue; /* done under an earlier mention */
-        count_word(search, index, -1);
-        guint32 kept = 0;
-        for (guint32 from = 0; from < word->n; kept++) {
-            gboolean here = word->ids[from] == pair->left && from + 1 < word->n &&
-                            word->ids[from + 1] == pair->right;
-            word->ids[kept] = here ? id : word->ids[from];
-            from += here ? 2 : 1;
+    Word *word = &g_array_index(search->words, Word, index);
+    gint32 *ids = word->ids;
+    guint32 kept = 0;
+    for (guint32 from = 0; from < word->n; kept++) {
+        if (ids[from] != pair->left || from + 1 == word->n || ids[from + 1] != pair->right) {
+            ids[kept] = ids[from++];
+            continue;
         }
-        word->n = kept;
-        count_word(search, index, 1);
+        count_pair(search, pair->left, pair->right, -word->count, index);
+        if (kept > 0) {
+            count_pair(search, ids[kept - 1], pair->left, -word->count, index);
+            count_pair(search, ids[kept - 1], id, word->count, index);
+        }
+        if (from + 2 < word->n) {
+            count_pair(search, pair->right, ids[from + 2], -word->count, index);
+            count_pair(search, id, ids[from + 2], word->count, index);
+        }
+        ids[kept] = id;
+        from += 2;
     }
+    word->n = kept;
 }
 
 /* The token that the pair becomes; -1: its bytes are a token already, or too many. */
@@ -278,7 +272,8 @@ static guint find_merges(Search *search, guint n_wanted)
         gboolean added =
             tokenizer_merge(search->tokenizer, entry.pair->left, entry.pair->right, id, NULL);
         g_assert(added);
-        apply_merge(search, entry.pair, id);
+        for (guint i = 0; i < entry.pair->words->len; i++)
+            merge_in_word(search, entry.pair, id, g_array_index(entry.pair->words, guint32, i));
         push_changed(search);
         n_merges++;
     }
@@ -297,8 +292,11 @@ static void add_words(Search *search, GHashTable *pieces)
             word.ids[i] = (guint8)piece->bytes[i];
         g_array_append_val(search->words, word);
     }
-    for (guint32 i = 0; i < search->words->len; i++)
-        count_word(search, i, 1);
+    for (guint32 index = 0; index < search->words->len; index++) {
+        const Word *word = &g_array_index(search->words, Word, index);
+        for (guint32 i = 0; i + 1 < word->n; i++)
+            count_pair(search, word->ids[i], word->ids[i + 1], word->count, index);
+    }
     push_changed(search);
 }
 

@@ -1,11 +1,13 @@
 /*
- * Making a Tokenizer from tokens and merges: for the reader of files and the trainer.
+ * Making a Tokenizer from parts: for the reader of files, the trainer and tests.
  *
  * tokenizer_new, tokenizer_put for every token, tokenizer_merge in rank order, tokenizer_finish.
  */
 #pragma once
 
 #include "policy/tokenizer.h"
+
+#include "base/json.h"
 
 typedef struct TokenMerge {
     gint32 left, right, id; /* the pair, and the token it becomes */
@@ -33,3 +35,7 @@ const TokenMerge *tokenizer_merges(const Tokenizer *tokenizer, guint *ret_n);
 
 /* The first token that its own bytes do not encode to, as one piece; -1 when all do. */
 gint32 tokenizer_unreached(const Tokenizer *tokenizer);
+
+/* The texts of files, as tokenizer_load reads them; `config` is tokenizer_config.json or NULL. */
+Tokenizer *tokenizer_from_json(const char *text, gsize len, GError **error);
+Tokenizer *tokenizer_from_merges(const char *text, gsize len, const json_t *config, GError **error);

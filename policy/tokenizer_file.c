@@ -33,19 +33,6 @@ static GBytes *read_optional(const char *dir, const char *name, GError **error)
     return bytes == NULL || g_bytes_get_size(bytes) == 0 ? NULL : g_steal_pointer(&bytes);
 }
 
-static json_t *read_json(const char *dir, const char *name, GError **error)
-{
-    g_autoptr(GBytes) bytes = read_optional(dir, name, error);
-    if (bytes == NULL)
-        return NULL;
-    gsize len;
-    const char *text = g_bytes_get_data(bytes, &len);
-    json_t *root = json_parse(text, len, error);
-    if (root == NULL)
-        g_prefix_error(error, "%s: ", name);
-    return root;
-}
-
 /* --- what must be as it is here */
 
 static gboolean is_off(const json_t *value)
@@ -230,7 +217,7 @@ static gboolean check_ignore_merges(const Tokenizer *tokenizer, const json_t *mo
                                "model.ignore_merges: matters for token %d, not supported", id);
 }
 
-static Tokenizer *from_json(const json_t *root, GError **error)
+static Tokenizer *from_root(const json_t *root, GError **error)
 {
     g_autoptr(Tokenizer) tokenizer = tokenizer_new();
     const json_t *model = json_object_get(root, "model");
@@ -247,6 +234,15 @@ static Tokenizer *from_json(const json_t *root, GError **error)
         !check_ignore_merges(tokenizer, model, error))
         return NULL;
     return g_steal_pointer(&tokenizer);
+}
+
+Tokenizer *tokenizer_from_json(const char *text, gsize len, GError **error)
+{
+    g_autoptr(json_t) root = json_parse(text, len, error);
+    Tokenizer *tokenizer = root != NULL ? from_root(root, error) : NULL;
+    if (tokenizer == NULL)
+        g_prefix_error(error, "tokenizer.json: ");
+    return tokenizer;
 }
 
 /* --- merges.txt */
@@ -288,14 +284,15 @@ static gboolean put_lines(Tokenizer *tokenizer, const char *text, gsize len, GEr
     return TRUE;
 }
 
-/* Special tokens as tokenizer_config.json lists them; FALSE without an error: it lists none, or
- * `dir` is NULL. */
-static gboolean put_config(Tokenizer *tokenizer, const char *dir, GError **error)
+/* Special tokens as tokenizer_config.json lists them, else M1's. */
+static gboolean put_listed(Tokenizer *tokenizer, const json_t *config, GError **error)
 {
     const char *key;
-    json_t *value;
-    g_autoptr(json_t) root = dir != NULL ? read_json(dir, "tokenizer_config.json", error) : NULL;
-    json_t *added = json_object_get(root, "added_tokens_decoder");
+    json_t *value, *added = json_object_get(config, "added_tokens_decoder");
+    guint n_merges;
+    tokenizer_merges(tokenizer, &n_merges);
+    if (json_object_size(added) == 0)
+        return tokenizer_put_specials(tokenizer, n_merges, error);
     json_object_foreach(added, key, value)
     {
         guint64 id;
@@ -305,14 +302,12 @@ static gboolean put_config(Tokenizer *tokenizer, const char *dir, GError **error
             return FALSE;
         }
     }
-    return json_object_size(added) > 0;
+    return TRUE;
 }
 
-static Tokenizer *from_merges(const char *text, gsize len, const char *dir, GError **error)
+Tokenizer *tokenizer_from_merges(const char *text, gsize len, const json_t *config, GError **error)
 {
     g_autoptr(Tokenizer) tokenizer = tokenizer_new();
-    GError *local = NULL;
-    guint n_merges;
     for (gint32 b = 0; b < 256; b++) {
         char byte = (char)b;
         tokenizer_put(tokenizer, b, &byte, 1, FALSE, NULL);
@@ -321,34 +316,43 @@ static Tokenizer *from_merges(const char *text, gsize len, const char *dir, GErr
         g_prefix_error(error, "merges.txt: ");
         return NULL;
     }
-    tokenizer_merges(tokenizer, &n_merges);
-    if (!put_config(tokenizer, dir, &local) &&
-        (local != NULL || !tokenizer_put_specials(tokenizer, n_merges, &local))) {
-        g_propagate_error(error, local);
+    return put_listed(tokenizer, config, error) && tokenizer_finish(tokenizer, error)
+               ? g_steal_pointer(&tokenizer)
+               : NULL;
+}
+
+static Tokenizer *load_merges(const char *dir, GBytes *merges, GError **error)
+{
+    gsize len, config_len;
+    GError *local = NULL;
+    const char *text = g_bytes_get_data(merges, &len);
+    g_autoptr(GBytes) bytes = read_optional(dir, "tokenizer_config.json", &local);
+    const char *config_text = bytes != NULL ? g_bytes_get_data(bytes, &config_len) : NULL;
+    g_autoptr(json_t) config =
+        config_text != NULL ? json_parse(config_text, config_len, &local) : NULL;
+    if (local != NULL) {
+        g_propagate_prefixed_error(error, local, "tokenizer_config.json: ");
         return NULL;
     }
-    return tokenizer_finish(tokenizer, error) ? g_steal_pointer(&tokenizer) : NULL;
+    return tokenizer_from_merges(text, len, config, error);
 }
 
 static Tokenizer *load(const char *dir, GError **error)
 {
     GError *local = NULL;
-    g_autoptr(json_t) root = read_json(dir, "tokenizer.json", &local);
-    Tokenizer *tokenizer = root != NULL ? from_json(root, &local) : NULL;
-    if (root != NULL && tokenizer == NULL)
-        g_prefix_error(&local, "tokenizer.json: ");
+    g_autoptr(GBytes) json = read_optional(dir, "tokenizer.json", &local);
     g_autoptr(GBytes) merges =
-        root != NULL || local != NULL ? NULL : read_optional(dir, "merges.txt", &local);
-    if (merges != NULL) {
-        gsize len;
-        const char *text = g_bytes_get_data(merges, &len);
-        tokenizer = from_merges(text, len, dir, &local);
-    }
-    if (local != NULL)
+        json == NULL && local == NULL ? read_optional(dir, "merges.txt", &local) : NULL;
+    if (local != NULL) {
         g_propagate_error(error, local);
-    else if (tokenizer == NULL)
-        error_set(error, ASSAY_ERROR_NOT_FOUND, "no tokenizer.json and no merges.txt");
-    return tokenizer;
+        return NULL;
+    }
+    if (json != NULL)
+        return tokenizer_from_json(g_bytes_get_data(json, NULL), g_bytes_get_size(json), error);
+    if (merges != NULL)
+        return load_merges(dir, merges, error);
+    error_set(error, ASSAY_ERROR_NOT_FOUND, "no tokenizer.json and no merges.txt");
+    return NULL;
 }
 
 Tokenizer *tokenizer_load(const char *dir, GError **error)
@@ -427,7 +431,7 @@ static GString *to_merges(const Tokenizer *tokenizer)
         g_autofree char *right = spelled(tokenizer, merges[i].right);
         g_string_append_printf(text, "%s %s\n", left, right);
     }
-    again = from_merges(text->str, text->len, NULL, NULL);
+    again = tokenizer_from_merges(text->str, text->len, NULL, NULL);
     gboolean same = again != NULL && tokenizer_size(again) == tokenizer_size(tokenizer);
     for (gint32 id = 0; same && id < tokenizer_size(tokenizer); id++) {
         gsize len, other_len;

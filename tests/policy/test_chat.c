@@ -154,7 +154,7 @@ static void the_start_of_the_document_is_a_choice(void)
            bos = tokenizer_special(shared(), TOKEN_BOS);
     const struct {
         gint32 choice, first;
-    } rows[] = {{CHAT_BOD_DEFAULT, bod}, {CHAT_BOD_NONE, bos}, {bos, bos}, {'x', 'x'}};
+    } rows[] = {{CHAT_BOD_DEFAULT, bod}, {CHAT_BOD_NONE, bos}, {bos, bos}, {200034, 200034}};
     for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
         style.begin_of_document = rows[i].choice;
         g_autoptr(GArray) ids = ids_of(&style, shared(), messages);
@@ -165,10 +165,10 @@ static void the_start_of_the_document_is_a_choice(void)
     g_assert_cmpuint(count_id(ids, bod), ==, 0);
     g_assert_cmpint(g_array_index(ids, gint32, 0), ==, '<');
 
-    style.begin_of_document = 100000;
+    style.begin_of_document = TOKENIZER_VOCAB_MAX;
     g_autoptr(GError) error = NULL;
     g_assert_false(chat_encode(&style, shared(), messages, NULL, 0, ids, &error));
-    g_assert_cmpstr(error->message, ==, "begin_of_document: there is no id 100000");
+    g_assert_cmpstr(error->message, ==, "begin_of_document: 1048576 is no token id");
 }
 
 static void bad_messages_are_named(void)
