@@ -149,6 +149,8 @@ const CliCommand cli_commands[] = {
     {"image gc", "", "remove layers that nothing holds", cli_image_gc, NULL, 0, 0},
     {"image verify", "NAME",
      "compare an image's layers with their digests", cli_image_verify, NULL, 1, 1},
+    {"image erofs", "NAME", "make one read-only file of an image's layers, for boxes on it",
+     cli_image_erofs, NULL, 1, 1},
     {"repo ls", "", "list cached repositories", cli_repo_ls, NULL, 0, 0},
     {"repo add", "OWNER/NAME URL",
      "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},
