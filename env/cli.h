@@ -159,6 +159,7 @@ int cli_image_rm(Cli *cli);
 int cli_image_du(Cli *cli);
 int cli_image_gc(Cli *cli);
 int cli_image_verify(Cli *cli);
+int cli_image_erofs(Cli *cli);
 int cli_parse(Cli *cli);
 int cli_policy_init(Cli *cli);
 int cli_policy_inspect(Cli *cli);

@@ -88,9 +88,12 @@ static json_t *image_json(Depot *depot, const Image *image)
         json_array_append_new(layers,
                               json_pack("{s:s, s:I}", "digest", *digest, "bytes", (json_int_t)one));
     }
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:O}", "name", image->name, "id", image->id,
-                     "platform", image->platform, "bytes", (json_int_t)bytes, "set_ms",
-                     (json_int_t)image->set_ms, "layers", layers, "config", image->config);
+    json_int_t whole =
+        image->erofs != NULL ? (json_int_t)depot_layer_bytes(depot, image->erofs) : 0;
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:O}", "name", image->name, "id",
+                     image->id, "platform", image->platform, "bytes", (json_int_t)bytes,
+                     "erofs_bytes", whole, "set_ms", (json_int_t)image->set_ms, "layers", layers,
+                     "config", image->config);
 }
 
 /* The end of pull and import. */
@@ -250,6 +253,8 @@ int cli_image_du(Cli *cli)
     for (guint i = 0; i < images->len; i++) {
         const Image *image = images->pdata[i];
         guint64 sums[2] = {0};
+        if (image->erofs != NULL)
+            sums[0] = depot_layer_bytes(depot, image->erofs);
         for (char **digest = image->layers; *digest != NULL; digest++)
             sums[GPOINTER_TO_UINT(g_hash_table_lookup(holders, *digest)) > 1] +=
                 depot_layer_bytes(depot, *digest);
@@ -280,6 +285,25 @@ int cli_image_verify(Cli *cli)
     for (char **digest = image->layers; *digest != NULL; digest++)
         if (!depot_layer_verify(depot, *digest, &error))
             return cli_error(cli, error, NULL);
+    if (image->erofs != NULL && !depot_layer_verify(depot, image->erofs, &error))
+        return cli_error(cli, error, NULL);
     cli_say(cli, "%u layers are as they were unpacked", g_strv_length(image->layers));
+    return CLI_OK;
+}
+
+int cli_image_erofs(Cli *cli)
+{
+    GError *error = NULL;
+    g_autoptr(Depot) depot = depot_of(cli, &error);
+    g_autoptr(Image) image =
+        depot == NULL ? NULL : image_erofs_make(depot, cli_arg(cli, 0), &error);
+    if (image == NULL)
+        return cli_error(cli, error, "assay doctor");
+    if (cli->json) {
+        g_autoptr(json_t) value = image_json(depot, image);
+        cli_print_json(value);
+    } else {
+        printf("%" G_GUINT64_FORMAT " bytes\n", depot_layer_bytes(depot, image->erofs));
+    }
     return CLI_OK;
 }

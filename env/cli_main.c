@@ -170,6 +170,8 @@ const CliCommand cli_commands[] = {
     {"image gc", "", "remove layers that nothing holds", cli_image_gc, NULL, 0, 0},
     {"image verify", "NAME",
      "compare an image's layers with their digests", cli_image_verify, NULL, 1, 1},
+    {"image erofs", "NAME", "make one read-only file of an image's layers, for boxes on it",
+     cli_image_erofs, NULL, 1, 1},
     {"policy init", "", "make a random model", cli_policy_init, policy_init_options, 0, 0},
     {"policy inspect", "DIR|CONFIG", "a model's sizes, parameters and memory",
      cli_policy_inspect, policy_inspect_options, 1, 1},

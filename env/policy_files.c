@@ -245,8 +245,8 @@ static void print_checkpoint(const json_t *checkpoint)
     g_autofree char *tensors = grouped((guint64)cli_json_int(checkpoint, "tensors"));
     g_autofree char *bytes = bytes_text((guint64)cli_json_int(checkpoint, "bytes"));
     if (strcmp(found, "weights") == 0)
-        printf("checkpoint   %s tensors in %d files, %s: names and shapes are the config's\n",
-               tensors, (int)cli_json_int(checkpoint, "files"), bytes);
+        printf("checkpoint   %s tensors, %s, in files: %d; names and shapes are the config's\n",
+               tensors, bytes, (int)cli_json_int(checkpoint, "files"));
     else if (strcmp(found, "index") == 0)
         printf("checkpoint   an index of %s tensors: names are the config's; files are missing\n",
                tensors);
@@ -269,7 +269,7 @@ static void print_inspect(Cli *cli, const ModelConfig *c, const Inspect *inspect
     printf("parameters   %s\n", params);
     printf("active       %s per token, without embedding, head and norms\n", active);
     print_checkpoint(checkpoint);
-    printf("memory       of each of %u ranks, %u sequences of %s tokens\n\n", inspect->ask.ranks,
+    printf("memory       per rank of %u; sequences: %u of %s tokens\n\n", inspect->ask.ranks,
            inspect->ask.batch, context);
     print_plans(cli, inspect);
 }

@@ -49,7 +49,7 @@ typedef struct SeqCache {
     GPtrArray *datas;  /* their data, as OpsSpan wants them */
     Block *state;      /* before the open chunk; NULL in the first chunk */
     Block *state_next; /* where the next fold lands, once reserved; may be `state` */
-    Block *open;       /* NULL at a chunk's border */
+    Block *open;       /* what it holds counts only within a chunk */
     gint64 length;     /* tokens in it */
 } SeqCache;
 

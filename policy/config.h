@@ -15,7 +15,7 @@
 #include <glib.h>
 
 #define MODEL_LAYERS_MAX  1024 /* the limits of the other sizes stand in config.c's table */
-#define MODEL_TENSORS_MAX (1u << 17)
+#define MODEL_TENSORS_MAX (1u << 16)
 
 typedef enum AttentionKind {
     ATTENTION_LIGHTNING = 0, /* as attn_type_list writes them */

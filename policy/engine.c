@@ -16,58 +16,12 @@
 
 #include "base/error.h"
 #include "policy/engine_draft.h"
-#include "policy/forward.h"
+#include "policy/engine_state.h"
 
 #include <math.h>
 #include <string.h>
 
 #define CERTAIN 0.99 /* above this a token counts towards the repetition stop */
-
-typedef struct {
-    guint refs;
-    guint64 id;
-    SampleParams params;
-    gint64 prompt_len, tokens_max, tokens_min, repetition;
-    int *stops;
-    guint n_stops, n;
-    gboolean no_prefix;
-    EngineTokenFunc on_token;
-    gpointer user;
-} Request;
-
-/* One sample; before the prompt is computed, all samples of a request in one. */
-typedef struct {
-    Request *request;
-    guint sample;
-    gboolean parent; /* stands for all n samples, until the prompt is done */
-    GArray *ids;     /* int */
-    SeqCache *cache;
-    gint64 certain; /* tokens in a row above CERTAIN */
-    gboolean done;
-} Seq;
-
-/* A sequence's part of a step. */
-typedef struct {
-    Seq *seq;
-    int row0, rows;
-    guint drafts; /* of the rows, the last ones */
-} Piece;
-
-struct Engine {
-    Model *model;
-    EngineLimits limits;
-    CachePool *pool;
-    PrefixCache *prefix;
-    Acts *acts;
-    GPtrArray *seqs; /* Seq, oldest first */
-    guint64 next_id;
-    EngineStats stats;
-    /* room of a step */
-    GArray *pieces, *spans, *ids, *positions;
-    float *hidden, *logits, *lse, *logp;
-    SampleEntry *entries;
-    int *zeros;
-};
 
 /* Rows of the head at a time: bounds the memory of logits. */
 #define HEAD_ROWS 64
@@ -113,7 +67,7 @@ static const int *seq_ids(const Seq *seq)
     return (const int *)(gconstpointer)seq->ids->data;
 }
 
-static Seq *seq_new(Engine *e, Request *request, const int *ids, gint64 n)
+Seq *engine_seq_new(Engine *e, Request *request, const int *ids, gint64 n)
 {
     Seq *seq = g_new0(Seq, 1);
 
@@ -178,7 +132,7 @@ void engine_free(Engine *e)
 
 /* ---- requests ---- */
 
-static gboolean ids_check(const Engine *e, const int *ids, gint64 n, const char *what,
+gboolean engine_ids_check(const Engine *e, const int *ids, gint64 n, const char *what,
                           GError **error)
 {
     for (gint64 i = 0; i < n; i++)
@@ -189,7 +143,7 @@ static gboolean ids_check(const Engine *e, const int *ids, gint64 n, const char 
     return TRUE;
 }
 
-static gboolean request_check(const Engine *e, const EngineRequest *r, GError **error)
+gboolean engine_request_check(const Engine *e, const EngineRequest *r, GError **error)
 {
     gint64 all = r->prompt_len + r->tokens_max;
     gsize need = 0;
@@ -220,8 +174,8 @@ static gboolean request_check(const Engine *e, const EngineRequest *r, GError **
         return error_set(error, ASSAY_ERROR_LIMIT, "%u sequences are open, %u more pass %u",
                          e->seqs->len, MAX(r->n, 1), e->limits.sequences_max);
     return sample_params_check(&r->params, error) &&
-           ids_check(e, r->prompt, r->prompt_len, "prompt", error) &&
-           ids_check(e, r->stops, r->n_stops, "stop_token_ids", error);
+           engine_ids_check(e, r->prompt, r->prompt_len, "prompt", error) &&
+           engine_ids_check(e, r->stops, r->n_stops, "stop_token_ids", error);
 }
 
 guint64 engine_submit(Engine *e, const EngineRequest *r, GError **error)
@@ -229,7 +183,7 @@ guint64 engine_submit(Engine *e, const EngineRequest *r, GError **error)
     Request *request;
     Seq *seq;
 
-    if (!request_check(e, r, error))
+    if (!engine_request_check(e, r, error))
         return 0;
     request = g_new0(Request, 1);
     *request = (Request){
@@ -246,7 +200,7 @@ guint64 engine_submit(Engine *e, const EngineRequest *r, GError **error)
         .on_token = r->on_token,
         .user = r->user,
     };
-    seq = seq_new(e, request, r->prompt, r->prompt_len);
+    seq = engine_seq_new(e, request, r->prompt, r->prompt_len);
     seq->parent = TRUE;
     g_ptr_array_add(e->seqs, seq);
     e->stats.prompt_tokens += (guint64)r->prompt_len;
@@ -325,7 +279,7 @@ static FinishReason finish_of(const Seq *seq, int id)
 
 /* ---- a step: who takes part ---- */
 
-static gboolean reserve(Engine *e, Seq *seq, int rows)
+gboolean engine_reserve(Engine *e, Seq *seq, int rows)
 {
     while (!seq_cache_reserve(seq->cache, rows))
         if (!prefix_evict(e->prefix))
@@ -430,7 +384,7 @@ static void take_part(Engine *e, Seq *seq, gboolean decode)
         return;
     if (decode)
         n = draft_find(seq_ids(seq), seq->ids->len, drafts, drafts_allowed(e, seq, room));
-    while (!reserve(e, seq, rows + (int)n))
+    while (!engine_reserve(e, seq, rows + (int)n))
         if (!preempt(e, seq))
             return;
     piece_add(e, seq, rows, drafts, n);
@@ -621,7 +575,7 @@ void engine_weights_changed(Engine *e, gboolean recompute)
     }
 }
 
-/* One piece of the packed pass: `rows` tokens from `from` on, and the log-probability of each next. */
+/* One piece of the packed pass: `rows` more tokens, and the log-probability of each next one. */
 static gboolean logprobs_piece(Engine *e, SeqCache *cache, const int *ids, gint64 n, int rows,
                                float *logprobs)
 {
@@ -658,7 +612,7 @@ gboolean engine_logprobs(Engine *e, const int *ids, gint64 n, float *logprobs, G
     g_autoptr(SeqCache) cache = seq_cache_new(e->pool);
     EngineRequest whole = {.prompt = ids, .prompt_len = n, .tokens_max = 1};
 
-    if (!request_check(e, &whole, error))
+    if (!engine_request_check(e, &whole, error))
         return FALSE;
     g_array_set_size(e->pieces, 0);
     while (cache->length < n) {

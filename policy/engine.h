@@ -102,3 +102,15 @@ void engine_weights_changed(Engine *engine, gboolean recompute);
 /* Log-probabilities of ids[i + 1] given ids[0..i], n - 1 of them, as sampling recorded them
  * (temperature 1): the trainer's packed pass, through the same forward. */
 gboolean engine_logprobs(Engine *engine, const int *ids, gint64 n, float *logprobs, GError **error);
+
+/* ---- snapshots (engine_snapshot.c) ---- */
+
+/* A running sample as bytes: tokens, caches, settings, and which weights and numerics they belong
+ * to. NULL when the sample is not running, or still shares its prompt's computation. */
+GBytes *engine_snapshot(Engine *engine, guint64 request, guint sample, GError **error);
+
+/* Goes on with it as if it had never stopped, as sample 0 of a new request. Refuses damaged bytes,
+ * another architecture or numerics, and other weights unless `stale`: then the caches of the old
+ * weights are gone on with, and the tokens carry the new version. */
+guint64 engine_restore(Engine *engine, GBytes *snapshot, gboolean stale, EngineTokenFunc on_token,
+                       gpointer user, GError **error);

@@ -231,6 +231,7 @@ void model_free(Model *m)
     g_free(m->cache.state);
     g_free(m->cache.open);
     g_free(m->inv_freq);
+    g_free(m->digest);
     free(m->weights);
     g_free(m);
 }
@@ -279,4 +280,15 @@ Model *model_load(const Ops *ops, const char *dir, WeightFormat format, GError *
         weights_load(dir, ops->real == OPS_F64 ? TENSOR_F64 : TENSOR_F32, error);
 
     return weights ? model_from_weights(ops, weights, format, error) : NULL;
+}
+
+const char *model_digest(Model *m)
+{
+    if (m->digest && m->digest_version == m->version)
+        return m->digest;
+    g_free(m->digest);
+    m->digest = g_compute_checksum_for_data(G_CHECKSUM_SHA256, (const guchar *)m->weights,
+                                            m->weights_bytes);
+    m->digest_version = m->version;
+    return m->digest;
 }

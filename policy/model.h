@@ -41,6 +41,8 @@ typedef struct Model {
     char *weights;    /* one allocation behind every pointer above */
     gsize weights_bytes;
     guint64 version; /* of the weights; 1 at first, raised by every update */
+    char *digest;    /* of `digest_version`, once asked for */
+    guint64 digest_version;
 } Model;
 
 /* Every weight zero. Fails when the memory is not to be had. */
@@ -57,6 +59,9 @@ Model *model_from_weights(const Ops *ops, const Weights *weights, WeightFormat f
                           GError **error);
 /* config.json and checkpoint of a directory. */
 Model *model_load(const Ops *ops, const char *dir, WeightFormat format, GError **error);
+
+/* SHA-256 of the packed weights, in hex: reads all of them once for every version. */
+const char *model_digest(Model *model);
 
 /* exp(-slope n), n = 0..C, for every head of layer `layer` as ops.h wants it. The slopes: ALiBi's
  * ladder times 1 - layer / (L - 1) + 1e-5, counted over all layers (m1: modeling_minimax_m1.py,

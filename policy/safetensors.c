@@ -29,7 +29,7 @@
 #define NAME_BYTES_MAX   512u
 #define FILES_MAX        4096u
 #define HEADER_DEPTH_MAX 3u                              /* object, tensor, shape */
-#define VALUES_MAX       (16u * SAFETENSORS_TENSORS_MAX) /* of one tensor: 3 keys, dims, offsets */
+#define VALUES_MAX       (12u * SAFETENSORS_TENSORS_MAX) /* of a tensor: 3 keys, dims, offsets */
 
 typedef struct Mapped {
     char *name;
@@ -88,10 +88,10 @@ static void tensor_free(gpointer data)
     g_free(tensor);
 }
 
-/* Depth and number of values, by the brackets and commas outside strings. */
-static gboolean is_small_json(const char *text, gsize len, guint depth_max, GError **error)
+/* Depth, members of one container and values in all, by the brackets and commas outside strings. */
+static gboolean is_small_json(const char *text, gsize len, GError **error)
 {
-    guint depth = 0, values = 0;
+    guint members[HEADER_DEPTH_MAX + 1] = {0}, depth = 0, values = 0;
     gboolean quoted = FALSE;
     for (gsize i = 0; i < len; i++) {
         char c = text[i];
@@ -101,11 +101,16 @@ static gboolean is_small_json(const char *text, gsize len, guint depth_max, GErr
             continue;
         }
         quoted = c == '"';
-        values += c == ',' || c == '{' || c == '[';
-        if ((c == '{' || c == '[') && ++depth > depth_max)
-            return error_set(error, ASSAY_ERROR_LIMIT, "nested deeper than %u", depth_max);
+        if ((c == '{' || c == '[') && ++depth > HEADER_DEPTH_MAX)
+            return error_set(error, ASSAY_ERROR_LIMIT, "nested deeper than %u", HEADER_DEPTH_MAX);
+        if (c == '{' || c == '[')
+            members[depth] = 0;
         if ((c == '}' || c == ']') && depth > 0)
             depth--;
+        values += c == ',' || c == '{' || c == '[';
+        if (c == ',' && ++members[depth] > SAFETENSORS_TENSORS_MAX)
+            return error_set(error, ASSAY_ERROR_LIMIT, "more than %u members in a row",
+                             SAFETENSORS_TENSORS_MAX);
     }
     return values <= VALUES_MAX ||
            error_set(error, ASSAY_ERROR_LIMIT, "%u values, more than %u", values, VALUES_MAX);
@@ -228,7 +233,7 @@ static gboolean check_name(const char *name, GError **error)
 GPtrArray *safetensors_parse_header(const char *header, gsize len, guint64 data_offset,
                                     guint64 data_bytes, GHashTable *metadata, GError **error)
 {
-    if (!is_small_json(header, len, HEADER_DEPTH_MAX, error))
+    if (!is_small_json(header, len, error))
         return NULL;
     g_autoptr(json_t) object = json_parse(header, len, error);
     if (object == NULL)
@@ -334,7 +339,7 @@ static gboolean is_shard_name(const char *name)
 
 GHashTable *safetensors_parse_index(const char *text, gsize len, GError **error)
 {
-    if (!is_small_json(text, len, HEADER_DEPTH_MAX, error))
+    if (!is_small_json(text, len, error))
         return NULL;
     g_autoptr(json_t) object = json_parse(text, len, error);
     if (object == NULL)
@@ -441,9 +446,14 @@ Safetensors *safetensors_open(const char *path, GError **error)
 
     g_autofree char *index = g_build_filename(path, SAFETENSORS_INDEX, NULL);
     g_autofree char *single = model_file_in(path, SAFETENSORS_SINGLE);
-    gboolean ok = g_file_test(index, G_FILE_TEST_EXISTS)
-                      ? open_shards(st, path, error)
-                      : add_file(st, single, SAFETENSORS_SINGLE, error);
+    gboolean sharded = g_file_test(index, G_FILE_TEST_EXISTS);
+    if (sharded && g_file_test(single, G_FILE_TEST_EXISTS)) {
+        error_set(error, ASSAY_ERROR_INPUT, "%s: has both %s and %s: which is meant?", path,
+                  SAFETENSORS_SINGLE, SAFETENSORS_INDEX);
+        return NULL;
+    }
+    gboolean ok =
+        sharded ? open_shards(st, path, error) : add_file(st, single, SAFETENSORS_SINGLE, error);
     return ok ? g_steal_pointer(&st) : NULL;
 }
 

@@ -14,7 +14,7 @@
 #include <glib.h>
 
 #define SAFETENSORS_RANK_MAX    8
-#define SAFETENSORS_TENSORS_MAX (1u << 17)
+#define SAFETENSORS_TENSORS_MAX (1u << 16)
 #define SAFETENSORS_SHARD_BYTES (4ull << 30) /* where a new shard begins, unless told otherwise */
 #define SAFETENSORS_INDEX       "model.safetensors.index.json"
 #define SAFETENSORS_SINGLE      "model.safetensors"

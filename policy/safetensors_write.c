@@ -191,12 +191,10 @@ static gboolean write_shards(const Writing *w, const GArray *firsts, GError **er
     return write_index(w, map, total, error);
 }
 
-/* Makes the directory, and refuses one that holds a checkpoint: two would be one lie. */
-static gboolean prepare_dir(const char *dir, GError **error)
+/* Refuses a directory that holds a checkpoint: two would be one lie. */
+static gboolean check_empty(const char *dir, GError **error)
 {
     static const char *const held[] = {SAFETENSORS_SINGLE, SAFETENSORS_INDEX};
-    if (g_mkdir_with_parents(dir, 0755) < 0)
-        return error_set_errno(error, errno, "make %s", dir);
     for (guint i = 0; i < G_N_ELEMENTS(held); i++) {
         g_autofree char *path = g_build_filename(dir, held[i], NULL);
         if (g_file_test(path, G_FILE_TEST_EXISTS))
@@ -205,15 +203,21 @@ static gboolean prepare_dir(const char *dir, GError **error)
     return TRUE;
 }
 
-/* Better now than after an hour of writing. */
+/* Better now than after an hour of writing. The directory need not be there yet. */
 static gboolean check_room(const char *dir, const SafeTensor *tensors, guint n, GError **error)
 {
     struct statvfs fs;
     guint64 needed = 0;
+    g_autofree char *there = g_canonicalize_filename(dir, NULL);
     for (guint i = 0; i < n; i++)
         needed += tensor_bytes(&tensors[i]);
-    if (statvfs(dir, &fs) < 0)
-        return error_set_errno(error, errno, "statvfs %s", dir);
+    while (!g_file_test(there, G_FILE_TEST_EXISTS)) {
+        char *parent = g_path_get_dirname(there);
+        g_free(there);
+        there = parent;
+    }
+    if (statvfs(there, &fs) < 0)
+        return error_set_errno(error, errno, "statvfs %s", there);
     guint64 room = (guint64)fs.f_bavail * fs.f_frsize;
     return needed <= room ||
            error_set(error, ASSAY_ERROR_LIMIT, "%s: the tensors take %.1f GB, the disk has %.1f GB",
@@ -231,8 +235,10 @@ gboolean safetensors_write(const char *dir, const SafeTensor *tensors, guint n,
                            SafetensorsFill fill, gpointer user_data, GError **error)
 {
     g_assert(n > 0 && n <= SAFETENSORS_TENSORS_MAX);
-    if (!prepare_dir(dir, error) || !check_room(dir, tensors, n, error))
+    if (!check_empty(dir, error) || !check_room(dir, tensors, n, error))
         return FALSE;
+    if (g_mkdir_with_parents(dir, 0755) < 0)
+        return error_set_errno(error, errno, "make %s", dir);
     g_autofree guint8 *piece = g_malloc(PIECE_BYTES);
     const Writing writing = {dir, tensors, metadata, fill, user_data, piece};
     g_autoptr(GArray) firsts = plan_shards(tensors, n, shard_bytes_max);

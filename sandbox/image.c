@@ -30,6 +30,7 @@ void image_free(Image *image)
     g_free(image->id);
     g_free(image->platform);
     g_strfreev(image->layers);
+    g_free(image->erofs);
     json_decref(image->config);
     g_free(image);
 }
@@ -44,6 +45,9 @@ static Image *from_record(DepotName *record)
     image->id = g_strdup(id != NULL ? id : "");
     image->platform = g_strdup(platform != NULL ? platform : "");
     image->layers = g_strdupv(record->layers);
+    guint n = g_strv_length(image->layers);
+    if (json_is_true(json_object_get(record->data, "erofs")) && n > 0)
+        image->erofs = g_steal_pointer(&image->layers[n - 1]); /* it is the last of them */
     image->config = json_is_object(config) ? json_incref(config) : json_object();
     image->set_ms = record->set_ms;
     return image;
@@ -87,6 +91,12 @@ gboolean image_layers_open(Depot *depot, const Image *image, int ret_fds[IMAGE_L
                            gsize *ret_n, GError **error)
 {
     gsize n = g_strv_length(image->layers);
+    int whole = image->erofs != NULL ? image_erofs_open(depot, image->erofs, NULL) : -1;
+    if (whole >= 0) {
+        ret_fds[0] = whole;
+        *ret_n = 1;
+        return TRUE;
+    }
     if (n > IMAGE_LAYERS_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "image %s: more than %d layers", image->name,
                          IMAGE_LAYERS_MAX);
@@ -147,16 +157,21 @@ GStrv image_config_argv(const Image *image)
 
 /* ---- making one ---- */
 
-Image *image_keep(Depot *depot, const char *name, const char *id, const char *platform,
-                  const char *const *layers, const json_t *config, GError **error)
+Image *image_keep(Depot *depot, const char *name, const ImageParts *parts, GError **error)
 {
     g_autofree char *key = record_name(name, error);
+    g_autoptr(GStrvBuilder) layers = g_strv_builder_new();
     if (key == NULL)
         return NULL;
+    g_strv_builder_addv(layers, (const char **)(gsize)parts->layers);
+    if (parts->erofs != NULL)
+        g_strv_builder_add(layers, parts->erofs);
+    g_auto(GStrv) held = g_strv_builder_end(layers);
     g_autoptr(json_t) empty = json_object();
-    g_autoptr(json_t) data = json_pack("{s:s, s:s, s:O}", "id", id, "platform", platform, "config",
-                                       json_is_object(config) ? config : empty);
-    if (data == NULL || !depot_name_set(depot, key, layers, data, error))
+    g_autoptr(json_t) data = json_pack("{s:s, s:s, s:b, s:O}", "id", parts->id, "platform",
+                                       parts->platform, "erofs", parts->erofs != NULL, "config",
+                                       json_is_object(parts->config) ? parts->config : empty);
+    if (data == NULL || !depot_name_set(depot, key, (const char *const *)held, data, error))
         return NULL;
     return image_get(depot, name, error);
 }
@@ -237,9 +252,12 @@ Image *image_install(Depot *depot, const char *name, const ImageManifest *manife
     g_autofree char *platform = platform_of(config);
     g_autoptr(GArray) held = g_array_new(FALSE, FALSE, sizeof(int));
     Image *image = NULL;
+    const ImageParts parts = {.id = id,
+                              .platform = platform,
+                              .layers = (const char *const *)diff_ids,
+                              .config = json_object_get(config, "config")};
     if (layers_ensure(depot, source, manifest, diff_ids, held, error))
-        image = image_keep(depot, name, id, platform, (const char *const *)diff_ids,
-                           json_object_get(config, "config"), error);
+        image = image_keep(depot, name, &parts, error);
     for (guint i = 0; i < held->len; i++)
         close(g_array_index(held, int, i));
     return image;

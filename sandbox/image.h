@@ -20,6 +20,7 @@ typedef struct Image {
     char *id;       /* digest of the configuration; of the tar, for a plain root file system */
     char *platform; /* "linux/amd64" */
     GStrv layers;   /* digests of uncompressed layers, bottom first */
+    char *erofs;    /* the layer that holds the erofs form; NULL: there is none */
     json_t *config; /* an object: Env, WorkingDir, User, Cmd, Entrypoint; may be empty */
     gint64 set_ms;
 } Image;
@@ -58,7 +59,8 @@ GPtrArray *image_list(Depot *depot, GError **error);
 /* The name only; depot_gc takes the layers. */
 gboolean image_remove(Depot *depot, const char *name, GError **error);
 
-/* Opens the layers, topmost first, for BoxSpec.root_fds; close them after the box. */
+/* Opens the erofs form where there is one and it can be mounted, else the layers, topmost first:
+ * BoxSpec.root_fds. Close them after the box. */
 gboolean image_layers_open(Depot *depot, const Image *image, int ret_fds[IMAGE_LAYERS_MAX],
                            gsize *ret_n, GError **error);
 
@@ -68,6 +70,14 @@ GStrv image_config_envp(const Image *image, guint uid);
 const char *image_config_str(const Image *image, const char *key);
 /* Entrypoint and Cmd, one after the other; possibly empty. */
 GStrv image_config_argv(const Image *image);
+
+/* One read-only file of all layers, for image_layers_open; an image that has it stays as it is.
+ * Such files are made here and nowhere else. */
+#define IMAGE_EROFS      "image.erofs"
+#define IMAGE_EROFS_MKFS "/usr/bin/mkfs.erofs"
+Image *image_erofs_make(Depot *depot, const char *name, GError **error);
+/* Can this process make and mount them? The error says what is missing. */
+gboolean image_erofs_check(GError **error);
 
 /* ---- for image_*.c and registry.c */
 
@@ -140,5 +150,13 @@ gboolean image_unpack(DepotStage *stage, int in_fd, const ImageOptions *options,
 int image_stage_in(DepotStage *stage, GError **error);
 
 /* The name record of an image, set; consumes nothing. */
-Image *image_keep(Depot *depot, const char *name, const char *id, const char *platform,
-                  const char *const *layers, const json_t *config, GError **error);
+typedef struct ImageParts {
+    const char *id, *platform;
+    const char *const *layers;
+    const char *erofs;    /* may be NULL */
+    const json_t *config; /* likewise */
+} ImageParts;
+Image *image_keep(Depot *depot, const char *name, const ImageParts *parts, GError **error);
+
+/* The mount of the erofs form that this layer holds; -1. */
+int image_erofs_open(Depot *depot, const char *digest, GError **error);

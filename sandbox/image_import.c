@@ -258,7 +258,8 @@ static Image *import_rootfs(Depot *depot, DepotStage *stage, const char *name, c
     const char *const layers[] = {diff_id, NULL};
     g_autofree char *platform = image_platform_host();
     AUTO_FD layer = depot_commit(depot, stage, diff_id, error);
-    return layer < 0 ? NULL : image_keep(depot, name, diff_id, platform, layers, NULL, error);
+    const ImageParts parts = {.id = diff_id, .platform = platform, .layers = layers};
+    return layer < 0 ? NULL : image_keep(depot, name, &parts, error);
 }
 
 static Image *import_tar(Depot *depot, int fd, const char *name, const char *fallback,

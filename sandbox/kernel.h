@@ -108,6 +108,11 @@ static inline int kernel_fs_option(int fs, const char *key, const char *value)
     return (int)syscall(KERNEL_NR_FSCONFIG, fs, 1u /* SET_STRING */, key, value, 0);
 }
 
+static inline int kernel_fs_flag(int fs, const char *key)
+{
+    return (int)syscall(KERNEL_NR_FSCONFIG, fs, 0u /* SET_FLAG */, key, NULL, 0);
+}
+
 /* Creates the superblock of `fs`: a detached mount of it, ready to attach, or -1. */
 static inline int kernel_fsmount(int fs, unsigned attr)
 {

@@ -14,6 +14,7 @@
 #include "base/fd.h"
 #include "sandbox/box_ids.h"
 #include "sandbox/filter.h"
+#include "sandbox/image.h"
 #include "sandbox/kernel.h"
 
 #include <errno.h>
@@ -423,6 +424,20 @@ static void check_core_pattern(const Trial *trial, gconstpointer arg, Probe *ret
                    "by the host's crash handler");
 }
 
+static void check_erofs(const Trial *trial, gconstpointer arg, Probe *ret)
+{
+    (void)trial;
+    (void)arg;
+    g_autoptr(GError) error = NULL;
+    if (image_erofs_check(&error)) {
+        probe_say(ret, PROBE_OK, "images can be one read-only file (assay image erofs)");
+        return;
+    }
+    probe_say(ret, PROBE_WARN, "images stay stacks of layers: %s", error->message);
+    probe_fix(ret, "as root, with the package erofs-utils, on Linux 6.15 or newer with erofs; "
+                   "layers hold the same");
+}
+
 /* clang-format off */
 static const Namespace ns_user = {"user", KERNEL_CLONE_NEWUSER, "CONFIG_USER_NS", PROBE_FAIL},
     ns_mnt = {"mnt", KERNEL_CLONE_NEWNS, "CONFIG_NAMESPACES", PROBE_FAIL},
@@ -460,6 +475,7 @@ const ProbeCheck probe_host_checks[] = {
     {"close_range", check_call, &close_range_call},
     {"mount_api", check_call, &mount_call},
     {"core_pattern", check_core_pattern, NULL},
+    {"erofs", check_erofs, NULL},
     {NULL, NULL, NULL},
 };
 /* clang-format on */

@@ -157,8 +157,8 @@ static void attn_block(float *o, float *lse, const float *q, int rows, int64_t p
     size_t stride = (size_t)s.heads * s.dim, keys = (size_t)s.kv_heads * s.dim * s.chunk;
     float scores[ROWS_BLOCK][OPS_CHUNK_MAX], scale = 1.0f / sqrtf((float)s.dim);
     Running run[ROWS_BLOCK];
-    const float *in[ROWS_BLOCK], *prob[ROWS_BLOCK];
-    float *score[ROWS_BLOCK], *out[ROWS_BLOCK];
+    const float *in[ROWS_BLOCK] = {0}, *prob[ROWS_BLOCK] = {0};
+    float *score[ROWS_BLOCK] = {0}, *out[ROWS_BLOCK] = {0};
     int64_t last = pos / s.chunk;
 
     for (int i = 0; i < rows; i++) {
@@ -252,8 +252,8 @@ static void light_block(float *const *out, const float *const *q, int rows, int6
                         const float *state, const Head *h)
 {
     float weights[ROWS_BLOCK][OPS_CHUNK_MAX] = {0};
-    float *to[ROWS_BLOCK];
-    const float *from[ROWS_BLOCK];
+    float *to[ROWS_BLOCK] = {0};
+    const float *from[ROWS_BLOCK] = {0};
     int d = h->s.dim, cols = block_columns(pos, h->s.chunk), first = (int)(pos % h->s.chunk);
 
     for (int i = 0; i < rows; i++) {
@@ -279,8 +279,8 @@ static void light_fold(float *to, const float *from, const Head *h)
 {
     int d = h->s.dim, chunk = h->s.chunk;
     float keys[ROWS_BLOCK][OPS_CHUNK_MAX];
-    float *out[ROWS_BLOCK];
-    const float *a[ROWS_BLOCK];
+    float *out[ROWS_BLOCK] = {0};
+    const float *a[ROWS_BLOCK] = {0};
 
     for (int r = 0; r < d; r += ROWS_BLOCK) {
         int rows = d - r < ROWS_BLOCK ? d - r : ROWS_BLOCK;
@@ -307,8 +307,8 @@ static void light_span(float *o, const float *qkv, const float *state_in, float 
     for (int t = 0; t < span->rows;) {
         int64_t pos = span->pos0 + t;
         int rows = block_rows(pos, span->rows - t);
-        float *out[ROWS_BLOCK];
-        const float *q[ROWS_BLOCK];
+        float *out[ROWS_BLOCK] = {0};
+        const float *q[ROWS_BLOCK] = {0};
 
         for (int i = 0; i < rows; i++) {
             out[i] = o + (size_t)(span->row0 + t + i) * stride;

@@ -22,8 +22,8 @@ void CPU(weight_unpack)(void *rows, const OpsWeight *w);
 void CPU(embed_fwd)(void *y, const OpsWeight *w, const int *ids, int rows);
 void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision);
 
-/* Columns panel .. panel + panels - 1 of up to `rows` rows: out[i] = x[i] W^T there. Rows are given
- * by pointer, so that they may be gathered. panels <= PANELS_MAX. */
+/* `panels` panels from `panel` on of x[i] W^T for `rows` rows, which are given by pointer so that
+ * they may be gathered. out[i] is where the first of those columns goes. panels <= PANELS_MAX. */
 #define PANELS_MAX 4
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels);

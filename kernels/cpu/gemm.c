@@ -76,9 +76,9 @@ void CPU(embed_fwd)(void *y, const OpsWeight *w, const int *ids, int rows)
             ((float *)y)[(size_t)t * w->k + k] = weight_at(w, ids[t], k);
 }
 
-/* mr rows times np panels; all but the pointers are constants where it is called. */
-INLINE void block(float *const *out, const float *const *x, const OpsWeight *w, int panel, int mr,
-                  int np, int bf16)
+/* mr rows times np panels, to column `to` of out; mr, np and bf16 are constants at every call. */
+INLINE void block(float *const *out, int to, const float *const *x, const OpsWeight *w, int panel,
+                  int mr, int np, int bf16)
 {
     vf acc[TILE_ROWS][TILE_COLS] = {0};
     const void *cols[TILE_COLS];
@@ -92,18 +92,18 @@ INLINE void block(float *const *out, const float *const *x, const OpsWeight *w, 
             int n = panel * PANEL + j * W;
 
             if (n < w->n)
-                vstore_n(out[i] + n, acc[i][j], w->n - n);
+                vstore_n(out[i] + to + j * W, acc[i][j], w->n - n);
         }
 }
 
 /* Few rows take many panels at once, to have enough chains in flight. */
 #define BLOCK_CASE(mr)                                                                             \
     case mr:                                                                                       \
-        bf16 ? block(out, x, w, panel, mr, 1, 1) : block(out, x, w, panel, mr, 1, 0);              \
+        bf16 ? block(out, to, x, w, panel, mr, 1, 1) : block(out, to, x, w, panel, mr, 1, 0);      \
         break;
 
-static void block_tall(float *const *out, const float *const *x, const OpsWeight *w, int panel,
-                       int mr, int bf16)
+static void block_tall(float *const *out, int to, const float *const *x, const OpsWeight *w,
+                       int panel, int mr, int bf16)
 {
     switch (mr) {
         BLOCK_CASE(1)
@@ -125,13 +125,13 @@ static void block_tall(float *const *out, const float *const *x, const OpsWeight
     }
 }
 
-static void block_wide(float *const *out, const float *const *x, const OpsWeight *w, int panel,
-                       int mr, int bf16)
+static void block_wide(float *const *out, int to, const float *const *x, const OpsWeight *w,
+                       int panel, int mr, int bf16)
 {
     if (mr == 1)
-        bf16 ? block(out, x, w, panel, 1, 4, 1) : block(out, x, w, panel, 1, 4, 0);
+        bf16 ? block(out, to, x, w, panel, 1, 4, 1) : block(out, to, x, w, panel, 1, 4, 0);
     else
-        bf16 ? block(out, x, w, panel, 2, 2, 1) : block(out, x, w, panel, 2, 2, 0);
+        bf16 ? block(out, to, x, w, panel, 2, 2, 1) : block(out, to, x, w, panel, 2, 2, 0);
 }
 
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
@@ -144,9 +144,9 @@ void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const 
         int wide = mr == 1 ? 4 : mr == 2 ? 2 : 1, p = 0;
 
         for (; wide > 1 && p + wide <= panels; p += wide)
-            block_wide(out + t, x + t, w, panel + p, mr, bf16);
+            block_wide(out + t, p * PANEL, x + t, w, panel + p, mr, bf16);
         for (; p < panels; p++)
-            block_tall(out + t, x + t, w, panel + p, mr, bf16);
+            block_tall(out + t, p * PANEL, x + t, w, panel + p, mr, bf16);
     }
 }
 
@@ -164,12 +164,12 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
     for (int task = 0; task < groups * blocks; task++) {
         int panel = task % groups * PANELS_MAX, row0 = task / groups * ROWS_MAX;
         int count = rows - row0 < ROWS_MAX ? rows - row0 : ROWS_MAX;
-        const float *in[ROWS_MAX];
-        float *out[ROWS_MAX];
+        const float *in[ROWS_MAX] = {0};
+        float *out[ROWS_MAX] = {0};
 
         for (int t = 0; t < count; t++) {
             in[t] = (const float *)x + (size_t)(row0 + t) * w->k;
-            out[t] = (float *)y + (size_t)(row0 + t) * w->n;
+            out[t] = (float *)y + (size_t)(row0 + t) * w->n + panel * PANEL;
         }
         CPU(gemm_panels)
         (out, in, count, w, panel, panels - panel < PANELS_MAX ? panels - panel : PANELS_MAX);

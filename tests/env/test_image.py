@@ -432,6 +432,104 @@ def the_quota_is_kept():
         place.run("image", "import", place.top / "big.tar", "--images-mib", "4")
 
 
+# What a program inside sees of a tree; sizes of directories are the file system's own.
+PICTURE = r"""
+find /odd /d /sub /bin /lib* \( -type d -printf '%p d %m %U:%G %T@\n' \) -o \
+    -printf '%p %y %m %n %U:%G %s %l %T@\n' | sort
+find /etc /d /sub /odd -type f | sort | while read f; do sha256sum "$f"; done
+getfattr -d -m - -h -R /odd 2>/dev/null
+find /odd -type f -links +1 -printf '%i\n' | sort -u | wc -l
+"""
+
+
+def odd_layer():
+    """Owners, modes, times, links, attributes, holes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        def add(name, kind=tarfile.REGTYPE, data=b"", **fields):
+            info = tarfile.TarInfo("odd/" + name)
+            info.type, info.size, info.mtime = kind, len(data), 981173106.25
+            for key, value in fields.items():
+                setattr(info, key, value)
+            archive.addfile(info, io.BytesIO(data))
+        add("", DIR, mode=0o755)
+        add("private", DIR, mode=0o700, uid=33, gid=33)
+        add("private/secret", data=b"of 33", mode=0o600, uid=33, gid=33)
+        add("locked", data=b"nobody's", mode=0, uid=12345, gid=54321)
+        add("sticky", DIR, mode=0o1777, uid=65000, gid=65000)
+        add("first", data=b"x" * 5000, pax_headers={"SCHILY.xattr.user.tag": "value"})
+        add("second", tarfile.LNKTYPE, linkname="odd/first")
+        add("link", LINK, linkname="../etc/a", uid=7)
+        add("empty", data=b"")
+        add("block", data=bytes(range(256)) * 16)
+        add("b" * 254, data=b"a long name")  # mkfs.erofs 1.5 fails on 255
+        add("image.erofs", data=b"not one of ours")
+    return out.getvalue()
+
+
+def has_erofs(place):
+    rows = json.loads(subprocess.run([ASSAY, "doctor", "--json"], env=place.environ, check=False, **WHO,
+                                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)["checks"]
+    return next(row for row in rows if row["id"] == "erofs")
+
+
+def erofs_image(place):
+    tools = program_files("sh", "find", "sort", "sha256sum", "wc")
+    if shutil.which("getfattr"):
+        tools |= program_files("getfattr")
+    image = Image(tar({"usr": DIR, "bin": DIR, "tmp": DIR} | tools), BASE, odd_layer(), TOP)
+    place.run("image", "import", image.layout(place.top / "layout"), "t/odd:1")
+
+    def picture(uid):
+        return place.run("box", "run", "--image", "t/odd:1", "--uid", uid, "--env", "PATH=/bin", "--", "/bin/sh", "-c",
+                         PICTURE)
+    return picture
+
+
+@case
+def the_erofs_form_shows_the_same_entry_by_entry():
+    with Place() as place:
+        row = has_erofs(place)
+        if row["status"] != "ok":
+            return row["detail"]
+        picture = erofs_image(place)
+        layered = [picture("0"), picture("1000")]
+        assert "/odd/private d 700 33:33 981173106.25" in layered[0], layered[0]
+        assert "/odd/locked f 0 1 12345:54321 8  981173106.25" in layered[0], layered[0]
+        place.run("image", "erofs", "t/odd:1")
+        assert place.rows("image", "ls")[0]["erofs_bytes"] > 0
+        assert [picture("0"), picture("1000")] == layered
+        for _ in range(2):  # a box writes over it, as over layers
+            assert place.run("box", "run", "--image", "t/odd:1", "--uid", "0", "--", "/bin/sh", "-c",
+                             "cat /sub/new; echo; echo over > /sub/new; cat /sub/new") == "new\nover\n"
+        place.run("image", "verify", "t/odd:1")
+        (form,) = (place.top / "state/images/layers").glob("*/upper/image.erofs")
+        with open(form, "r+b") as file:
+            file.seek(4096)
+            file.write(b"changed")
+        place.run("image", "verify", "t/odd:1", status=2)
+        with open(form, "r+b") as file:
+            file.truncate(0)
+        assert picture("0") == layered[0]  # what cannot be mounted is not used
+        place.run("image", "rm", "t/odd:1")
+        assert place.left() == []
+    return None
+
+
+@case
+def without_erofs_images_are_layers():
+    with Place() as place:
+        row = has_erofs(place)
+        if row["status"] == "ok":
+            return "there is erofs"
+        picture = erofs_image(place)
+        layered = picture("0")
+        place.run("image", "erofs", "t/odd:1", status=5)
+        assert row["detail"].split(": ", 1)[1] in place.error, place.error
+        assert picture("0") == layered
+    return None
+
+
 def conda_image():
     """What an image of SWE-bench's has: conda's activation, a toolchain, /testbed with history."""
     activate = b'conda() { export CONDA_DEFAULT_ENV="$2" PATH="/opt/miniconda3/envs/$2/bin:$PATH"; }\n'
@@ -511,8 +609,8 @@ def main():
     failed = 0
     for number, function in enumerate(cases, 1):
         try:
-            function()
-            print(f"ok {number} - {function.__name__}", flush=True)
+            why = function()
+            print(f"ok {number} - {function.__name__}" + (f" # SKIP {why}" if why else ""), flush=True)
         except Exception:  # pylint: disable=broad-except
             failed += 1
             print(f"not ok {number} - {function.__name__}")

@@ -172,7 +172,7 @@ static void layers_times_experts_is_bounded(void)
     json_object_set_new(object, "attn_type_list", kinds);
     json_object_set_new(object, "num_hidden_layers", json_integer(1024));
     json_object_set_new(object, "num_local_experts", json_integer(1024));
-    expect_refused(object, (const char *[]){"3152899 tensors, more than 131072", NULL});
+    expect_refused(object, (const char *[]){"3152899 tensors, more than 65536", NULL});
 }
 
 static void broken_text_is_refused_with_its_place(void)

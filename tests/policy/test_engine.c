@@ -321,8 +321,8 @@ static void test_ends(void)
     world_close(&w);
 }
 
-/* Greedy on a small model soon repeats itself with certainty once the logits are scaled up: the head
- * is multiplied, so that the best token has all the probability. */
+/* Greedy on a small model soon repeats itself with certainty once the head is multiplied, so that
+ * the best token has all the probability. */
 static void test_repetition(void)
 {
     World w = world_open(&roomy);
@@ -347,6 +347,125 @@ static void test_repetition(void)
         g_assert_cmpfloat(
             exp(g_array_index(ask->streams[0].logprobs, float, ask->streams[0].ids->len - 31)), <=,
             0.99);
+    ask_free(ask);
+    world_close(&w);
+}
+
+/* Stopped after some steps, put away, gone on with in another engine of the same weights. */
+static GBytes *stopped(World *w, Ask *ask, int steps)
+{
+    g_autoptr(GError) error = NULL;
+    GBytes *bytes;
+
+    submit(w, ask);
+    for (int i = 0; i < steps; i++)
+        engine_step(w->engine);
+    bytes = engine_snapshot(w->engine, ask->id, 0, &error);
+    g_assert_no_error(error);
+    engine_abort(w->engine, ask->id);
+    run(w);
+    return bytes;
+}
+
+static void test_snapshot(void)
+{
+    static const int steps[] = {1, 2, 5, 12, 13, 40};
+
+    for (guint i = 0; i < G_N_ELEMENTS(steps); i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(GBytes) bytes = NULL;
+        World first = world_open(&roomy), second = world_open(&roomy);
+        Ask *ask = ask_new(1, 19, 70);
+
+        bytes = stopped(&first, ask, steps[i]);
+        g_assert_cmpuint(ask->streams[0].ids->len, <, 70);
+        ask->id = engine_restore(second.engine, bytes, FALSE, on_token, ask, &error);
+        g_assert_no_error(error);
+        run(&second);
+        g_assert_cmpuint(ask->streams[0].ids->len, ==, 70);
+        g_assert_cmpint(ask->streams[0].finish, ==, FINISH_LENGTH);
+        assert_naive(&second, ask, 0);
+        ask_free(ask);
+        world_close(&first);
+        world_close(&second);
+    }
+}
+
+static void refuse_snapshot(World *w, GBytes *bytes, const char *message)
+{
+    g_autoptr(GError) error = NULL;
+
+    g_assert_cmpuint(engine_restore(w->engine, bytes, FALSE, NULL, NULL, &error), ==, 0);
+    g_assert_nonnull(error);
+    if (!strstr(error->message, message))
+        g_error("got: %s", error->message);
+}
+
+/* A snapshot with `from` in its text replaced by `to` of the same length, its digest made right. */
+static GBytes *forged(GBytes *bytes, const char *from, const char *to)
+{
+    gsize size, length = 32;
+    const guint8 *data = g_bytes_get_data(bytes, &size);
+    guint8 *copy = g_memdup2(data, size);
+    char *at = memmem(copy, size, from, strlen(from));
+    g_autoptr(GChecksum) sum = g_checksum_new(G_CHECKSUM_SHA256);
+
+    g_assert_cmpuint(strlen(from), ==, strlen(to));
+    g_assert_nonnull(at);
+    memcpy(at, to, strlen(to));
+    g_checksum_update(sum, copy, (gssize)size - 32);
+    g_checksum_get_digest(sum, copy + size - 32, &length);
+    return g_bytes_new_take(copy, size);
+}
+
+static void test_snapshot_refused(void)
+{
+    World w = world_open(&roomy);
+    Ask *ask = ask_new(1, 19, 70);
+    g_autoptr(GBytes) bytes = stopped(&w, ask, 12);
+    static const struct {
+        const char *from, *to, *message;
+    } lies[] = {
+        {"\"tokens\":29", "\"tokens\":99", "bytes where"},
+        {"\"computed\":28", "\"computed\":-1", "out of range"},
+        {"\"computed\":28", "\"computed\":99", "contradict"},
+        {"\"computed\":28", "\"computed\":22", "bytes where"},
+        {"\"prompt_tokens\":19", "\"prompt_tokens\":00", "header"},
+        {"\"tokens_max\":70", "\"tokens_may\":70", "header"},
+        {"\"temperature\":1.0", "\"temperature\":1e9", "temperature"},
+        {"chunk 8", "chunk 4", "made with"},
+        {"\"format\":1", "\"format\":7", "format 7"},
+    };
+    gsize size = g_bytes_get_size(bytes);
+
+    for (guint i = 0; i < G_N_ELEMENTS(lies); i++) {
+        g_autoptr(GBytes) lie = forged(bytes, lies[i].from, lies[i].to);
+
+        refuse_snapshot(&w, lie, lies[i].message);
+    }
+    for (gsize cut = 0; cut < size; cut += 1 + cut / 7) {
+        g_autoptr(GBytes) part = g_bytes_new_from_bytes(bytes, 0, cut);
+
+        refuse_snapshot(&w, part, "snapshot");
+    }
+    for (int i = 0; i < 200; i++) {
+        g_autofree guint8 *copy = g_memdup2(g_bytes_get_data(bytes, NULL), size);
+        g_autoptr(GBytes) flipped = NULL;
+
+        copy[g_test_rand_int_range(0, (gint32)size)] ^= (guint8)(1 << g_test_rand_int_range(0, 8));
+        flipped = g_bytes_new(copy, size);
+        refuse_snapshot(&w, flipped, "snapshot");
+    }
+    {
+        TensorInfo norm = tensors_info(&w.model->config, 1);
+        float rows[16] = {1, 2, 3};
+
+        model_set(w.model, &norm, rows);
+        engine_weights_changed(w.engine, FALSE);
+        refuse_snapshot(&w, bytes, "other weights");
+        g_assert_cmpuint(engine_restore(w.engine, bytes, TRUE, on_token, ask, NULL), >, 0);
+        run(&w);
+    }
     ask_free(ask);
     world_close(&w);
 }
@@ -462,6 +581,8 @@ int main(int argc, char **argv)
     g_test_add_func("/engine/every_way_to_end", test_ends);
     g_test_add_func("/engine/the_repetition_stop", test_repetition);
     g_test_add_func("/engine/what_can_never_run_is_refused", test_refused);
+    g_test_add_func("/engine/a_sample_goes_on_from_its_snapshot", test_snapshot);
+    g_test_add_func("/engine/a_snapshot_that_lies_is_refused", test_snapshot_refused);
     g_test_add_func("/engine/random_traces_in_a_small_cache", test_traces);
     return g_test_run();
 }

@@ -213,6 +213,7 @@ def a_disk_that_is_full_is_said_and_leaves_nothing(tmp):
     (tmp / "config.json").write_text(json.dumps(m1_config() | {"hidden_size": 65536, "intermediate_size": 1 << 20}))
     said = assay("init", "--config", tmp / "config.json", "--out", tmp / "big", rc=6)
     assert "the tensors take 105" in said and "the disk has" in said, said
+    assert not (tmp / "big").exists()
 
 
 @case

@@ -158,12 +158,18 @@ static void deep_and_wide_json_costs_nothing(void)
         g_string_append_c(deep, '[');
     g_autofree char *path = put_padded(&scratch, "x.safetensors", deep->str, 0);
     expect_open_fails(path, "nested deeper than 3");
-    g_autoptr(GString) wide = g_string_new("{\"a\":[");
-    for (int i = 0; i < 3000000; i++)
-        g_string_append(wide, "1,");
-    g_string_append(wide, "1]}");
+    g_autoptr(GString) wide = g_string_new("{\"a\":[1");
+    for (int i = 0; i < 70000; i++)
+        g_string_append(wide, ",1");
+    g_string_append(wide, "]}");
     g_autofree char *other = put_padded(&scratch, "y.safetensors", wide->str, 0);
-    expect_open_fails(other, "values, more than 2097152");
+    expect_open_fails(other, "more than 65536 members in a row");
+    g_autoptr(GString) many = g_string_new("{\"a\":[1]");
+    for (int i = 0; i < 62000; i++)
+        g_string_append_printf(many, ",\"a%d\":[1,1,1,1,1,1,1,1,1,1,1,1]", i);
+    g_string_append_c(many, '}');
+    g_autofree char *third = put_padded(&scratch, "z.safetensors", many->str, 0);
+    expect_open_fails(third, "values, more than 786432");
 }
 
 static void good_files_of_any_shape_are_read(void)
@@ -242,6 +248,8 @@ static void an_index_and_its_shards_must_agree(void)
         g_autoptr(Safetensors) st = safetensors_open(scratch.dir, NULL);
         g_assert_nonnull(st);
     }
+    g_autofree char *single = put_padded(&scratch, SAFETENSORS_SINGLE, "{\"a\":" ONE "}", 24);
+    expect_open_fails(scratch.dir, "has both model.safetensors and model.safetensors.index.json");
 }
 
 /* Element j of tensor i is 1000 i + j. */

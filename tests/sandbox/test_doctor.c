@@ -151,6 +151,28 @@ static void a_refused_call_is_named_with_its_remedy(void)
     refused_nr = 0;
 }
 
+static void what_keeps_images_from_being_one_file_is_named(void)
+{
+    static const struct {
+        guint nr, err;
+        const char *why;
+    } rows[] = {
+        {430, ENODEV, "this kernel has no erofs"},
+        {430, EPERM, "it cannot be mounted"},
+        {431, ENOTBLK, "from block devices only"},
+        {428, EINVAL, "cannot clone detached mounts"},
+    };
+    for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
+        refused_nr = rows[i].nr;
+        refused_errno = rows[i].err;
+        g_autoptr(json_t) report = probe("", "");
+        g_assert_nonnull(report);
+        expect(report, "erofs", lab_is_user() ? "only root can mount it" : rows[i].why,
+               "erofs-utils, on Linux 6.15");
+    }
+    refused_nr = 0;
+}
+
 static void a_covered_proc_is_named(void)
 {
     g_autoptr(json_t) report =
@@ -203,6 +225,7 @@ int main(int argc, char **argv)
         return 0;
     ADD(what_is_not_ok_has_a_remedy_and_ids_are_distinct);
     ADD(a_refused_call_is_named_with_its_remedy);
+    ADD(what_keeps_images_from_being_one_file_is_named);
     ADD(a_covered_proc_is_named);
     ADD(spent_namespace_counts_are_named);
     ADD(without_groups_the_delegation_is_named);

@@ -34,12 +34,13 @@ def known_differences():
 
 
 class Sides:
-    """Both sides of one tree (or of none): in a box it is new each time, outside there is one copy."""
+    """Both sides of one tree (or of none): in a box it is new each time, outside there is one copy.
+    It has the same path on both sides: some tests count its letters."""
 
     def __init__(self, tool, tree=None, wall_s=120):
         self.tool, self.tree, self.wall_s = tool, tree, wall_s
         self.who = {"user": USER_ID, "group": USER_ID, "extra_groups": []} if os.geteuid() == 0 else {}
-        self.top = tempfile.mkdtemp(prefix="assay-compat-")
+        self.top = tempfile.mkdtemp(prefix="assay-compat-", dir="/var/tmp")
         atexit.register(shutil.rmtree, self.top, ignore_errors=True)
         self.here, self.home = os.path.join(self.top, "tree"), os.path.join(self.top, "home")
         if tree:
@@ -52,7 +53,7 @@ class Sides:
     def inside(self, line):
         environ = {**ENVIRON, "HOME": "/tmp"}
         words = [word for pair in environ.items() for word in ("--env", "=".join(pair))]
-        work = ["--work", self.tree] if self.tree else []
+        work = ["--work", self.tree, "--work-path", self.here] if self.tree else []
         done = subprocess.run([self.tool, "run", *words, *work, "--merge", "--wall", f"{self.wall_s}s", *LIMITS,
                                "--", "/bin/sh", "-c", line], check=False, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
