@@ -46,8 +46,7 @@ def main():
         return 0
     report = Report()
     for module in sys.argv[2:] or MODULES:
-        before, after = sides.both(f"/usr/bin/python3 -m test -v --timeout 100 {module}")
-        report.compare(module, outcomes(before), outcomes(after))
+        report.compare(module, sides, f"/usr/bin/python3 -m test -v --timeout 100 {module}", outcomes)
     return report.end()
 
 
