@@ -100,6 +100,27 @@ static const CliOption pull_options[] = {
     {"platform", "P", "os/architecture[/variant] (else this machine's)"},
     {"auth", "FILE", "credentials: a docker config.json (else ~/.docker/config.json)"},
     {"insecure", NULL, "plain http (loopback addresses need no permission)"}, {NULL, NULL, NULL}};
+static const CliOption policy_init_options[] = {
+    {"preset", "NAME", "tiny, t14, t57, s2b or m1"}, {"config", "FILE", "a config.json instead"},
+    {"seed", "S", "what the weights are drawn from (default 0)"},
+    {"dtype", "T", "bf16 (default), f16, f32 or f64"},
+    {"out", "DIR", "where config.json and the tensors go"}, {NULL, NULL, NULL}};
+static const CliOption policy_inspect_options[] = {
+    {"context", "N", "tokens of each sequence (default 4096)"},
+    {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
+    {"memory", "GB", "of each rank: say how many sequences fit"}, {NULL, NULL, NULL}};
+static const CliOption tokenize_options[] = {
+    {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
+    {"specials", NULL, "let the text of special tokens stand for them"},
+    {"chat", NULL, "the file is {\"messages\": [...], \"tools\": [...]}: the ids of a prompt"},
+    {"style", "NAME", "of the chat template: official (default) or vllm"},
+    {"document-start", "ID", "what a chat begins with: an id, none or text"}, {NULL, NULL, NULL}};
+static const CliOption detokenize_options[] = {
+    {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
+    {"specials", NULL, "print special tokens as well"}, {NULL, NULL, NULL}};
+static const CliOption train_tokenizer_options[] = {
+    {"vocab", "N", "ids in all: 256 bytes, 4 special tokens, merges"},
+    {"out", "DIR", "where tokenizer.json and merges.txt go"}, {NULL, NULL, NULL}};
 static const CliOption help_options[] = {
     {"man", NULL, "print the man page text"}, {NULL, NULL, NULL}};
 
@@ -151,6 +172,19 @@ const CliCommand cli_commands[] = {
      "compare an image's layers with their digests", cli_image_verify, NULL, 1, 1},
     {"image erofs", "NAME", "make one read-only file of an image's layers, for boxes on it",
      cli_image_erofs, NULL, 1, 1},
+    {"policy init", "", "make a random model", cli_policy_init, policy_init_options, 0, 0},
+    {"policy inspect", "DIR|CONFIG", "a model's sizes, parameters and memory",
+     cli_policy_inspect, policy_inspect_options, 1, 1},
+    {"policy verify", "DIR",
+     "read every value of a checkpoint; print its digest", cli_policy_verify, NULL, 1, 1},
+    {"policy flops", "[DIR|CONFIG]",
+     "FLOPs against length: the paper's figure and exact", cli_policy_flops, NULL, 0, 1},
+    {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
+     tokenize_options, 0, 1},
+    {"policy detokenize", "[FILE|-]",
+     "the text of token ids", cli_policy_detokenize, detokenize_options, 0, 1},
+    {"policy train-tokenizer", "FILE...", "make a small vocabulary from texts",
+     cli_policy_train_tokenizer, train_tokenizer_options, 1, 100000},
     {"repo ls", "", "list cached repositories", cli_repo_ls, NULL, 0, 0},
     {"repo add", "OWNER/NAME URL",
      "cache a repository: https, or a local path", cli_repo_add, NULL, 2, 2},

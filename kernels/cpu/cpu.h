@@ -1,0 +1,46 @@
+/*
+ * What the files of one CPU build share. Each build defines its own copy of every symbol:
+ * CPU(name) adds the instruction set, so that several live in one program.
+ */
+#pragma once
+
+#include "kernels/ops.h"
+
+#define CPU_PASTE2(name, isa) cpu_##name##_##isa
+#define CPU_PASTE(name, isa)  CPU_PASTE2(name, isa)
+#define CPU(name)             CPU_PASTE(name, CPU_ISA)
+
+/* Work below this many multiply-adds is not worth waking another thread for. */
+#define CPU_PARALLEL_WORK 65536.0
+
+/* Columns of one packed panel. */
+#define PANEL (2 * CPU_WIDTH)
+
+size_t CPU(weight_bytes)(WeightFormat format, int n, int k);
+void CPU(weight_pack)(const OpsWeight *w, const void *rows);
+void CPU(weight_unpack)(void *rows, const OpsWeight *w);
+void CPU(embed_fwd)(void *y, const OpsWeight *w, const int *ids, int rows);
+void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision);
+
+/* `panels` panels from `panel` on of x[i] W^T for `rows` rows, which are given by pointer so that
+ * they may be gathered. out[i] is where the first of those columns goes. panels <= PANELS_MAX. */
+#define PANELS_MAX 4
+void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+                      int panel, int panels);
+
+void CPU(rmsnorm_fwd)(void *y, void *rstd, const void *x, const void *w, int rows, int width,
+                      double eps);
+void CPU(axpby)(void *y, double a, const void *x, double b, size_t n);
+void CPU(silu_fwd)(void *y, const void *z, size_t n);
+void CPU(gatenorm_fwd)(void *y, void *rstd, const void *o, const void *g, const void *w, int rows,
+                       int width, double eps);
+void CPU(logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
+                      int rows, int vocab, int valid, double temperature);
+void CPU(attn_fwd)(void *o, void *lse, const void *q, const void *k, const void *v,
+                   const OpsSpan *spans, int n_spans, size_t page_offset, OpsHeads heads);
+void CPU(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_spans,
+                        size_t state_offset, size_t open_offset, const void *decay, OpsHeads heads);
+void CPU(moe_up_fwd)(void *a, void *b, void *act, const void *x, const MoePlan *plan,
+                     const MoeWeights *w);
+void CPU(moe_down_fwd)(void *y, void *expert_out, const void *act, const void *weights,
+                       const MoePlan *plan, const MoeWeights *w);

@@ -1,0 +1,177 @@
+/*
+ * Packed weights and the products with them.
+ *
+ * A matrix W [n, k] is kept as panels of PANEL outputs, each [k][PANEL], the last one filled up
+ * with zeros: a product streams it once, in order, for any number of rows.
+ *
+ * Invariants
+ *  1. y[t, n] is one chain of fused multiply-adds over ascending k, whatever the rows around it.
+ *  2. Threads split the columns; no sum is ever split.
+ *
+ * Not here: gathering rows by expert (moe.c).
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/vec.h"
+
+static int panels_of(int n)
+{
+    return (n + PANEL - 1) / PANEL;
+}
+
+static size_t panel_elements(const OpsWeight *w)
+{
+    return (size_t)w->k * PANEL;
+}
+
+static size_t element_size(WeightFormat format)
+{
+    return format == WEIGHT_BF16 ? sizeof(uint16_t) : sizeof(float);
+}
+
+static const char *panel_at(const OpsWeight *w, int panel)
+{
+    return (const char *)w->data + (size_t)panel * panel_elements(w) * element_size(w->format);
+}
+
+size_t CPU(weight_bytes)(WeightFormat format, int n, int k)
+{
+    return (size_t)panels_of(n) * PANEL * (size_t)k * element_size(format);
+}
+
+void CPU(weight_pack)(const OpsWeight *w, const void *rows)
+{
+    const float *from = rows;
+
+    for (int n = 0; n < panels_of(w->n) * PANEL; n++)
+        for (int k = 0; k < w->k; k++) {
+            size_t to = (size_t)(n / PANEL) * panel_elements(w) + (size_t)k * PANEL + n % PANEL;
+            float x = n < w->n ? from[(size_t)n * w->k + k] : 0;
+
+            if (w->format == WEIGHT_BF16)
+                ((uint16_t *)w->data)[to] = bf16_of(x);
+            else
+                ((float *)w->data)[to] = x;
+        }
+}
+
+static float weight_at(const OpsWeight *w, int n, int k)
+{
+    size_t at = (size_t)(n / PANEL) * panel_elements(w) + (size_t)k * PANEL + n % PANEL;
+
+    return w->format == WEIGHT_BF16 ? bf16_float(((const uint16_t *)w->data)[at])
+                                    : ((const float *)w->data)[at];
+}
+
+void CPU(weight_unpack)(void *rows, const OpsWeight *w)
+{
+    for (int n = 0; n < w->n; n++)
+        for (int k = 0; k < w->k; k++)
+            ((float *)rows)[(size_t)n * w->k + k] = weight_at(w, n, k);
+}
+
+void CPU(embed_fwd)(void *y, const OpsWeight *w, const int *ids, int rows)
+{
+    for (int t = 0; t < rows; t++)
+        for (int k = 0; k < w->k; k++)
+            ((float *)y)[(size_t)t * w->k + k] = weight_at(w, ids[t], k);
+}
+
+/* mr rows times np panels, to column `to` of out; mr, np and bf16 are constants at every call. */
+INLINE void block(float *const *out, int to, const float *const *x, const OpsWeight *w, int panel,
+                  int mr, int np, int bf16)
+{
+    vf acc[TILE_ROWS][TILE_COLS] = {0};
+    const void *cols[TILE_COLS];
+
+    for (int j = 0; j < 2 * np; j++)
+        cols[j] = panel_at(w, panel + j / 2) +
+                  (size_t)(j % 2) * W * (bf16 ? sizeof(uint16_t) : sizeof(float));
+    tile(mr, 2 * np, w->k, x, cols, PANEL, bf16, acc);
+    for (int i = 0; i < mr; i++)
+        for (int j = 0; j < 2 * np; j++) {
+            int n = panel * PANEL + j * W;
+
+            if (n < w->n)
+                vstore_n(out[i] + to + j * W, acc[i][j], w->n - n);
+        }
+}
+
+/* Few rows take many panels at once, to have enough chains in flight. */
+#define BLOCK_CASE(mr)                                                                             \
+    case mr:                                                                                       \
+        bf16 ? block(out, to, x, w, panel, mr, 1, 1) : block(out, to, x, w, panel, mr, 1, 0);      \
+        break;
+
+static void block_tall(float *const *out, int to, const float *const *x, const OpsWeight *w,
+                       int panel, int mr, int bf16)
+{
+    switch (mr) {
+        BLOCK_CASE(1)
+        BLOCK_CASE(2)
+        BLOCK_CASE(3)
+        BLOCK_CASE(4)
+        BLOCK_CASE(5)
+        BLOCK_CASE(6)
+#if CPU_WIDTH == 16
+        BLOCK_CASE(7)
+        BLOCK_CASE(8)
+        BLOCK_CASE(9)
+        BLOCK_CASE(10)
+        BLOCK_CASE(11)
+        BLOCK_CASE(12)
+#endif
+    default:
+        break;
+    }
+}
+
+static void block_wide(float *const *out, int to, const float *const *x, const OpsWeight *w,
+                       int panel, int mr, int bf16)
+{
+    if (mr == 1)
+        bf16 ? block(out, to, x, w, panel, 1, 4, 1) : block(out, to, x, w, panel, 1, 4, 0);
+    else
+        bf16 ? block(out, to, x, w, panel, 2, 2, 1) : block(out, to, x, w, panel, 2, 2, 0);
+}
+
+void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+                      int panel, int panels)
+{
+    int bf16 = w->format == WEIGHT_BF16;
+
+    for (int t = 0; t < rows; t += TILE_ROWS) {
+        int mr = rows - t < TILE_ROWS ? rows - t : TILE_ROWS;
+        int wide = mr == 1 ? 4 : mr == 2 ? 2 : 1, p = 0;
+
+        for (; wide > 1 && p + wide <= panels; p += wide)
+            block_wide(out + t, p * PANEL, x + t, w, panel + p, mr, bf16);
+        for (; p < panels; p++)
+            block_tall(out + t, p * PANEL, x + t, w, panel + p, mr, bf16);
+    }
+}
+
+/* Rows of a task: as many as keep their inputs in the second-level cache beside a panel. */
+#define ROWS_MAX 96
+
+void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision)
+{
+    int panels = panels_of(w->n), groups = (panels + PANELS_MAX - 1) / PANELS_MAX;
+    int blocks = (rows + ROWS_MAX - 1) / ROWS_MAX;
+    double work = (double)rows * w->n * w->k;
+
+    (void)precision;
+#pragma omp parallel for schedule(static) if (work > CPU_PARALLEL_WORK)
+    for (int task = 0; task < groups * blocks; task++) {
+        int panel = task % groups * PANELS_MAX, row0 = task / groups * ROWS_MAX;
+        int count = rows - row0 < ROWS_MAX ? rows - row0 : ROWS_MAX;
+        const float *in[ROWS_MAX] = {0};
+        float *out[ROWS_MAX] = {0};
+
+        for (int t = 0; t < count; t++) {
+            in[t] = (const float *)x + (size_t)(row0 + t) * w->k;
+            out[t] = (float *)y + (size_t)(row0 + t) * w->n + panel * PANEL;
+        }
+        CPU(gemm_panels)
+        (out, in, count, w, panel, panels - panel < PANELS_MAX ? panels - panel : PANELS_MAX);
+    }
+}

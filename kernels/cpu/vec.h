@@ -1,0 +1,168 @@
+/*
+ * Vectors of CPU_WIDTH floats, by the compiler's vector extension: the same source serves AVX-512
+ * (16), AVX2 (8) and the plain build (4). Built once per instruction set, see kernels/meson.build.
+ *
+ * Sums over lanes and products go through the functions here alone, so that every kernel of one
+ * build rounds alike: a product is fused where the build says so (vfma), never by the compiler
+ * (-ffp-contract=off).
+ */
+#pragma once
+
+#include "kernels/ops.h"
+
+#include <math.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#define W CPU_WIDTH
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef float vf_any __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef uint16_t vh_any __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+INLINE vf vset(float x)
+{
+    return x - (vf){0};
+}
+
+INLINE vf vload(const float *p)
+{
+    return *(const vf_any *)p;
+}
+
+INLINE void vstore(float *p, vf v)
+{
+    *(vf_any *)p = v;
+}
+
+/* The first n < W lanes; the others are 0. */
+INLINE vf vload_part(const float *p, int n)
+{
+    vf v = {0};
+
+    memcpy(&v, p, (size_t)n * sizeof(float));
+    return v;
+}
+
+INLINE void vstore_part(float *p, vf v, int n)
+{
+    memcpy(p, &v, (size_t)n * sizeof(float));
+}
+
+INLINE vf vload_n(const float *p, int n)
+{
+    return n >= W ? vload(p) : vload_part(p, n);
+}
+
+INLINE void vstore_n(float *p, vf v, int n)
+{
+    if (n >= W)
+        vstore(p, v);
+    else
+        vstore_part(p, v, n);
+}
+
+INLINE vf vload_bf16(const uint16_t *p)
+{
+    vu bits = __builtin_convertvector(*(const vh_any *)p, vu) << 16;
+
+    return (vf)bits;
+}
+
+/* a * b + c, rounded once where the machine can. */
+INLINE vf vfma(vf a, vf b, vf c)
+{
+#if W == 16
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif W == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE vf vselect(vi mask, vf yes, vf no)
+{
+    return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
+}
+
+INLINE vf vmax(vf a, vf b)
+{
+    return vselect(a > b, a, b);
+}
+
+INLINE float vsum(vf v)
+{
+    float sum = v[0];
+
+    for (int i = 1; i < W; i++)
+        sum += v[i];
+    return sum;
+}
+
+INLINE float vtop(vf v)
+{
+    float top = v[0];
+
+    for (int i = 1; i < W; i++)
+        top = v[i] > top ? v[i] : top;
+    return top;
+}
+
+/* exp to about 1 ulp: x = n ln 2 + r, a polynomial in r, n into the exponent. 0 below -87. */
+INLINE vf vexp(vf x)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    vf top = vset(88.0f), bottom = vset(-87.0f);
+    vf y = vselect(x > top, top, vselect(x < bottom, bottom, x));
+    vf n = vfma(y, vset(1.44269504f), vset(magic)) - magic;
+    vf r = vfma(n, vset(-0.693145752f), y), p = vset(1.98412698e-4f);
+
+    r = vfma(n, vset(-1.42860677e-6f), r);
+    p = vfma(p, r, vset(1.38888889e-3f));
+    p = vfma(p, r, vset(8.33333333e-3f));
+    p = vfma(p, r, vset(4.16666667e-2f));
+    p = vfma(p, r, vset(1.66666667e-1f));
+    p = vfma(p, r, vset(0.5f));
+    p = vfma(p, r, vset(1.0f));
+    p = vfma(p, r, vset(1.0f));
+    p *= (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+    return vselect(x < bottom, vset(0.0f), vselect(x != x, x, p));
+}
+
+INLINE vf vsigmoid(vf z)
+{
+    return 1.0f / (1.0f + vexp(-z));
+}
+
+/*
+ * acc[i][j] += sum over k of a[i][k] * b[j][k * ldb .. + W]: the one product of all kernels.
+ * mr, nv and bf16 are constants at every call, so the loops unroll and acc lives in registers.
+ * Every element sums over k in ascending order: its bits do not depend on mr or nv.
+ */
+#define TILE_ROWS (W == 16 ? 12 : 6)
+#define TILE_COLS 8
+
+INLINE void tile(int mr, int nv, int kn, const float *const *a, const void *const *b, size_t ldb,
+                 int bf16, vf acc[][TILE_COLS])
+{
+    for (int k = 0; k < kn; k++) {
+        vf col[TILE_COLS];
+
+        for (int j = 0; j < nv; j++)
+            col[j] = bf16 ? vload_bf16((const uint16_t *)b[j] + (size_t)k * ldb)
+                          : vload((const float *)b[j] + (size_t)k * ldb);
+        for (int i = 0; i < mr; i++) {
+            vf x = vset(a[i][k]);
+
+            for (int j = 0; j < nv; j++)
+                acc[i][j] = vfma(x, col[j], acc[i][j]);
+        }
+    }
+}

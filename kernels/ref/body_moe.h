@@ -1,0 +1,213 @@
+/*
+ * Router, experts, log-probabilities and the optimiser in scalar C.
+ * A body without a guard: ref_f32.c and ref_f64.c include it after body_dense.h.
+ */
+
+static void ref_route_fwd(int *ids, void *weights, const void *z, int rows, int experts, int topk)
+{
+    for (int t = 0; t < rows; t++) {
+        const REAL *logits = (const REAL *)z + (size_t)t * experts;
+        REAL *w = (REAL *)weights + (size_t)t * topk, sum = 0;
+        int *best = ids + (size_t)t * topk;
+
+        for (int c = 0; c < topk; c++) {
+            best[c] = -1;
+            for (int e = 0; e < experts; e++) {
+                int taken = 0;
+
+                for (int b = 0; b < c; b++)
+                    taken |= best[b] == e;
+                if (!taken && (best[c] < 0 || logits[e] > logits[best[c]]))
+                    best[c] = e;
+            }
+            w[c] = MATH(exp)(logits[best[c]] - logits[best[0]]);
+            sum += w[c];
+        }
+        for (int c = 0; c < topk; c++)
+            w[c] /= sum;
+    }
+}
+
+static void ref_route_bwd(void *dz, const void *dweights, const int *ids, const void *weights,
+                          int rows, int experts, int topk)
+{
+    memset(dz, 0, (size_t)rows * experts * sizeof(REAL));
+    for (int t = 0; t < rows; t++) {
+        const REAL *w = (const REAL *)weights + (size_t)t * topk;
+        const REAL *dw = (const REAL *)dweights + (size_t)t * topk;
+        REAL mean = 0;
+
+        for (int c = 0; c < topk; c++)
+            mean += w[c] * dw[c];
+        for (int c = 0; c < topk; c++)
+            ((REAL *)dz)[(size_t)t * experts + ids[(size_t)t * topk + c]] = w[c] * (dw[c] - mean);
+    }
+}
+
+/* out [n] = W x for one row. */
+static void matvec(REAL *out, const OpsWeight *w, const REAL *x)
+{
+    ref_gemm_fwd(out, x, w, 1, GEMM_EXACT);
+}
+
+static void ref_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
+                           const MoeWeights *w)
+{
+    int width = w->w1[0].n, inner = w->w1[0].k;
+
+    for (int e = 0; e < plan->experts; e++)
+        for (int r = plan->offsets[e]; r < plan->offsets[e + 1]; r++) {
+            const REAL *row = (const REAL *)x + (size_t)(plan->source[r] / plan->topk) * inner;
+            REAL *out = (REAL *)act + (size_t)r * width;
+
+            for (int f = 0; f < width; f++) {
+                REAL up = 0, gate = 0;
+
+                for (int i = 0; i < inner; i++) {
+                    gate += row[i] * weight_at(&w->w1[e], (size_t)f * inner + i);
+                    up += row[i] * weight_at(&w->w3[e], (size_t)f * inner + i);
+                }
+                if (a)
+                    ((REAL *)a)[(size_t)r * width + f] = gate;
+                if (b)
+                    ((REAL *)b)[(size_t)r * width + f] = up;
+                out[f] = gate * sigmoid(gate) * up;
+            }
+        }
+}
+
+static void ref_moe_down_fwd(void *y, void *expert_out, const void *act, const void *weights,
+                             const MoePlan *plan, const MoeWeights *w)
+{
+    int width = w->w2[0].n, inner = w->w2[0].k, rows = plan->rows / plan->topk;
+    REAL *outs = expert_out;
+
+    for (int e = 0; e < plan->experts; e++)
+        for (int r = plan->offsets[e]; r < plan->offsets[e + 1]; r++)
+            matvec(outs + (size_t)r * width, &w->w2[e], (const REAL *)act + (size_t)r * inner);
+    memset(y, 0, (size_t)rows * width * sizeof(REAL));
+    for (int t = 0; t < rows; t++)
+        for (int c = 0; c < plan->topk; c++) {
+            int choice = t * plan->topk + plan->order[t * plan->topk + c];
+            const REAL *from = outs + (size_t)plan->slot[choice] * width;
+
+            for (int i = 0; i < width; i++)
+                ((REAL *)y)[(size_t)t * width + i] += ((const REAL *)weights)[choice] * from[i];
+        }
+}
+
+/* One sorted slot: gt = W2^T (weight dy), da and db from it, then the gradients and dx. */
+static void expert_row_bwd(REAL *dx, REAL *da, REAL *db, REAL *dout, const REAL *dy, const REAL *x,
+                           const REAL *a, const REAL *b, const REAL *act, REAL weight,
+                           REAL *const dw[3], const OpsWeight *const w[3])
+{
+    int width = w[2]->n, inner = w[2]->k;
+
+    for (int i = 0; i < width; i++)
+        dout[i] = weight * dy[i];
+    ref_gemm_dx(da, dout, w[2], 1, 0);
+    for (int f = 0; f < inner; f++) {
+        REAL gt = da[f];
+
+        da[f] = gt * b[f] * silu_slope(a[f]);
+        db[f] = gt * a[f] * sigmoid(a[f]);
+    }
+    ref_gemm_dw(dw[0], da, x, 1, inner, width);
+    ref_gemm_dw(dw[1], db, x, 1, inner, width);
+    ref_gemm_dw(dw[2], dout, act, 1, width, inner);
+    ref_gemm_dx(dx, da, w[0], 1, 1);
+    ref_gemm_dx(dx, db, w[1], 1, 1);
+}
+
+static void ref_moe_bwd(void *dx, void *dweights, void *const *dw1, void *const *dw3,
+                        void *const *dw2, const void *dy, const void *x, const void *a,
+                        const void *b, const void *act, const void *expert_out, const void *weights,
+                        const MoePlan *plan, const MoeWeights *w, void *dact, void *dout)
+{
+    int width = w->w2[0].n, inner = w->w2[0].k, rows = plan->rows / plan->topk;
+
+    memset(dx, 0, (size_t)rows * width * sizeof(REAL));
+    for (int e = 0; e < plan->experts; e++)
+        for (int r = plan->offsets[e]; r < plan->offsets[e + 1]; r++) {
+            size_t row = (size_t)(plan->source[r] / plan->topk) * width, at = (size_t)r * inner;
+            REAL *const dw[3] = {dw1[e], dw3[e], dw2[e]};
+            const OpsWeight *const mats[3] = {&w->w1[e], &w->w3[e], &w->w2[e]};
+            const REAL *up = (const REAL *)dy + row;
+            REAL *da = (REAL *)dact + 2 * at, dot = 0;
+
+            for (int i = 0; i < width; i++)
+                dot += up[i] * ((const REAL *)expert_out)[(size_t)r * width + i];
+            ((REAL *)dweights)[plan->source[r]] = dot;
+            expert_row_bwd((REAL *)dx + row, da, da + inner, (REAL *)dout + (size_t)r * width, up,
+                           (const REAL *)x + row, (const REAL *)a + at, (const REAL *)b + at,
+                           (const REAL *)act + at, ((const REAL *)weights)[plan->source[r]], dw,
+                           mats);
+        }
+}
+
+static void ref_logprob_fwd(void *logp, void *lse, void *entropy, const void *logits,
+                            const int *ids, int rows, int vocab, int valid, double temperature)
+{
+    REAL beta = (REAL)(1 / temperature);
+
+    for (int t = 0; t < rows; t++) {
+        const REAL *z = (const REAL *)logits + (size_t)t * vocab;
+        REAL top = -(REAL)INFINITY, sum = 0, mean = 0;
+
+        for (int j = 0; j < valid; j++)
+            top = MATH(fmax)(top, z[j] * beta);
+        for (int j = 0; j < valid; j++) {
+            REAL e = MATH(exp)(z[j] * beta - top);
+
+            sum += e;
+            mean += e * (z[j] * beta);
+        }
+        ((REAL *)lse)[t] = top + MATH(log)(sum);
+        ((REAL *)logp)[t] = z[ids[t]] * beta - ((REAL *)lse)[t];
+        if (entropy)
+            ((REAL *)entropy)[t] = ((REAL *)lse)[t] - mean / sum;
+    }
+}
+
+static void ref_logprob_bwd(void *logits, const void *lse, const int *ids, const void *coef,
+                            int rows, int vocab, int valid, double temperature)
+{
+    REAL beta = (REAL)(1 / temperature);
+
+    for (int t = 0; t < rows; t++) {
+        REAL *z = (REAL *)logits + (size_t)t * vocab, c = ((const REAL *)coef)[t] * beta;
+
+        for (int j = 0; j < valid; j++)
+            z[j] = c * (MATH(exp)(z[j] * beta - ((const REAL *)lse)[t]) - (j == ids[t] ? 1 : 0));
+        for (int j = valid; j < vocab; j++)
+            z[j] = 0;
+    }
+}
+
+static void ref_adamw(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *s)
+{
+    double c1 = 1 - pow(s->beta1, (double)s->step), c2 = 1 - pow(s->beta2, (double)s->step);
+    REAL b1 = (REAL)s->beta1, b2 = (REAL)s->beta2, lr = (REAL)s->lr;
+
+    for (size_t i = 0; i < n; i++) {
+        REAL g = ((const REAL *)grad)[i];
+        REAL *first = (REAL *)m + i, *second = (REAL *)v + i, *x = (REAL *)w + i;
+
+        *first = b1 * *first + (1 - b1) * g;
+        *second = b2 * *second + (1 - b2) * g * g;
+        *x = *x * (1 - lr * (REAL)s->weight_decay) -
+             lr * (*first / (REAL)c1) / (MATH(sqrt)(*second / (REAL)c2) + (REAL)s->eps);
+    }
+}
+
+static double ref_sumsq(const void *x, size_t n)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        double v = (double)((const REAL *)x)[i];
+
+        sum += v * v;
+    }
+    return sum;
+}

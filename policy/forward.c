@@ -1,0 +1,249 @@
+/*
+ * The forward pass as a list of ops: one function for each kind of block.
+ *
+ * Invariants
+ *  1. Nothing here looks at numbers: every value is made by an op, so the numerics contract of
+ *     ops.h is the contract of the model.
+ *  2. No allocation: activations live in Acts, sized once.
+ *  3. Without `keep` the layers share their activations, and a layer may overwrite its input.
+ *
+ * Not here: caches and scheduling (engine.c), the reverse (backward.c).
+ */
+#include "policy/forward.h"
+
+#include "base/error.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* ---- room for activations ---- */
+
+/* Elements per row of every field of LayerActs; `kind` -1 stands for both kinds of layer. */
+typedef struct {
+    gsize field;
+    int kind;
+    gsize (*width)(const ModelConfig *c);
+} ActField;
+
+#define WIDTH(name, expression)                                                                    \
+    static gsize name(const ModelConfig *c)                                                        \
+    {                                                                                              \
+        return expression;                                                                         \
+    }
+WIDTH(width_one, (gsize)(c->layers > 0))
+WIDTH(width_hidden, c->hidden)
+WIDTH(width_attn, c->attn_dim)
+WIDTH(width_qkv, c->qkv_dim)
+WIDTH(width_kv, c->kv_dim)
+WIDTH(width_heads, c->heads)
+WIDTH(width_experts, c->experts)
+WIDTH(width_topk, c->experts_per_token)
+WIDTH(width_up, (gsize)c->experts_per_token * c->ffn)
+WIDTH(width_down, (gsize)c->experts_per_token * c->hidden)
+
+#define FIELD(name, kind, width)                                                                   \
+    {                                                                                              \
+        G_STRUCT_OFFSET(LayerActs, name), kind, width                                              \
+    }
+static const ActField fields[] = {
+    FIELD(x_in, -1, width_hidden),
+    FIELD(h, -1, width_hidden),
+    FIELD(rstd_in, -1, width_one),
+    FIELD(z, ATTENTION_LIGHTNING, width_qkv),
+    FIELD(qkv, ATTENTION_LIGHTNING, width_qkv),
+    FIELD(gate, ATTENTION_LIGHTNING, width_attn),
+    FIELD(rstd_attn, ATTENTION_LIGHTNING, width_one),
+    FIELD(q, ATTENTION_SOFTMAX, width_attn),
+    FIELD(k, ATTENTION_SOFTMAX, width_kv),
+    FIELD(v, ATTENTION_SOFTMAX, width_kv),
+    FIELD(lse, ATTENTION_SOFTMAX, width_heads),
+    FIELD(o, -1, width_attn),
+    FIELD(mixed, ATTENTION_LIGHTNING, width_attn),
+    FIELD(x_mid, -1, width_hidden),
+    FIELD(g, -1, width_hidden),
+    FIELD(rstd_post, -1, width_one),
+    FIELD(router, -1, width_experts),
+    FIELD(route, -1, width_topk),
+    FIELD(a, -1, width_up),
+    FIELD(b, -1, width_up),
+    FIELD(act, -1, width_up),
+    FIELD(expert_out, -1, width_down),
+};
+
+#define ACTS_ALIGN 64
+
+/* Takes `bytes` from the arena at *used; a NULL base only counts. */
+static void *arena_take(char *base, gsize *used, gsize bytes)
+{
+    char *at = base ? base + *used : NULL;
+
+    *used += (bytes + ACTS_ALIGN - 1) / ACTS_ALIGN * ACTS_ALIGN;
+    return at;
+}
+
+static void layer_lay_out(LayerActs *layer, const Model *model, int kind, int rows, char *base,
+                          gsize *used)
+{
+    const ModelConfig *c = &model->config;
+    gsize real = ops_real_size(model->ops->real), choices = (gsize)rows * c->experts_per_token;
+    LayerActs none;
+
+    layer = layer ? layer : &none;
+    for (guint i = 0; i < G_N_ELEMENTS(fields); i++)
+        if (kind < 0 || fields[i].kind < 0 || fields[i].kind == kind)
+            *(void **)G_STRUCT_MEMBER_P(layer, fields[i].field) =
+                arena_take(base, used, (gsize)rows * fields[i].width(c) * real);
+    layer->choice = arena_take(base, used, choices * sizeof(int));
+    layer->plan.source = arena_take(base, used, choices * sizeof(int));
+    layer->plan.slot = arena_take(base, used, choices * sizeof(int));
+    layer->plan.order = arena_take(base, used, choices * sizeof(int));
+    layer->plan.offsets = arena_take(base, used, (c->experts + 1) * sizeof(int));
+}
+
+/* Lays everything out from `base`; with NULLs only counts the bytes. */
+static gsize lay_out(Acts *acts, const Model *model, int rows, gboolean keep, char *base)
+{
+    const ModelConfig *c = &model->config;
+    gsize real = ops_real_size(model->ops->real), used = 0;
+    gsize width = (gsize)rows * c->hidden * real;
+    void *x_out, *hidden, *rstd;
+
+    for (guint l = 0; l < (keep ? c->layers : 1); l++)
+        layer_lay_out(acts ? &acts->layers[l] : NULL, model, keep ? c->kinds[l] : -1, rows, base,
+                      &used);
+    x_out = arena_take(base, &used, width);
+    hidden = arena_take(base, &used, width);
+    rstd = arena_take(base, &used, (gsize)rows * real);
+    if (acts) {
+        acts->x_out = x_out;
+        acts->hidden = hidden;
+        acts->rstd_final = rstd;
+        for (guint l = 1; !keep && l < c->layers; l++)
+            acts->layers[l] = acts->layers[0];
+    }
+    return used;
+}
+
+gsize acts_bytes(const Model *model, int rows_max, gboolean keep)
+{
+    return lay_out(NULL, model, rows_max, keep, NULL);
+}
+
+Acts *acts_new(const Model *model, int rows_max, gboolean keep, GError **error)
+{
+    g_autoptr(Acts) acts = g_new0(Acts, 1);
+
+    acts->model = model;
+    acts->rows_max = rows_max;
+    acts->keep = keep;
+    acts->bytes = acts_bytes(model, rows_max, keep);
+    acts->layers = g_new0(LayerActs, model->config.layers);
+    if (posix_memalign((void **)&acts->memory, ACTS_ALIGN, acts->bytes)) {
+        acts->memory = NULL;
+        error_set_errno(error, ENOMEM, "activations of %d rows, %" G_GSIZE_FORMAT " bytes",
+                        rows_max, acts->bytes);
+        return NULL;
+    }
+    lay_out(acts, model, rows_max, keep, acts->memory);
+    return g_steal_pointer(&acts);
+}
+
+void acts_free(Acts *acts)
+{
+    if (!acts)
+        return;
+    free(acts->memory);
+    g_free(acts->layers);
+    g_free(acts);
+}
+
+/* ---- blocks ---- */
+
+static OpsHeads heads_of(const ModelConfig *c)
+{
+    return (OpsHeads){(int)c->heads, (int)c->kv_heads, (int)c->head_dim, (int)c->chunk};
+}
+
+/* y = W_out ( sigmoid(W_gate h) (.) RMSNorm(lightning(SiLU(W_qkv h))) ) */
+static void attention_lightning(const Model *m, guint l, LayerActs *s, const Batch *b, void *y)
+{
+    const LayerWeights *w = &m->layers[l];
+    const ModelConfig *c = &m->config;
+    const Ops *ops = m->ops;
+
+    ops->gemm_fwd(s->z, s->h, &w->qkv, b->rows, GEMM_ROUNDED);
+    ops->silu_fwd(s->qkv, s->z, (size_t)b->rows * c->qkv_dim);
+    ops->lightning_fwd(s->o, s->qkv, b->spans, b->n_spans, m->cache.state[l], m->cache.open[l],
+                       w->decay, heads_of(c));
+    ops->gemm_fwd(s->gate, s->h, &w->gate, b->rows, GEMM_ROUNDED);
+    ops->gatenorm_fwd(s->mixed, s->rstd_attn, s->o, s->gate, w->attn_norm, b->rows,
+                      (int)c->attn_dim, c->lightning_norm_eps);
+    ops->gemm_fwd(y, s->mixed, &w->out, b->rows, GEMM_ROUNDED);
+}
+
+/* y = W_o softmax(rope(q) rope(k)^T / sqrt(d)) v */
+static void attention_softmax(const Model *m, guint l, LayerActs *s, const Batch *b, void *y)
+{
+    const LayerWeights *w = &m->layers[l];
+    const ModelConfig *c = &m->config;
+    const Ops *ops = m->ops;
+    int half = (int)c->rotary_dim / 2;
+
+    ops->gemm_fwd(s->q, s->h, &w->q, b->rows, GEMM_ROUNDED);
+    ops->gemm_fwd(s->k, s->h, &w->k, b->rows, GEMM_ROUNDED);
+    ops->gemm_fwd(s->v, s->h, &w->v, b->rows, GEMM_ROUNDED);
+    ops->rope(s->q, b->positions, m->inv_freq, half, b->rows, (int)c->heads, (int)c->head_dim, 1);
+    ops->rope(s->k, b->positions, m->inv_freq, half, b->rows, (int)c->kv_heads, (int)c->head_dim,
+              1);
+    ops->attn_fwd(s->o, s->lse, s->q, s->k, s->v, b->spans, b->n_spans, m->cache.page[l],
+                  heads_of(c));
+    ops->gemm_fwd(y, s->o, &w->o, b->rows, GEMM_ROUNDED);
+}
+
+static void experts(const Model *m, guint l, LayerActs *s, const Batch *b, void *y)
+{
+    const LayerWeights *w = &m->layers[l];
+    const ModelConfig *c = &m->config;
+    const Ops *ops = m->ops;
+    MoeWeights mats = {w->w1, w->w3, w->w2};
+
+    ops->gemm_fwd(s->router, s->g, &w->router, b->rows, GEMM_EXACT);
+    ops->route_fwd(s->choice, s->route, s->router, b->rows, (int)c->experts,
+                   (int)c->experts_per_token);
+    moe_plan(&s->plan, s->choice, b->rows, (int)c->experts_per_token, (int)c->experts);
+    ops->moe_up_fwd(s->a, s->b, s->act, s->g, &s->plan, &mats);
+    ops->moe_down_fwd(y, s->expert_out, s->act, s->route, &s->plan, &mats);
+}
+
+void forward(const Model *m, Acts *acts, const Batch *b)
+{
+    const ModelConfig *c = &m->config;
+    const Ops *ops = m->ops;
+    gsize width = (gsize)b->rows * c->hidden;
+
+    g_assert(b->rows <= acts->rows_max);
+    ops->embed_fwd(acts->layers[0].x_in, &m->embed, b->ids, b->rows);
+    for (guint l = 0; l < c->layers; l++) {
+        const LayerWeights *w = &m->layers[l];
+        LayerActs *s = &acts->layers[l];
+        void *next = l + 1 < c->layers ? acts->layers[l + 1].x_in : acts->x_out;
+        gboolean softmax = c->kinds[l] == ATTENTION_SOFTMAX;
+
+        ops->rmsnorm_fwd(s->h, s->rstd_in, s->x_in, w->input_norm, b->rows, (int)c->hidden,
+                         c->norm_eps);
+        (softmax ? attention_softmax : attention_lightning)(m, l, s, b, s->x_mid);
+        ops->axpby(s->x_mid, softmax ? c->alpha_full : c->alpha_linear, s->h,
+                   softmax ? c->beta_full : c->beta_linear, width);
+        ops->rmsnorm_fwd(s->g, s->rstd_post, s->x_mid, w->post_norm, b->rows, (int)c->hidden,
+                         c->norm_eps);
+        experts(m, l, s, b, next);
+        ops->axpby(next, c->alpha_mlp, s->g, c->beta_mlp, width);
+    }
+    ops->rmsnorm_fwd(acts->hidden, acts->rstd_final, acts->x_out, m->final_norm, b->rows,
+                     (int)c->hidden, c->norm_eps);
+}
+
+void forward_logits(const Model *m, void *logits, const void *hidden, int rows)
+{
+    m->ops->gemm_fwd(logits, hidden, &m->head, rows, GEMM_EXACT);
+}

@@ -1,0 +1,65 @@
+/*
+ * The forward pass: one description of the model's maths for prefill, decode, log-probabilities
+ * and training alike. Results are those of ops.h's contract: a row never depends on its batch.
+ *
+ *     x  = E[token]
+ *     h  = RMSNorm(x);  x = alpha h + beta Attention(h)        (residual: the normed stream)
+ *     g  = RMSNorm(x);  x = alpha g + beta Experts(g)
+ *     logits = RMSNorm(x) W_head^T
+ * Source: MiniMax-AI/MiniMax-M1, modeling_minimax_m1.py; arXiv 2501.08313 section 2.
+ */
+#pragma once
+
+#include "policy/model.h"
+
+/* Rows of one or more sequences. `positions[t]` is the position of row t in its sequence. */
+typedef struct Batch {
+    int rows, n_spans;
+    const int *ids;
+    const int64_t *positions;
+    const OpsSpan *spans;
+} Batch;
+
+/* What one layer leaves for its backward pass; [T, ...] real unless said. */
+typedef struct LayerActs {
+    void *x_in;             /* [D] input of the layer */
+    void *h, *rstd_in;      /* [D], [1] */
+    void *z, *qkv;          /* lightning: [3 H d] before and after SiLU */
+    void *gate, *rstd_attn; /* lightning: [H d] before the sigmoid, [1] */
+    void *q, *k, *v, *lse;  /* softmax: after RoPE; [H d], [G d], [G d], [H] */
+    void *o, *mixed;        /* [H d]: attention output; gated and normed (lightning) */
+    void *x_mid;            /* [D] after attention */
+    void *g, *rstd_post;    /* [D], [1] */
+    void *router, *route;   /* [E] logits, [K] weights */
+    void *a, *b, *act;      /* [K F] by sorted slot */
+    void *expert_out;       /* [K D] by sorted slot */
+    int *choice;            /* [K] experts of the row */
+    MoePlan plan;
+} LayerActs;
+
+/* Room for the activations of `rows_max` rows. Kept for every layer (training), or for one. */
+typedef struct Acts {
+    const Model *model;
+    int rows_max;
+    gboolean keep;
+    LayerActs *layers; /* [layers]; without `keep` all the same but for nothing */
+    void *x_out;       /* [T, D] output of the last layer */
+    void *hidden;      /* [T, D] after the final norm */
+    void *rstd_final;  /* [T] */
+    char *memory;
+    gsize bytes;
+} Acts;
+
+Acts *acts_new(const Model *model, int rows_max, gboolean keep, GError **error);
+void acts_free(Acts *acts);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Acts, acts_free)
+
+/* Bytes that acts_new would take. */
+gsize acts_bytes(const Model *model, int rows_max, gboolean keep);
+
+/* Runs the layers; acts->hidden then holds the normed output of every row. */
+void forward(const Model *model, Acts *acts, const Batch *batch);
+
+/* logits [rows, V] = hidden W_head^T in f32 accuracy, of `rows` rows of hidden states. Ids from
+ * vocab_valid on are written, and left out by whoever reads them. */
+void forward_logits(const Model *model, void *logits, const void *hidden, int rows);

@@ -1,0 +1,41 @@
+/*
+ * A memory plan: what one of several ranks holds, by class, before anything is allocated.
+ *
+ * Counted: weights, lightning states (F32), the keys and values of each open chunk and the KV cache
+ * (BF16). Not counted: activations and scratch of a step, the allocator's own.
+ */
+#pragma once
+
+#include "policy/tensors.h"
+
+/* How weights are kept. Norms, embedding and head stay BF16 and the router F32 in all but f32. */
+typedef enum PlanFormat {
+    PLAN_F32 = 0,
+    PLAN_BF16,
+    PLAN_FP8,  /* one byte and an F32 scale per block of 128 x 128 */
+    PLAN_INT4, /* experts: half a byte and an F16 scale per 32 along the inputs; the rest FP8 */
+    PLAN_FORMATS,
+} PlanFormat;
+
+typedef struct PlanAsk {
+    PlanFormat format;
+    guint64 context; /* tokens of each sequence */
+    guint32 batch;   /* sequences at once */
+    guint32 ranks;   /* tensor parallel over heads and vocabulary, whole experts per rank */
+} PlanAsk;
+
+typedef struct MemoryPlan {
+    guint64 weights[CLASS_COUNT]; /* bytes of the fullest rank, as all below */
+    guint64 weights_sum;
+    guint64 state; /* lightning states of the batch */
+    guint64 open;  /* open chunks of the batch */
+    guint64 kv;    /* pages of the batch */
+    guint64 total;
+    guint64 sequence; /* state, open and kv of one sequence */
+} MemoryPlan;
+
+const char *plan_format_name(PlanFormat format);
+
+/* Refuses ranks that do not divide the heads, and sizes over the limits, with the numbers. */
+gboolean plan_memory(const ModelConfig *config, const PlanAsk *ask, MemoryPlan *plan,
+                     GError **error);
