@@ -52,11 +52,10 @@ class Sides:
             subprocess.run(["chown", "-Rh", f"{USER_ID}:{USER_ID}", self.top], check=True)
 
     def inside(self, line):
-        environ = {**ENVIRON, "HOME": "/tmp"}
-        words = [word for pair in environ.items() for word in ("--env", "=".join(pair))]
+        environ = ["=".join(pair) for pair in {**ENVIRON, "HOME": "/tmp"}.items()]
         work = ["--work", self.tree, "--work-path", self.here] if self.tree else []
-        done = subprocess.run([self.tool, "run", *words, *work, "--merge", "--wall", f"{self.wall_s}s", *LIMITS,
-                               "--", "/bin/sh", "-c", line], check=False, stdin=subprocess.DEVNULL,
+        done = subprocess.run([self.tool, "run", *work, "--merge", "--wall", f"{self.wall_s}s", *LIMITS, "--",
+                               "/usr/bin/env", "-i", *environ, "/bin/sh", "-c", line], check=False, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         return done.returncode, done.stdout.decode(errors="replace")
 
