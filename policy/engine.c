@@ -575,7 +575,7 @@ void engine_weights_changed(Engine *e, gboolean recompute)
     }
 }
 
-/* One piece of the packed pass: `rows` tokens from `from` on, and the log-probability of each next. */
+/* One piece of the packed pass: `rows` more tokens, and the log-probability of each next one. */
 static gboolean logprobs_piece(Engine *e, SeqCache *cache, const int *ids, gint64 n, int rows,
                                float *logprobs)
 {

@@ -242,8 +242,12 @@ gint32 tokenizer_find(const Tokenizer *tokenizer, const char *bytes, gsize len)
 {
     if (len > TOKENIZER_TOKEN_BYTES)
         return -1;
-    g_autofree Token *key = token_new(-1, bytes, len, FALSE);
-    const Token *token = g_hash_table_lookup(tokenizer->by_text, key);
+    union {
+        Token token;
+        char room[sizeof(Token) + TOKENIZER_TOKEN_BYTES];
+    } key = {.token = {.len = (guint32)len}};
+    memcpy(key.token.bytes, bytes, len);
+    const Token *token = g_hash_table_lookup(tokenizer->by_text, &key.token);
     return token != NULL ? token->id : -1;
 }
 

@@ -321,8 +321,8 @@ static void test_ends(void)
     world_close(&w);
 }
 
-/* Greedy on a small model soon repeats itself with certainty once the logits are scaled up: the head
- * is multiplied, so that the best token has all the probability. */
+/* Greedy on a small model soon repeats itself with certainty once the head is multiplied, so that
+ * the best token has all the probability. */
 static void test_repetition(void)
 {
     World w = world_open(&roomy);
