@@ -526,13 +526,16 @@ static void abort_all(PolicyServer *server)
 static void api_pause(PolicyServer *server, SoupServerMessage *msg, json_t *body, GHashTable *query)
 {
     (void)body;
-    static const char *const modes[] = {
-        [PAUSE_ABORT] = "abort", [PAUSE_WAIT] = "wait", [PAUSE_KEEP] = "keep"};
-    const char *mode = query != NULL ? g_hash_table_lookup(query, "mode") : NULL;
+    static const struct {
+        const char *name;
+        PauseMode mode;
+    } modes[] = {{"abort", PAUSE_ABORT}, {"wait", PAUSE_WAIT}, {"keep", PAUSE_KEEP}};
+    const char *given = query != NULL ? g_hash_table_lookup(query, "mode") : NULL;
+    const char *mode = given != NULL ? given : "abort";
     PauseMode wanted = PAUSE_NONE;
-    for (guint i = PAUSE_ABORT; i < G_N_ELEMENTS(modes); i++)
-        if (strcmp(mode != NULL ? mode : "abort", modes[i]) == 0)
-            wanted = i;
+    for (guint i = 0; i < G_N_ELEMENTS(modes); i++)
+        if (strcmp(mode, modes[i].name) == 0)
+            wanted = modes[i].mode;
     if (wanted == PAUSE_NONE) {
         policy_refuse(msg, 400, "field_invalid", "mode: abort, wait or keep, not %s", mode);
         return;

@@ -209,6 +209,12 @@ static gboolean peer_allowed(const PolicyServer *server, GSocket *socket)
     return peer != NULL && (uid == 0 || uid == geteuid());
 }
 
+GSocket *policy_socket(SoupServerMessage *msg)
+{
+    GSocketAddress *address = soup_server_message_get_local_address(msg);
+    return address != NULL ? g_object_get_data(G_OBJECT(address), "assay-socket") : NULL;
+}
+
 static gboolean on_incoming(GSocketService *listener, GSocketConnection *connection,
                             GObject *source, gpointer user_data)
 {
@@ -225,6 +231,8 @@ static gboolean on_incoming(GSocketService *listener, GSocketConnection *connect
     g_autoptr(GError) error = NULL;
     /* libsoup wants addresses that it can print; those of a unix socket have no name. */
     g_autoptr(GSocketAddress) nowhere = g_inet_socket_address_new_from_string("127.0.0.1", 0);
+    /* nor does it keep the socket of a stream that it was given: policy_socket wants it */
+    g_object_set_data_full(G_OBJECT(nowhere), "assay-socket", g_object_ref(socket), g_object_unref);
     if (!soup_server_accept_iostream(server->soup, G_IO_STREAM(connection), nowhere, nowhere,
                                      &error))
         g_warning("accept: %s", error->message);

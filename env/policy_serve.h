@@ -63,6 +63,9 @@ typedef struct PolicyServer {
 /* Steps the engine from the main loop while there is work and no pause. */
 void policy_server_work(PolicyServer *server);
 
+/* Of the connection that the message came on; NULL when it is gone. */
+GSocket *policy_socket(SoupServerMessage *msg);
+
 /* --- policy_api.c */
 
 typedef struct PolicyRoute {

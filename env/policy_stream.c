@@ -524,7 +524,7 @@ static gboolean on_token(const EngineToken *token, gpointer user)
     if (call->ask->stream && (on || choice->ended))
         stream_flush(choice);
     if (call->unsent > POLICY_UNSENT_MAX && !call->gone) {
-        GSocket *socket = soup_server_message_get_socket(call->msg);
+        GSocket *socket = policy_socket(call->msg);
         if (socket != NULL)
             g_socket_shutdown(socket, TRUE, TRUE, NULL);
         call_drop(call);
@@ -551,7 +551,7 @@ static gboolean on_hangup(gint fd, GIOCondition condition, gpointer user_data)
 
 static void watch_reader(PolicyCall *call)
 {
-    GSocket *socket = soup_server_message_get_socket(call->msg);
+    GSocket *socket = policy_socket(call->msg);
     g_signal_connect(call->msg, "finished", G_CALLBACK(on_finished), call);
     if (socket != NULL)
         call->hangup_source =
