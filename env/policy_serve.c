@@ -162,6 +162,9 @@ static void handle(SoupServer *soup, SoupServerMessage *msg, const char *path, G
     PolicyServer *server = user_data;
     const gsize *seen = g_object_get_data(G_OBJECT(msg), "assay-seen");
     server->n_requests++;
+    /* libsoup hangs up after one message on a stream that it was given: say so */
+    soup_message_headers_replace(soup_server_message_get_response_headers(msg), "Connection",
+                                 "close");
     if (!token_matches(server, msg)) {
         policy_refuse(msg, 401, "token_unknown", "Authorization: Bearer and the token are needed");
         return;
