@@ -166,6 +166,7 @@ int cli_policy_inspect(Cli *cli);
 int cli_policy_verify(Cli *cli);
 int cli_policy_flops(Cli *cli);
 int cli_policy_bench(Cli *cli);
+int cli_policy_serve(Cli *cli);
 int cli_policy_tokenize(Cli *cli);
 int cli_policy_detokenize(Cli *cli);
 int cli_policy_train_tokenizer(Cli *cli);

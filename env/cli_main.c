@@ -105,6 +105,15 @@ static const CliOption policy_init_options[] = {
     {"seed", "S", "what the weights are drawn from (default 0)"},
     {"dtype", "T", "bf16 (default), f16, f32 or f64"},
     {"out", "DIR", "where config.json and the tensors go"}, {NULL, NULL, NULL}};
+static const CliOption policy_serve_options[] = {
+    {"model", "DIR", "config.json, tensors and tokenizer"},
+    {"tokenizer", "DIR", "the tokenizer, where it is elsewhere"},
+    {"listen", "WHERE", "PATH of a unix socket, for this user only, or ADDRESS:PORT"},
+    {"token-file", "FILE", "what callers on TCP must send as Authorization: Bearer"},
+    {"name", "NAME", "of the model (else its directory's)"},
+    {"context", "N", "tokens of a sequence at most (else the model's)"},
+    {"cache-mib", "N", "memory of sequences and prefixes (default 1024)"},
+    {"style", "S", "chat template: official (default) or vllm"}, {NULL, NULL, NULL}};
 static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
     {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
@@ -186,6 +195,8 @@ const CliCommand cli_commands[] = {
      "FLOPs against length: the paper's figure and exact", cli_policy_flops, NULL, 0, 1},
     {"policy bench", "", "speeds as shares of what this machine can do", cli_policy_bench,
      policy_bench_options, 0, 0},
+    {"policy serve", "", "answer requests in the shapes of OpenAI's API", cli_policy_serve,
+     policy_serve_options, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
      tokenize_options, 0, 1},
     {"policy detokenize", "[FILE|-]",
