@@ -118,6 +118,11 @@ static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
     {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
     {"memory", "GB", "of each rank: say how many sequences fit"}, {NULL, NULL, NULL}};
+static const CliOption policy_bench_options[] = {
+    {"preset", "NAME", "tiny, t14 (default), t57 or s2b"},
+    {"weights", "T", "bf16 (default) or f32"},
+    {"rounds", "N", "each figure is the median of so many (default 9)"},
+    {"context", "N", "decode at contexts up to this (default 1048576)"}, {NULL, NULL, NULL}};
 static const CliOption tokenize_options[] = {
     {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
     {"specials", NULL, "let the text of special tokens stand for them"},
@@ -188,6 +193,8 @@ const CliCommand cli_commands[] = {
      "read every value of a checkpoint; print its digest", cli_policy_verify, NULL, 1, 1},
     {"policy flops", "[DIR|CONFIG]",
      "FLOPs against length: the paper's figure and exact", cli_policy_flops, NULL, 0, 1},
+    {"policy bench", "", "speeds as shares of what this machine can do", cli_policy_bench,
+     policy_bench_options, 0, 0},
     {"policy serve", "", "answer requests in the shapes of OpenAI's API", cli_policy_serve,
      policy_serve_options, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,

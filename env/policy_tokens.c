@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "policy/chat.h"
+#include "policy/file.h"
 #include "policy/token_train.h"
 #include "policy/utf8.h"
 
@@ -26,7 +27,7 @@ static GBytes *input_of(Cli *cli, gsize len_max, GError **error)
     const char *path = cli_arg(cli, 0);
     if (path == NULL || strcmp(path, "-") == 0)
         return fd_read_all(STDIN_FILENO, len_max, error);
-    return file_read(path, len_max, error);
+    return model_file_read(path, len_max, error);
 }
 
 static const char *as_text(GBytes *bytes, gsize *ret_len)
@@ -155,7 +156,7 @@ int cli_policy_detokenize(Cli *cli)
 static gboolean count_file(TokenTrainer *trainer, const char *path, GError **error)
 {
     gsize len;
-    g_autoptr(GBytes) bytes = file_read(path, G_MAXINT32, error);
+    g_autoptr(GBytes) bytes = model_file_read(path, G_MAXINT32, error);
     if (bytes == NULL)
         return FALSE;
     const char *text = as_text(bytes, &len);

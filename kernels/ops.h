@@ -218,6 +218,12 @@ typedef struct Ops {
     /* Decoupled weight decay, bias correction, eps outside the root (arXiv 1711.05101). */
     void (*adamw)(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *step);
     double (*sumsq)(const void *x, size_t n);
+
+    /* Ceilings for benchmarks, on the calling thread; NULL in the oracle. `ceiling_flops` does
+     * nothing but multiply-adds and returns how many operations they were; `ceiling_read` reads n
+     * floats in order. */
+    double (*ceiling_flops)(size_t rounds);
+    float (*ceiling_read)(const float *from, size_t n);
 } Ops;
 
 /* Scalar C, the oracle. */

@@ -234,7 +234,7 @@ static gboolean open_cgroup(Box *box, const BoxSpec *spec, GError **error)
         box->starter->attached = TRUE;
     }
     cgroup_wait_drained(box->cgroup);
-    box->oom_kills = cgroup_usage(box->cgroup).oom_kills;
+    box->oom_kills = box->last_oom_kills = cgroup_usage(box->cgroup).oom_kills;
     return cgroup_limits(box->cgroup, &spec->limits, error);
 }
 

@@ -35,10 +35,11 @@ struct Box {
     char *copy_dir; /* degraded mode: where the workspace was copied; else NULL */
     guint uid, gid, layers, landlock_abi;
     BoxNet net;
-    Egress *egress;      /* the proxy of BOX_NET_PROXY */
-    gboolean is_used_up; /* the keeper was killed for memory: every command is OUT_OF_MEMORY */
-    guint64 oom_kills;   /* of the slot's group when the box was opened */
-    gboolean is_sampled; /* init samples memory, since no cgroup counts it */
+    Egress *egress;         /* the proxy of BOX_NET_PROXY */
+    gboolean is_used_up;    /* the keeper was killed for memory: every command is OUT_OF_MEMORY */
+    guint64 oom_kills;      /* of the slot's group when the box was opened */
+    guint64 last_oom_kills; /* when the last command began */
+    gboolean is_sampled;    /* init samples memory, since no cgroup counts it */
     BoxBy disk_by;
     char *degraded_why;
 

@@ -52,6 +52,7 @@ struct BoxRun {
     guint64 mem_seen_bytes; /* then: the most that was seen */
     BoxOutcome cause;       /* why we killed it; NONE while we have not */
     CgroupUsage before;
+    guint64 staged_oom_kills; /* when the command before it began */
     gboolean has_report, done, asked_hard;
     SpecReply reply;
 };
@@ -488,11 +489,10 @@ static gboolean keeper_is_dead(const Box *box)
 
 /* The keeper and init share the memory limit; a command may leave so much on tmpfs that they are
  * killed for it, now or before this one. That is the commands' doing, not a failure of ours. */
-static gboolean use_up_if_oom(BoxRun *run)
+static gboolean use_up_if_oom_since(BoxRun *run, guint64 kills_before)
 {
     guint64 kills = cgroup_usage(run->box->cgroup).oom_kills;
-    if (kills <= run->before.oom_kills &&
-        !(kills > run->box->oom_kills && keeper_is_dead(run->box)))
+    if (kills <= kills_before && !(kills > run->box->oom_kills && keeper_is_dead(run->box)))
         return FALSE;
     run->box->is_used_up = TRUE;
     run->done = TRUE;
@@ -500,12 +500,18 @@ static gboolean use_up_if_oom(BoxRun *run)
     return TRUE;
 }
 
+static gboolean use_up_if_oom(BoxRun *run)
+{
+    return use_up_if_oom_since(run, run->before.oom_kills);
+}
+
 /* Init died without a word and nobody we know of did it. The command cannot kill its init, so this
- * is our machine's doing; blaming the command would make it a verdict. */
+ * is our machine's doing; blaming the command would make it a verdict. It was staged while the last
+ * one ran: killed for memory then, and counted, it may die a little later than it is taken. */
 static gboolean init_was_lost(BoxRun *run, const BoxResult *result)
 {
     return !run->box->is_used_up && !run->has_report && run->cause == BOX_NONE &&
-           result->oom_kills == 0 && !use_up_if_oom(run);
+           result->oom_kills == 0 && !use_up_if_oom_since(run, run->staged_oom_kills);
 }
 
 /* A step of ours failed on the way to the command, and no limit is the reason. */
@@ -565,7 +571,9 @@ BoxRun *box_start(Box *box, const BoxCommand *command, GError **error)
                     .init = {-1, -1},
                     .called_ns = clock_mono_ns(),
                     .wall_ms = box->limits.wall_ms,
-                    .before = cgroup_usage(box->cgroup)};
+                    .before = cgroup_usage(box->cgroup),
+                    .staged_oom_kills = box->last_oom_kills};
+    box->last_oom_kills = run->before.oom_kills;
     box->n_running++;
     if (command->wall_ms > 0 && (run->wall_ms == 0 || command->wall_ms < run->wall_ms))
         run->wall_ms = command->wall_ms;

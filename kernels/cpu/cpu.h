@@ -44,3 +44,5 @@ void CPU(moe_up_fwd)(void *a, void *b, void *act, const void *x, const MoePlan *
                      const MoeWeights *w);
 void CPU(moe_down_fwd)(void *y, void *expert_out, const void *act, const void *weights,
                        const MoePlan *plan, const MoeWeights *w);
+double CPU(ceiling_flops)(size_t rounds);
+float CPU(ceiling_read)(const float *from, size_t n);

@@ -34,4 +34,6 @@ void CPU(table)(Ops *ops)
     ops->moe_down_fwd = CPU(moe_down_fwd);
     ops->moe_bwd = CPU(moe_bwd);
     ops->logprob_fwd = CPU(logprob_fwd);
+    ops->ceiling_flops = CPU(ceiling_flops);
+    ops->ceiling_read = CPU(ceiling_read);
 }

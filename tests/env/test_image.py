@@ -570,6 +570,10 @@ def a_prebuilt_image_is_the_environment_of_a_task():
         log = "".join(path.read_text() for path in out.rglob("test_output.txt"))
         assert "PASSED by testbed with an extension word" in log, log
         assert "no secret" in log, log
+        if has_erofs(place)["status"] == "ok":  # its /testbed is then a directory of that file
+            place.run("image", "erofs", "swebench/sweb.eval.x86_64.own_1776_repo-1:latest")
+            place.run("eval", "--dataset", place.top / "rows.jsonl", "--predictions", "gold", "--cache", "off",
+                      "--environments", place.top / "env.conf", "--fail-under", "1", "--out", place.top / "out3")
         place.run("image", "rm", "swebench/sweb.eval.x86_64.own_1776_repo-1:latest")
         place.run("eval", "--dataset", place.top / "rows.jsonl", "--predictions", "gold", "--cache", "off",
                   "--environments", place.top / "env.conf", "--out", place.top / "out2", status=1)

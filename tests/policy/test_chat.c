@@ -315,7 +315,7 @@ static void add_call(const ChatCall *call, gpointer data)
 static void pieces_change_nothing(void)
 {
     guint64 state = 1;
-    for (guint round = 0; round < 20000; round++) {
+    for (guint round = 0; round < 3000; round++) {
         g_autoptr(GString) text = g_string_new(NULL);
         for (guint i = 1 + lab_below(&state, 3); i > 0; i--) {
             g_string_append(text, answers[lab_below(&state, G_N_ELEMENTS(answers))].text);
@@ -373,7 +373,7 @@ static void a_long_answer_fed_by_bytes_ends(void)
             const ChatSink sink = {add_reasoning, add_content, add_call, reply};
             g_autoptr(ChatParser) parser = chat_parser_new(&sink, FALSE);
             chat_parser_feed(parser, heads[i], strlen(heads[i]));
-            for (guint n = 0; n < 1u << 18; n++)
+            for (guint n = 0; n < 1u << 17; n++)
                 chat_parser_feed(parser, fills + k, 1);
             chat_parser_end(parser);
         }

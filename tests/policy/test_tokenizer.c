@@ -13,7 +13,7 @@
 
 #include <string.h>
 
-#define VOCAB 700
+#define VOCAB 560
 
 static Tokenizer *shared(void)
 {
@@ -161,20 +161,21 @@ static void the_cut_is_that_of_a_scanner_by_hand(void)
     pcre2_code *unassigned =
         pcre2_compile((PCRE2_SPTR) "\\p{Cn}", PCRE2_ZERO_TERMINATED, PCRE2_UTF, &why, &where, NULL);
     pcre2_match_data *data = pcre2_match_data_create(1, NULL);
-    for (guint round = 0; round < 20000; round++) {
+    for (guint round = 0; round < 4000; round++) {
         g_autoptr(GString) text = random_text(&state, 1 + lab_below(&state, 12));
         assert_same_cut(text->str, text->len);
     }
-    /* every character alone, after a letter, before a space and a mark */
+    /* every character alone, doubled after a letter, and before a space */
+    g_autoptr(GString) text = g_string_new(NULL);
     for (gunichar c = 0; c < 0x110000; c++) {
         if ((0xd800 <= c && c <= 0xdfff) || is_too_new(unassigned, data, c))
             continue;
-        g_autoptr(GString) text = g_string_new("a");
-        g_string_append_unichar(text, c);
-        g_string_append_unichar(text, c);
-        g_string_append(text, " b");
-        g_string_append_unichar(text, c);
+        for (const char *p = "a..  b.\n. "; *p != '\0'; p++)
+            g_string_append_unichar(text, *p == '.' ? c : (gunichar)*p);
+        if (text->len < 4096 && c + 1 < 0x110000)
+            continue;
         assert_same_cut(text->str, text->len);
+        g_string_truncate(text, 0);
     }
     pcre2_match_data_free(data);
     pcre2_code_free(unassigned);
@@ -183,7 +184,7 @@ static void the_cut_is_that_of_a_scanner_by_hand(void)
 static void merges_are_those_of_the_slow_way(void)
 {
     guint64 state = 3;
-    for (guint round = 0; round < 1000; round++) {
+    for (guint round = 0; round < 300; round++) {
         g_autoptr(GString) text = random_text(&state, 1 + lab_below(&state, 20));
         g_autoptr(GArray) fast = encode(shared(), text->str, text->len, TOKENS_PLAIN);
         g_autoptr(GArray) slow = tokens_new();
@@ -205,12 +206,12 @@ static void every_token_is_reached_by_its_bytes(void)
 }
 
 /* One piece, and texts that make a careless pattern or merger quadratic: it ends, that is all. */
-static void two_megabytes_without_a_break_are_no_trouble(void)
+static void a_megabyte_without_a_break_is_no_trouble(void)
 {
     static const char *const units[] = {"a",      "A",   "世",      " ",  "\n",  "!",
                                         "\u0300", "/",   "e\u0301", "'",  "the", "\xff",
                                         "\xe4",   " \n", "A\xff",   "!A", "\t1"};
-    const gsize wanted = 2u << 20;
+    const gsize wanted = 1u << 20;
     for (gsize i = 0; i < G_N_ELEMENTS(units); i++) {
         g_autoptr(GString) text = g_string_sized_new(wanted + 8);
         while (text->len < wanted)
@@ -261,7 +262,7 @@ static void the_longest_special_token_is_taken(void)
 static void text_by_bits_is_the_whole_text(void)
 {
     guint64 state = 4;
-    for (guint round = 0; round < 2000; round++) {
+    for (guint round = 0; round < 500; round++) {
         g_autoptr(GString) bytes = random_text(&state, 1 + lab_below(&state, 10));
         g_autoptr(GArray) ids = encode(shared(), bytes->str, bytes->len, TOKENS_PLAIN);
         g_autoptr(GString) whole = g_string_new(NULL), bits = g_string_new(NULL);
@@ -328,6 +329,13 @@ static void a_small_vocabulary_has_known_ids(void)
         const char *text, *ids;
     } rows[] = {
         {"", ""},
+        {"the tests of the items", "116 262 371 369 270 321"},
+        {"Hello's 1234!!!\n世界",
+         "72 101 108 108 111 39 115 32 374 52 33 33 33 10 314 150 231 149 140"},
+        {"    return amount + amount * rate\n", "263 451 337 331 337 330 423 10"},
+        {"La prueba falla; Модель читает. 🙂",
+         "76 97 447 97 292 303 108 97 59 269 156 208 353 180 275 354 209 140 466 46 32 316 153 "
+         "130"},
     };
     for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
         g_autoptr(GArray) ids = encode(shared(), rows[i].text, strlen(rows[i].text), TOKENS_PLAIN);
@@ -389,7 +397,7 @@ int main(int argc, char **argv)
     CASE(the_cut_is_that_of_a_scanner_by_hand);
     CASE(merges_are_those_of_the_slow_way);
     CASE(every_token_is_reached_by_its_bytes);
-    CASE(two_megabytes_without_a_break_are_no_trouble);
+    CASE(a_megabyte_without_a_break_is_no_trouble);
     CASE(plain_text_never_becomes_a_special_token);
     CASE(the_longest_special_token_is_taken);
     CASE(text_by_bits_is_the_whole_text);

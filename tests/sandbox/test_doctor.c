@@ -18,6 +18,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define FSOPEN 430
+
 /* What child_setup forbids; 0: nothing. */
 static guint refused_nr, refused_errno;
 
@@ -157,12 +159,17 @@ static void what_keeps_images_from_being_one_file_is_named(void)
         guint nr, err;
         const char *why;
     } rows[] = {
-        {430, ENODEV, "this kernel has no erofs"},
-        {430, EPERM, "it cannot be mounted"},
+        {FSOPEN, ENODEV, "this kernel has no erofs"},
+        {FSOPEN, EPERM, "it cannot be mounted"},
         {431, ENOTBLK, "from block devices only"},
         {428, EINVAL, "cannot clone detached mounts"},
     };
+    g_autoptr(json_t) plain = probe("", "");
+    const char *says = json_want_str(check_of(plain, "erofs"), "detail", NULL);
+    gboolean mounts = !lab_is_user() && strstr(says, "this kernel") == NULL;
     for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
+        if (rows[i].nr != FSOPEN && !mounts)
+            continue; /* it does not get that far */
         refused_nr = rows[i].nr;
         refused_errno = rows[i].err;
         g_autoptr(json_t) report = probe("", "");

@@ -13,6 +13,7 @@ import tempfile
 
 HERE = pathlib.Path(__file__).parent
 USER_ID = 61234
+TOO_LONG = 124  # as the box tool says it
 ENVIRON = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
 LIMITS = ["--mem", "3G", "--pids", "400", "--disk", "2G", "--file-size", "20G"]
 
@@ -51,11 +52,10 @@ class Sides:
             subprocess.run(["chown", "-Rh", f"{USER_ID}:{USER_ID}", self.top], check=True)
 
     def inside(self, line):
-        environ = {**ENVIRON, "HOME": "/tmp"}
-        words = [word for pair in environ.items() for word in ("--env", "=".join(pair))]
+        environ = ["=".join(pair) for pair in {**ENVIRON, "HOME": "/tmp"}.items()]
         work = ["--work", self.tree, "--work-path", self.here] if self.tree else []
-        done = subprocess.run([self.tool, "run", *words, *work, "--merge", "--wall", f"{self.wall_s}s", *LIMITS,
-                               "--", "/bin/sh", "-c", line], check=False, stdin=subprocess.DEVNULL,
+        done = subprocess.run([self.tool, "run", *work, "--merge", "--wall", f"{self.wall_s}s", *LIMITS, "--",
+                               "/usr/bin/env", "-i", *environ, "/bin/sh", "-c", line], check=False, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         return done.returncode, done.stdout.decode(errors="replace")
 
@@ -65,18 +65,19 @@ class Sides:
                                        env={**ENVIRON, "HOME": self.home, "TMPDIR": self.home}, stdout=output,
                                        stderr=output, start_new_session=True, **self.who)
             try:
-                process.wait(self.wall_s)
+                status = process.wait(self.wall_s)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()
+                status = TOO_LONG
             output.seek(0)
-            return output.read().decode(errors="replace")
+            return status, output.read().decode(errors="replace")
 
     def both(self, line):
-        """What it says outside and inside, run at the same time."""
+        """How it ends and what it says outside and inside, run at the same time."""
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             before, after = pool.submit(self.outside, line), pool.submit(self.inside, line)
-            return before.result(), after.result()[1]
+            return before.result(), after.result()
 
     def why_no_boxes(self):
         status, said = self.inside("exit 0")
@@ -99,8 +100,13 @@ class Report:
             print("#", note)
         print("not ok" if bad else "ok", self.lines, "-", name + (f" # SKIP {skip}" if skip else ""), flush=True)
 
-    def compare(self, name, before, after, prefix=""):
-        bad = []
+    def compare(self, name, sides, line, outcomes, prefix=""):
+        (status, said), (status_inside, said_inside) = sides.both(line)
+        if TOO_LONG in (status, status_inside):
+            late = [side for side, how in (("outside", status), ("inside", status_inside)) if how == TOO_LONG]
+            self.say(name, skip=f"not done in {sides.wall_s} s " + " and ".join(late))
+            return
+        before, after, bad = outcomes(said), outcomes(said_inside), []
         for test, how in before.items():
             if how != "ok":
                 continue

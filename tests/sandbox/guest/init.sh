@@ -50,6 +50,7 @@ sleep 100000 &
 echo $! > $G/slice/session/cgroup.procs
 echo "@@ kernel $(uname -r)"
 . /t/plan
+find $G -name 'assay-box-*-s[0-9]*' # by name, for whoever looks for who left them
 echo "@@ leftovers $(find $G -name 'assay-box-*-s[0-9]*' | wc -l)"
 sync
 echo o > /proc/sysrq-trigger

@@ -1,0 +1,79 @@
+/*
+ * assay policy bench: speeds of the CPU path as shares of what this machine can do.
+ */
+#include "env/cli.h"
+
+#include "base/error.h"
+#include "policy/bench.h"
+#include "policy/init.h"
+
+typedef struct {
+    Cli *cli;
+    CliTable *table; /* NULL: JSON lines */
+} Printer;
+
+static void print_row(const BenchRow *row, gpointer user)
+{
+    Printer *p = user;
+
+    if (p->table) {
+        g_autofree char *value = g_strdup_printf("%.4g", row->value);
+        g_autofree char *bound = row->bound > 0 ? g_strdup_printf("%.4g", row->bound) : NULL;
+        g_autofree char *share =
+            row->bound > 0 ? g_strdup_printf("%.2f", row->value / row->bound) : NULL;
+
+        cli_table_add(p->table, row->group, row->what, value, row->unit, bound ? bound : "-",
+                      share ? share : "-", NULL);
+        cli_say(p->cli, "%s: %s: %s %s", row->group, row->what, value, row->unit);
+    } else {
+        g_autoptr(json_t) line = json_pack("{s:s, s:s, s:f, s:s}", "group", row->group, "what",
+                                           row->what, "value", row->value, "unit", row->unit);
+
+        if (row->bound > 0) {
+            json_object_set_new(line, "bound", json_real(row->bound));
+            json_object_set_new(line, "share", json_real(row->value / row->bound));
+        }
+        cli_print_json(line);
+    }
+}
+
+static gboolean number_of(Cli *cli, const char *name, guint64 fallback, guint64 most,
+                          guint64 *ret_number, GError **error)
+{
+    const char *text = cli_option(cli, name);
+
+    *ret_number = fallback;
+    if (text == NULL || g_ascii_string_to_unsigned(text, 10, 1, most, ret_number, NULL))
+        return TRUE;
+    return error_set(error, ASSAY_ERROR_INPUT, "--%s: %s is not in 1 .. %" G_GUINT64_FORMAT, name,
+                     text, most);
+}
+
+int cli_policy_bench(Cli *cli)
+{
+    GError *error = NULL;
+    const char *preset = cli_option(cli, "preset");
+    const char *format = cli_option(cli, "weights");
+    Printer printer = {.cli = cli};
+    guint64 rounds, context;
+    ModelConfig config;
+
+    if (format && !g_str_equal(format, "bf16") && !g_str_equal(format, "f32"))
+        return cli_usage(cli, "--weights: %s is neither bf16 nor f32", format);
+    if (!number_of(cli, "rounds", 9, 99, &rounds, &error) ||
+        !number_of(cli, "context", 1 << 20, 1 << 24, &context, &error) ||
+        !init_preset(preset ? preset : "t14", &config, &error))
+        return cli_error(cli, error, NULL);
+    cli_say(cli, "%s, %s, %s weights", preset ? preset : "t14", ops_cpu()->name,
+            format ? format : "bf16");
+    if (!cli->json)
+        printer.table = cli_table_new(
+            cli, (const char *[]){"group", "what", "value", "unit", "bound", "share", NULL});
+    if (!bench_run(ops_cpu(), &config,
+                   format && g_str_equal(format, "f32") ? WEIGHT_REAL : WEIGHT_BF16, (guint)rounds,
+                   (gint64)context, print_row, &printer, &error))
+        return cli_error(cli, error, NULL);
+    if (printer.table)
+        cli_table_end(printer.table);
+    return CLI_OK;
+}

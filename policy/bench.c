@@ -1,0 +1,382 @@
+/*
+ * Measuring the CPU path against what the machine can do.
+ *
+ * Invariants
+ *  1. A figure and its ceiling come from one run; figures are medians of rounds.
+ *  2. Operations and bytes are counted from the config and the routing that happened, not guessed.
+ *
+ * Not here: correctness (tests/), printing (env/).
+ */
+#include "policy/bench.h"
+
+#include "policy/forward.h"
+#include "policy/init.h"
+
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define READ_FLOATS (64u << 20) /* beyond any cache */
+#define ROUNDS_MAX  99
+
+typedef struct {
+    const Ops *ops;
+    Model *model;
+    guint rounds;
+    double peak, bandwidth; /* operations and bytes per second, all threads */
+    BenchFunc func;
+    gpointer user;
+} Bench;
+
+static double now(void)
+{
+    return (double)g_get_monotonic_time() / 1e6;
+}
+
+static int double_compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Median seconds of `run` over the rounds. */
+static double timed(const Bench *b, void (*run)(gpointer), gpointer data)
+{
+    double seconds[ROUNDS_MAX];
+
+    run(data);
+    for (guint r = 0; r < b->rounds; r++) {
+        double start = now();
+
+        run(data);
+        seconds[r] = now() - start;
+    }
+    qsort(seconds, b->rounds, sizeof *seconds, double_compare);
+    return seconds[b->rounds / 2];
+}
+
+static void report(const Bench *b, const char *group, const char *unit, double value, double bound,
+                   const char *format, ...) G_GNUC_PRINTF(6, 7);
+static void report(const Bench *b, const char *group, const char *unit, double value, double bound,
+                   const char *format, ...)
+{
+    BenchRow row = {.group = group, .value = value, .unit = unit, .bound = bound};
+    va_list args;
+
+    va_start(args, format);
+    g_vsnprintf(row.what, sizeof row.what, format, args);
+    va_end(args);
+    b->func(&row, b->user);
+}
+
+/* ---- ceilings ---- */
+
+#define FLOPS_ROUNDS 2000000u
+
+static void run_flops(gpointer data)
+{
+    const Bench *b = data;
+
+#pragma omp parallel
+    b->ops->ceiling_flops(FLOPS_ROUNDS);
+}
+
+typedef struct {
+    const Bench *bench;
+    const float *from;
+    float sum; /* so that the reading is not thrown away */
+} Reading;
+
+static void run_read(gpointer data)
+{
+    Reading *r = data;
+    float sum = 0;
+
+#pragma omp parallel reduction(+ : sum)
+    {
+        size_t part = READ_FLOATS / (size_t)omp_get_num_threads();
+
+        sum += r->bench->ops->ceiling_read(r->from + part * (size_t)omp_get_thread_num(), part);
+    }
+    r->sum = sum;
+}
+
+static void run_nothing(gpointer data)
+{
+    (void)data;
+    for (int i = 0; i < 1000; i++) {
+#pragma omp parallel
+        __asm__ volatile("" ::: "memory");
+    }
+}
+
+static void measure_ceilings(Bench *b)
+{
+    int threads = omp_get_max_threads();
+    g_autofree float *block = g_new(float, READ_FLOATS);
+    Reading reading = {b, block, 0};
+
+    for (size_t i = 0; i < READ_FLOATS; i++)
+        block[i] = (float)i;
+    for (int n = 1; n <= threads; n = n < threads ? threads : n + 1) {
+        omp_set_num_threads(n);
+        b->peak = b->ops->ceiling_flops(FLOPS_ROUNDS) * n / timed(b, run_flops, b);
+        b->bandwidth = 4.0 * READ_FLOATS / timed(b, run_read, &reading);
+        report(b, "ceiling", "GFLOP/s", b->peak / 1e9, 0, "multiply-adds, %d threads", n);
+        report(b, "ceiling", "GB/s", b->bandwidth / 1e9, 0, "reading memory, %d threads", n);
+    }
+    report(b, "ceiling", "us", timed(b, run_nothing, NULL) * 1e3, 0,
+           "waking and waiting for %d threads", threads);
+}
+
+/* ---- kernels ---- */
+
+typedef struct {
+    const Bench *bench;
+    OpsWeight w;
+    void *x, *y;
+    int rows;
+} Gemm;
+
+static void run_gemm(gpointer data)
+{
+    const Gemm *g = data;
+
+    g->bench->ops->gemm_fwd(g->y, g->x, &g->w, g->rows, GEMM_ROUNDED);
+}
+
+static void *aligned(gsize bytes)
+{
+    void *at = NULL;
+
+    if (posix_memalign(&at, 64, bytes))
+        g_error("bench: no memory for %" G_GSIZE_FORMAT " bytes", bytes);
+    return memset(at, 0, bytes);
+}
+
+static void measure_gemm(const Bench *b, int rows, int n, int k, WeightFormat format)
+{
+    Gemm g = {.bench = b, .w = {.n = n, .k = k, .format = format}, .rows = rows};
+    double work = 2.0 * rows * n * k;
+
+    g.w.data = aligned(b->ops->weight_bytes(format, n, k));
+    g.x = aligned((gsize)rows * (gsize)k * sizeof(float));
+    g.y = aligned((gsize)rows * (gsize)n * sizeof(float));
+    report(b, "kernel", "GFLOP/s", work / timed(b, run_gemm, &g) / 1e9, b->peak / 1e9,
+           "product %d x %d x %d, %s weights", rows, n, k, format == WEIGHT_BF16 ? "bf16" : "f32");
+    free(g.w.data);
+    free(g.x);
+    free(g.y);
+}
+
+typedef struct {
+    const Bench *bench;
+    OpsSpan span;
+    void *qkv, *o;
+} Lightning;
+
+static void run_lightning(gpointer data)
+{
+    const Lightning *l = data;
+    const Model *m = l->bench->model;
+    const ModelConfig *c = &m->config;
+
+    l->bench->ops->lightning_fwd(
+        l->o, l->qkv, &l->span, 1, 0, 0, m->layers[0].decay,
+        (OpsHeads){(int)c->heads, (int)c->kv_heads, (int)c->head_dim, (int)c->chunk});
+}
+
+/* Per token and head: q S and the fold, 2 d^2 each; scores and their product, C d each at least. */
+static void measure_lightning(const Bench *b)
+{
+    const ModelConfig *c = &b->model->config;
+    int rows = 2048;
+    gsize one = (gsize)c->attn_dim * sizeof(float);
+    Lightning l = {.bench = b, .span = {.rows = rows}};
+    double work = rows * (double)c->attn_dim * (4.0 * c->head_dim + 2.0 * (c->chunk + 1));
+
+    l.span.state_in = l.span.state_out = aligned(b->model->cache.state_bytes);
+    l.span.open = aligned(b->model->cache.open_bytes);
+    l.qkv = aligned((gsize)rows * 3 * one);
+    l.o = aligned((gsize)rows * one);
+    report(b, "kernel", "GFLOP/s", work / timed(b, run_lightning, &l) / 1e9, b->peak / 1e9,
+           "lightning attention, %u heads of %u, chunks of %u", c->heads, c->head_dim, c->chunk);
+    free(l.span.state_out);
+    free(l.span.open);
+    free(l.qkv);
+    free(l.o);
+}
+
+/* ---- the model ---- */
+
+typedef struct {
+    const Bench *bench;
+    CachePool *pool;
+    GPtrArray *seqs; /* SeqCache */
+    Acts *acts;
+    float *logits;
+    int *ids;
+    int64_t *positions;
+    OpsSpan *spans;
+    int rows_each;
+} Step;
+
+/* One forward of `rows_each` rows of every sequence, at the same place each time. */
+static void run_step(gpointer data)
+{
+    Step *s = data;
+    Batch batch = {.rows = (int)s->seqs->len * s->rows_each,
+                   .n_spans = (int)s->seqs->len,
+                   .ids = s->ids,
+                   .positions = s->positions,
+                   .spans = s->spans};
+
+    forward(s->bench->model, s->acts, &batch);
+    forward_logits(s->bench->model, s->logits, s->acts->hidden, (int)s->seqs->len);
+}
+
+static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 context, GError **error)
+{
+    const ModelConfig *c = &b->model->config;
+    Step *s = g_new0(Step, 1);
+    int rows = sequences * rows_each;
+
+    s->bench = b;
+    s->rows_each = rows_each;
+    s->pool = cache_pool_new(b->model, G_MAXSIZE);
+    s->seqs = g_ptr_array_new_with_free_func((GDestroyNotify)seq_cache_free);
+    s->acts = acts_new(b->model, rows, FALSE, error);
+    s->logits = aligned((gsize)rows * c->vocab * sizeof(float));
+    s->ids = g_new0(int, rows);
+    s->positions = g_new0(int64_t, rows);
+    s->spans = g_new0(OpsSpan, sequences);
+    for (int n = 0; n < sequences && s->acts; n++) {
+        SeqCache *seq = seq_cache_new(s->pool);
+
+        g_ptr_array_add(s->seqs, seq);
+        if (context > 0 && seq_cache_reserve(seq, (int)context))
+            seq_cache_advance(seq, (int)context);
+        seq_cache_reserve(seq, rows_each);
+        s->spans[n] = seq_cache_span(seq, n * rows_each, rows_each);
+        for (int t = 0; t < rows_each; t++) {
+            s->ids[n * rows_each + t] = (n * 7919 + t * 104729) % (int)c->vocab_valid;
+            s->positions[n * rows_each + t] = context + t;
+        }
+    }
+    return s;
+}
+
+static void step_free(Step *s)
+{
+    g_ptr_array_unref(s->seqs);
+    cache_pool_free(s->pool);
+    acts_free(s->acts);
+    free(s->logits);
+    g_free(s->ids);
+    g_free(s->positions);
+    g_free(s->spans);
+    g_free(s);
+}
+
+static gsize weight_size(const Bench *b, const OpsWeight *w)
+{
+    return b->ops->weight_bytes(w->format, w->n, w->k);
+}
+
+/* Bytes of weights that one step of these rows reads: experts by the routing that happened. The
+ * activations are kept for one layer, so its routing stands for all. */
+static double step_bytes(const Step *s)
+{
+    const Model *m = s->bench->model;
+    const ModelConfig *c = &m->config;
+    const MoePlan *plan = &s->acts->layers[0].plan;
+    double bytes = (double)weight_size(s->bench, &m->head), caches;
+    guint touched = 0;
+
+    for (guint e = 0; e < c->experts; e++)
+        touched += plan->offsets[e + 1] > plan->offsets[e];
+    for (guint l = 0; l < c->layers; l++) {
+        const LayerWeights *w = &m->layers[l];
+        const OpsWeight *dense[] = {&w->qkv, &w->gate, &w->out, &w->q,
+                                    &w->k,   &w->v,    &w->o,   &w->router};
+
+        for (guint i = 0; i < G_N_ELEMENTS(dense); i++)
+            bytes += dense[i]->data ? (double)weight_size(s->bench, dense[i]) : 0;
+        bytes += touched * 3.0 * (double)weight_size(s->bench, &w->w1[0]);
+    }
+    caches = (double)m->cache.state_bytes + (double)m->cache.open_bytes +
+             (double)m->cache.page_bytes * (double)(s->positions[0] / c->chunk + 1);
+    return bytes + caches * s->seqs->len;
+}
+
+/* Operations of the rows: matrices that a token meets, states, chunks, keys and values. */
+static double step_flops(const Step *s)
+{
+    const ModelConfig *c = &s->bench->model->config;
+    double rows = (double)s->seqs->len * s->rows_each, pairs = 0;
+    double dense = 2.0 * (double)tensors_params_active(c);
+    double light = c->lightning_layers * (double)c->attn_dim * (4.0 * c->head_dim + 2.0 * c->chunk);
+
+    for (int t = 0; t < s->rows_each; t++)
+        pairs += (double)s->positions[t] + 1;
+    return rows * (dense + light) + 2.0 * s->seqs->len * (double)c->vocab * c->hidden +
+           4.0 * c->softmax_layers * (double)c->attn_dim * pairs * s->seqs->len;
+}
+
+/* `group` at a batch; value and bound in tokens per second. */
+static gboolean measure_step(const Bench *b, const char *group, int sequences, int rows_each,
+                             gint64 context, GError **error)
+{
+    Step *s = step_new(b, sequences, rows_each, context, error);
+    double seconds, bound, tokens = (double)sequences * rows_each;
+
+    if (!s->acts) {
+        step_free(s);
+        return FALSE;
+    }
+    seconds = timed(b, run_step, s);
+    bound = MAX(step_bytes(s) / b->bandwidth, step_flops(s) / b->peak);
+    report(b, group, "token/s", tokens / seconds, tokens / bound,
+           "%d sequences, %d rows each, at %" G_GINT64_FORMAT, sequences, rows_each, context);
+    step_free(s);
+    return TRUE;
+}
+
+static gboolean model_open(Bench *b, const ModelConfig *config, WeightFormat format, GError **error)
+{
+    b->model = model_new(b->ops, config, format, error);
+    for (guint i = 0; b->model && i < tensors_count(config); i++) {
+        TensorInfo t = tensors_info(config, i);
+        g_autofree double *values = g_new(double, t.count);
+        g_autofree float *rows = g_new(float, t.count);
+
+        init_values(config, 1, i, 0, t.count, values);
+        for (guint64 j = 0; j < t.count; j++)
+            rows[j] = (float)values[j];
+        model_set(b->model, &t, rows);
+    }
+    return b->model != NULL;
+}
+
+gboolean bench_run(const Ops *ops, const ModelConfig *config, WeightFormat format, guint rounds,
+                   gint64 context_max, BenchFunc func, gpointer user, GError **error)
+{
+    static const int batches[] = {1, 16, 64};
+    Bench b = {.ops = ops, .rounds = CLAMP(rounds, 1, ROUNDS_MAX), .func = func, .user = user};
+    gboolean ok = model_open(&b, config, format, error);
+
+    if (ok) {
+        measure_ceilings(&b);
+        measure_gemm(&b, 1024, 1024, 1024, WEIGHT_REAL);
+        measure_gemm(&b, 1024, 1024, 1024, WEIGHT_BF16);
+        measure_lightning(&b);
+    }
+    for (guint i = 0; ok && i < G_N_ELEMENTS(batches); i++)
+        ok = measure_step(&b, "decode", batches[i], 1, 1024, error);
+    ok = ok && measure_step(&b, "prefill", 1, 1024, 0, error);
+    for (gint64 context = 1024; ok && context <= context_max; context *= 32)
+        ok = measure_step(&b, "context", 1, 1, context, error);
+    model_free(b.model);
+    return ok;
+}
