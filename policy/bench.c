@@ -187,7 +187,7 @@ static void run_lightning(gpointer data)
         (OpsHeads){(int)c->heads, (int)c->kv_heads, (int)c->head_dim, (int)c->chunk});
 }
 
-/* Per token and head: q S and the fold, 2 d^2 each; scores and their product, 2 C d each at most. */
+/* Per token and head: q S and the fold, 2 d^2 each; scores and their product, C d each at least. */
 static void measure_lightning(const Bench *b)
 {
     const ModelConfig *c = &b->model->config;

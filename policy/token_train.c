@@ -18,6 +18,7 @@
 #include "policy/token_train.h"
 
 #include "base/error.h"
+#include "policy/token_hash.h"
 #include "policy/token_split.h"
 #include "policy/tokenizer_build.h"
 
@@ -42,10 +43,7 @@ struct TokenTrainer {
 static guint piece_hash(gconstpointer key)
 {
     const Piece *piece = key;
-    guint64 hash = 14695981039346656037ull; /* FNV-1a */
-    for (guint32 i = 0; i < piece->len; i++)
-        hash = (hash ^ (guint8)piece->bytes[i]) * 1099511628211ull;
-    return (guint)(hash ^ hash >> 32);
+    return token_hash_bytes(piece->bytes, piece->len);
 }
 
 static gboolean piece_equal(gconstpointer a, gconstpointer b)
@@ -125,7 +123,7 @@ typedef struct Search {
 static guint pair_hash(gconstpointer key)
 {
     const Pair *pair = key;
-    return ((guint)pair->left * 0x9e3779b1u) ^ (guint)pair->right;
+    return (guint)token_hash_word((guint64)pair->left << 32 | (guint64)pair->right, 32);
 }
 
 static gboolean pair_equal(gconstpointer a, gconstpointer b)

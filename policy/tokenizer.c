@@ -16,6 +16,7 @@
 #include "policy/tokenizer_build.h"
 
 #include "base/error.h"
+#include "policy/token_hash.h"
 #include "policy/token_split.h"
 #include "policy/utf8.h"
 
@@ -48,10 +49,7 @@ struct Tokenizer {
 static guint token_hash(gconstpointer key)
 {
     const Token *token = key;
-    guint32 hash = 2166136261u; /* FNV-1a */
-    for (guint32 i = 0; i < token->len; i++)
-        hash = (hash ^ (guint8)token->bytes[i]) * 16777619u;
-    return hash;
+    return token_hash_bytes(token->bytes, token->len);
 }
 
 static gboolean token_equal(gconstpointer a, gconstpointer b)
@@ -104,7 +102,7 @@ static guint64 slot_key(gint32 left, gint32 right)
 static guint64 *slot_find(const Tokenizer *tokenizer, guint64 key)
 {
     guint64 mask = (1ull << tokenizer->slot_bits) - 1;
-    guint64 at = (key >> ID_BITS) * 0x9e3779b97f4a7c15ull >> (64 - tokenizer->slot_bits);
+    guint64 at = token_hash_word(key >> ID_BITS, tokenizer->slot_bits);
     while (tokenizer->slots[at] != SLOT_EMPTY && (tokenizer->slots[at] & ~(guint64)ID_MASK) != key)
         at = (at + 1) & mask;
     return &tokenizer->slots[at];

@@ -1,5 +1,5 @@
 /*
- * Every op of every table that this machine runs, against the oracle in f64: odd sizes, no rows, one
+ * Every op of every table that this machine runs, against the oracle in f64: odd sizes, no or one
  * row, outputs that begin as NaN. A case is a function from an op table to numbers; inputs are made
  * from a seed and are the same in every type, exactly.
  */

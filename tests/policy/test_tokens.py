@@ -96,7 +96,7 @@ def bad_input_is_named(tmp):
     rows = [
         (("tokenize",), b"", 2, "tokenize needs --tokenizer DIR"),
         (("tokenize", "--tokenizer", tmp), b"", 3, "no tokenizer.json and no merges.txt"),
-        (("tokenize", "--tokenizer", where, tmp / "absent"), b"", 1, "absent"),
+        (("tokenize", "--tokenizer", where, tmp / "absent"), b"", 3, "absent: there is no such file"),
         (("tokenize", "--tokenizer", where, "--chat"), b"[", 2, "line 1 column 1"),
         (("tokenize", "--tokenizer", where, "--chat"), b'{"message":[]}', 2, "did you mean messages?"),
         (("tokenize", "--tokenizer", where, "--chat"), b'{"messages":[{"role":"x"}]}', 2, "messages[0].role"),
