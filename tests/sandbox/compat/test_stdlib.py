@@ -25,7 +25,7 @@ def outcomes(text):
     """Test id -> how it ended, from unittest's verbose lines: what a test prints may come between."""
     ended, last = {}, None
     for line in text.splitlines():
-        start = re.match(r"(\w+) \(([\w.]+)\)", line)
+        start = re.match(r"(test\w*|runTest) \(([\w.]+)\)", line)
         if start:
             last = start.group(2)
             last = last if last.endswith("." + start.group(1)) else f"{last}.{start.group(1)}"
