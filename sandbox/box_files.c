@@ -27,7 +27,6 @@
 #include <sys/syscall.h>
 
 #define RESOLVE (KERNEL_RESOLVE_BENEATH | KERNEL_RESOLVE_NO_SYMLINKS | KERNEL_RESOLVE_NO_MAGICLINKS)
-#define TRIES   16 /* openat2 gives EAGAIN while something renames directories on the way */
 
 /* The path below root_fd; NULL when it is not one that can exist. */
 static char *below_root(const Box *box, const char *path, GError **error)
@@ -79,10 +78,7 @@ static gboolean set_open_error(GError **error, int err)
 
 static int open_below(int top_fd, const char *path, guint64 flags, GError **error)
 {
-    int fd = -1;
-    errno = EAGAIN;
-    for (int i = 0; i < TRIES && fd < 0 && errno == EAGAIN; i++)
-        fd = kernel_openat2(top_fd, path, flags | O_CLOEXEC, 0, RESOLVE);
+    int fd = kernel_openat2(top_fd, path, flags | O_CLOEXEC, 0, RESOLVE);
     if (fd < 0)
         set_open_error(error, errno);
     return fd;

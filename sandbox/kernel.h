@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <errno.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -61,12 +62,17 @@ struct kernel_open_how {
 #define KERNEL_RESOLVE_NO_MAGICLINKS 0x02u
 #define KERNEL_RESOLVE_NO_SYMLINKS   0x04u
 #define KERNEL_RESOLVE_BENEATH       0x08u
+#define KERNEL_OPENAT2_TRIES         64
 
 static inline int kernel_openat2(int dir_fd, const char *path, uint64_t flags, uint64_t mode,
                                  uint64_t resolve)
 {
     struct kernel_open_how how = {flags, mode, resolve};
-    return (int)syscall(KERNEL_NR_OPENAT2, dir_fd, path, &how, sizeof how);
+    int fd = -1;
+    errno = EAGAIN; /* is given while anyone renames or mounts anywhere: ".." could not be judged */
+    for (int i = 0; i < KERNEL_OPENAT2_TRIES && fd < 0 && errno == EAGAIN; i++)
+        fd = (int)syscall(KERNEL_NR_OPENAT2, dir_fd, path, &how, sizeof how);
+    return fd;
 }
 
 #define KERNEL_AT_EMPTY_PATH      0x1000u
