@@ -114,19 +114,22 @@ static void other_processes_are_out_of_reach(void)
 
 static void daemons_are_dead_when_the_command_returns(void)
 {
-    static const char *const lines[] = {"(setsid sleep 1000 &); sleep 1000 & echo x",
-                                        "(setsid sleep 1000 &); sleep 1000"};
+    /* a number of our own: ps sees all of the machine's processes here */
+    g_autofree char *nap = g_strdup_printf("sleep %d", 1000000 + (int)getpid());
+    g_autofree char *finds = g_strdup_printf("ps -A -o args= | grep -c '^%s'", nap);
+    g_autofree char *ends = g_strdup_printf("(setsid %s &); %s & echo x", nap, nap);
+    g_autofree char *stays = g_strdup_printf("(setsid %s &); %s", nap, nap);
     BoxSpec spec = degraded_spec();
     spec.limits.wall_ms = 500;
     g_autoptr(Box) box = lab_open(&spec);
     g_auto(BoxResult) one = {0}, two = {0};
-    g_autofree char *first = lab_sh(box, lines[0], &one);
+    g_autofree char *first = lab_sh(box, ends, &one);
     g_assert_cmpint(one.outcome, ==, BOX_EXITED);
     g_assert_cmpuint(one.leftover_procs, ==, 2);
-    g_autofree char *second = lab_sh(box, lines[1], &two);
+    g_autofree char *second = lab_sh(box, stays, &two);
     g_assert_cmpint(two.outcome, ==, BOX_TIMED_OUT);
     g_auto(BoxResult) three = {0};
-    g_autofree char *left = lab_sh(box, "ps -A -o args= | grep -c '^sleep 1000'", &three);
+    g_autofree char *left = lab_sh(box, finds, &three);
     g_assert_cmpstr(left, ==, "0");
 }
 

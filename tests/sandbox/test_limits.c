@@ -179,8 +179,8 @@ static void a_cpu_cap_holds_back_two_spinners(void)
     g_assert_cmpint(result.outcome, ==, BOX_TIMED_OUT);
     if (g_str_equal(by, "affinity"))
         g_assert_cmpuint(used_us, <, 1400000); /* one CPU at most */
-    else
-        g_assert_cmpuint(used_us, <, 500000);
+    else /* two spinners use 2.4 s; an emulated machine counts coarsely */
+        g_assert_cmpuint(used_us, <, MIN(lab_ms(500000), 1000000));
 }
 
 static void every_limit_names_who_holds_it(void)

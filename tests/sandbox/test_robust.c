@@ -164,8 +164,9 @@ static void nothing_survives_a_killed_worker(void)
     g_assert_cmpint(waitpid(worker, NULL, 0), ==, worker);
     g_assert_true(lab_wait_gone(pids, 5000));
 
-    if (lab_count_groups(worker) > 0)
-        g_assert_cmpuint(box_sweep_stale(), >=, 1);
+    gboolean left = lab_count_groups(worker) > 0;
+    guint swept = box_sweep_stale(); /* a delegated group may lie deeper than we count */
+    g_assert_true(swept >= 1 || !left);
     g_assert_cmpuint(lab_count_groups(worker), ==, 0);
     close(ends[0]);
 }
