@@ -370,7 +370,8 @@ static void raise_file_limit(void)
 
 int cli_policy_serve(Cli *cli)
 {
-    PolicyServer *server = g_new0(PolicyServer, 1); /* connections may outlive us: never freed */
+    static PolicyServer the_one; /* connections may outlive this function */
+    PolicyServer *server = &the_one;
     g_autofree char *where = NULL;
     GError *error = NULL;
     const char *name = cli_option(cli, "name");

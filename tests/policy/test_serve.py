@@ -265,7 +265,8 @@ def a_thousand_idle_connections_cost_little(tmp):
         wait_for(lambda: s.metric("assay_policy_connections") >= 1000)
         s.post("/v1/completions", prompt="x", n=64, max_tokens=8)
         grown = resident() - before
-        assert grown < 64 << 20, grown
+        # sanitizers keep what was freed
+        assert grown < 64 << 20 or "ASAN_OPTIONS" in os.environ, grown
         for connection in idle:
             connection.close()
         wait_for(lambda: s.metric("assay_policy_connections") < 10)
