@@ -134,11 +134,6 @@ void backward_free(Backward *b)
 
 /* ---- blocks ---- */
 
-static OpsHeads heads_of(const ModelConfig *c)
-{
-    return (OpsHeads){(int)c->heads, (int)c->kv_heads, (int)c->head_dim, (int)c->chunk};
-}
-
 /* dx (+)= dy W, and the gradient of W. */
 static void linear_bwd(const Model *m, void *dx, void *dw, const void *dy, const void *x,
                        const OpsWeight *w, int rows, int add)
@@ -161,7 +156,7 @@ static void attention_lightning_bwd(Backward *b, const Model *m, Grads *g, guint
     m->ops->gatenorm_bwd(b->do_, b->dgate, grads_tensor(g, l, SLOT_ATTN_NORM, 0), b->dmixed, s->o,
                          s->gate, s->rstd_attn, w->attn_norm, rows, (int)c->attn_dim);
     m->ops->lightning_bwd(b->dqkv, b->do_, s->qkv, batch->spans, caches, batch->n_spans,
-                          m->cache.state[l], m->cache.open[l], w->decay, heads_of(c), b->states);
+                          m->cache.state[l], m->cache.open[l], w->decay, model_heads(c), b->states);
     m->ops->silu_bwd(b->dqkv, b->dqkv, s->z, (size_t)rows * c->qkv_dim);
     linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_QKV, 0), b->dqkv, s->h, &w->qkv, rows, 1);
     linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_OUTPUT_GATE, 0), b->dgate, s->h, &w->gate, rows,
@@ -177,7 +172,7 @@ static void attention_softmax_bwd(Backward *b, const Model *m, Grads *g, guint l
 
     linear_bwd(m, b->do_, grads_tensor(g, l, SLOT_O, 0), b->dbranch, s->o, &w->o, rows, 0);
     m->ops->attn_bwd(b->dq, b->dk, b->dv, b->do_, s->o, s->lse, s->q, batch->spans, caches,
-                     batch->n_spans, m->cache.page[l], heads_of(c));
+                     batch->n_spans, m->cache.page[l], model_heads(c));
     m->ops->rope(b->dq, batch->positions, m->inv_freq, half, rows, (int)c->heads, (int)c->head_dim,
                  -1);
     m->ops->rope(b->dk, batch->positions, m->inv_freq, half, rows, (int)c->kv_heads,

@@ -182,9 +182,8 @@ static void run_lightning(gpointer data)
     const Model *m = l->bench->model;
     const ModelConfig *c = &m->config;
 
-    l->bench->ops->lightning_fwd(
-        l->o, l->qkv, &l->span, 1, 0, 0, m->layers[0].decay,
-        (OpsHeads){(int)c->heads, (int)c->kv_heads, (int)c->head_dim, (int)c->chunk});
+    l->bench->ops->lightning_fwd(l->o, l->qkv, &l->span, 1, 0, 0, m->layers[0].decay,
+                                 model_heads(c));
 }
 
 /* Per token and head: q S and the fold, 2 d^2 each; scores and their product, C d each at least. */

@@ -159,11 +159,6 @@ void acts_free(Acts *acts)
 
 /* ---- blocks ---- */
 
-static OpsHeads heads_of(const ModelConfig *c)
-{
-    return (OpsHeads){(int)c->heads, (int)c->kv_heads, (int)c->head_dim, (int)c->chunk};
-}
-
 /* y = W_out ( sigmoid(W_gate h) (.) RMSNorm(lightning(SiLU(W_qkv h))) ) */
 static void attention_lightning(const Model *m, guint l, LayerActs *s, const Batch *b, void *y)
 {
@@ -174,7 +169,7 @@ static void attention_lightning(const Model *m, guint l, LayerActs *s, const Bat
     ops->gemm_fwd(s->z, s->h, &w->qkv, b->rows, GEMM_ROUNDED);
     ops->silu_fwd(s->qkv, s->z, (size_t)b->rows * c->qkv_dim);
     ops->lightning_fwd(s->o, s->qkv, b->spans, b->n_spans, m->cache.state[l], m->cache.open[l],
-                       w->decay, heads_of(c));
+                       w->decay, model_heads(c));
     ops->gemm_fwd(s->gate, s->h, &w->gate, b->rows, GEMM_ROUNDED);
     ops->gatenorm_fwd(s->mixed, s->rstd_attn, s->o, s->gate, w->attn_norm, b->rows,
                       (int)c->attn_dim, c->lightning_norm_eps);
@@ -196,7 +191,7 @@ static void attention_softmax(const Model *m, guint l, LayerActs *s, const Batch
     ops->rope(s->k, b->positions, m->inv_freq, half, b->rows, (int)c->kv_heads, (int)c->head_dim,
               1);
     ops->attn_fwd(s->o, s->lse, s->q, s->k, s->v, b->spans, b->n_spans, m->cache.page[l],
-                  heads_of(c));
+                  model_heads(c));
     ops->gemm_fwd(y, s->o, &w->o, b->rows, GEMM_ROUNDED);
 }
 

@@ -55,6 +55,11 @@ void model_decay(void *decay, const ModelConfig *c, guint layer, OpsReal real)
     }
 }
 
+OpsHeads model_heads(const ModelConfig *c)
+{
+    return (OpsHeads){(int)c->heads, (int)c->kv_heads, (int)c->head_dim, (int)c->chunk};
+}
+
 /* ---- layout ---- */
 
 /* Hands out aligned pieces; with a NULL base it only counts. */

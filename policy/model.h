@@ -63,6 +63,9 @@ Model *model_load(const Ops *ops, const char *dir, WeightFormat format, GError *
 /* SHA-256 of the packed weights, in hex: reads all of them once for every version. */
 const char *model_digest(Model *model);
 
+/* The sizes that the attention ops want. */
+OpsHeads model_heads(const ModelConfig *config);
+
 /* exp(-slope n), n = 0..C, for every head of layer `layer` as ops.h wants it. The slopes: ALiBi's
  * ladder times 1 - layer / (L - 1) + 1e-5, counted over all layers (m1: modeling_minimax_m1.py,
  * _build_slope_tensor). In f32 slope and factor are rounded to f32 first, as published. */

@@ -18,30 +18,19 @@ static void config_of(ModelConfig *c, guint chunk)
 {
     g_autoptr(GError) error = NULL;
 
-    *c = (ModelConfig){
-        .hidden = 52,
-        .layers = 4,
-        .heads = 4,
-        .kv_heads = 2,
-        .head_dim = 20,
-        .rotary_dim = 12,
-        .experts = 6,
-        .experts_per_token = 2,
-        .ffn = 44,
-        .vocab = VOCAB,
-        .vocab_valid = VOCAB - 4,
-        .context_max = 4096,
-        .norm_eps = 1e-5,
-        .lightning_norm_eps = 1e-6,
-        .rope_theta = 1e4,
-        .alpha_linear = 1.7,
-        .beta_linear = 1,
-        .alpha_full = 1.7,
-        .beta_full = 1,
-        .alpha_mlp = 1.7,
-        .beta_mlp = 1,
-        .kinds = {[2] = ATTENTION_SOFTMAX},
-    };
+    lab_golden_config(c, 0);
+    c->hidden = 52;
+    c->layers = 4;
+    c->head_dim = 20;
+    c->rotary_dim = 12;
+    c->experts = 6;
+    c->ffn = 44;
+    c->vocab = VOCAB;
+    c->vocab_valid = VOCAB - 4;
+    c->context_max = 4096;
+    c->alpha_linear = c->alpha_full = c->alpha_mlp = 1.7;
+    memset(c->kinds, ATTENTION_LIGHTNING, sizeof c->kinds);
+    c->kinds[2] = ATTENTION_SOFTMAX;
     model_config_check(c, &error);
     g_assert_no_error(error);
     c->chunk = chunk;
