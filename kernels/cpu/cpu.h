@@ -28,6 +28,19 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels);
 
+/* out[i][c] += sum over k of a[i][k * lda] b[k * ldb + c], each element one chain over ascending k:
+ * small dense matrices, any number of rows and columns. */
+void CPU(product)(float *const *out, const float *const *a, size_t lda, int rows, const float *b,
+                  size_t ldb, int kn, int cols);
+/* to[c * ldt + r] = from[r * ldf + c]. */
+void CPU(transpose)(float *to, size_t ldt, const float *from, size_t ldf, int rows, int cols);
+
+/* The array that lies `offset` bytes behind a cache's beginning. */
+static inline float *cpu_behind(const void *base, size_t offset)
+{
+    return (float *)(uintptr_t)((const char *)base + offset);
+}
+
 void CPU(rmsnorm_fwd)(void *y, void *rstd, const void *x, const void *w, int rows, int width,
                       double eps);
 void CPU(axpby)(void *y, double a, const void *x, double b, size_t n);

@@ -86,7 +86,7 @@ INLINE void block(float *const *out, int to, const float *const *x, const OpsWei
     for (int j = 0; j < 2 * np; j++)
         cols[j] = panel_at(w, panel + j / 2) +
                   (size_t)(j % 2) * W * (bf16 ? sizeof(uint16_t) : sizeof(float));
-    tile(mr, 2 * np, w->k, x, cols, PANEL, bf16, acc);
+    tile(mr, 2 * np, w->k, x, 1, cols, PANEL, bf16, acc);
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < 2 * np; j++) {
             int n = panel * PANEL + j * W;
@@ -106,20 +106,7 @@ static void block_tall(float *const *out, int to, const float *const *x, const O
                        int panel, int mr, int bf16)
 {
     switch (mr) {
-        BLOCK_CASE(1)
-        BLOCK_CASE(2)
-        BLOCK_CASE(3)
-        BLOCK_CASE(4)
-        BLOCK_CASE(5)
-        BLOCK_CASE(6)
-#if CPU_WIDTH == 16
-        BLOCK_CASE(7)
-        BLOCK_CASE(8)
-        BLOCK_CASE(9)
-        BLOCK_CASE(10)
-        BLOCK_CASE(11)
-        BLOCK_CASE(12)
-#endif
+        FOR_TILE_ROWS(BLOCK_CASE)
     default:
         break;
     }

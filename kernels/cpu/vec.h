@@ -141,16 +141,47 @@ INLINE vf vsigmoid(vf z)
     return 1.0f / (1.0f + vexp(-z));
 }
 
+/* The square of v turned over: rows become columns. */
+INLINE void vtranspose(vf v[W])
+{
+#pragma GCC unroll 4
+    for (int h = 1; h < W; h *= 2) {
+        vi low = {0}, high = {0};
+
+#pragma GCC unroll 16
+        for (int l = 0; l < W; l++) {
+            low[l] = l & h ? W + l - h : l;
+            high[l] = l & h ? W + l : l + h;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++)
+            if (!(i & h)) {
+                vf a = v[i], b = v[i + h];
+
+                v[i] = __builtin_shuffle(a, b, low);
+                v[i + h] = __builtin_shuffle(a, b, high);
+            }
+    }
+}
+
 /*
- * acc[i][j] += sum over k of a[i][k] * b[j][k * ldb .. + W]: the one product of all kernels.
+ * acc[i][j] += sum over k of a[i][k * lda] * b[j][k * ldb .. + W]: the one product of all kernels.
  * mr, nv and bf16 are constants at every call, so the loops unroll and acc lives in registers.
  * Every element sums over k in ascending order: its bits do not depend on mr or nv.
  */
-#define TILE_ROWS (W == 16 ? 12 : 6)
 #define TILE_COLS 8
+#if CPU_WIDTH == 16
+#define TILE_ROWS 12
+#define FOR_TILE_ROWS(CASE)                                                                        \
+    CASE(1)                                                                                        \
+    CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#else
+#define TILE_ROWS           6
+#define FOR_TILE_ROWS(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
 
-INLINE void tile(int mr, int nv, int kn, const float *const *a, const void *const *b, size_t ldb,
-                 int bf16, vf acc[][TILE_COLS])
+INLINE void tile(int mr, int nv, int kn, const float *const *a, size_t lda, const void *const *b,
+                 size_t ldb, int bf16, vf acc[][TILE_COLS])
 {
     for (int k = 0; k < kn; k++) {
         vf col[TILE_COLS];
@@ -159,7 +190,7 @@ INLINE void tile(int mr, int nv, int kn, const float *const *a, const void *cons
             col[j] = bf16 ? vload_bf16((const uint16_t *)b[j] + (size_t)k * ldb)
                           : vload((const float *)b[j] + (size_t)k * ldb);
         for (int i = 0; i < mr; i++) {
-            vf x = vset(a[i][k]);
+            vf x = vset(a[i][(size_t)k * lda]);
 
             for (int j = 0; j < nv; j++)
                 acc[i][j] = vfma(x, col[j], acc[i][j]);
