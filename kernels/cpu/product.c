@@ -22,10 +22,10 @@ typedef struct {
 INLINE void block(const Product *p, int mr, int nv, int col)
 {
     vf acc[TILE_ROWS][TILE_COLS];
-    const void *cols[TILE_COLS];
+    const void *cols[TILE_COLS / 2];
 
-    for (int j = 0; j < nv; j++)
-        cols[j] = p->b + col + j * W;
+    for (int j = 0; j < nv; j += 2)
+        cols[j / 2] = p->b + col + j * W;
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < nv; j++)
             acc[i][j] = vload(p->out[i] + col + j * W);

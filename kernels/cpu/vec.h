@@ -22,7 +22,6 @@ typedef float vf __attribute__((vector_size(4 * W)));
 typedef float vf_any __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
-typedef uint16_t vh_any __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
 #define INLINE static inline __attribute__((always_inline, unused))
 
@@ -68,11 +67,13 @@ INLINE void vstore_n(float *p, vf v, int n)
         vstore_part(p, v, n);
 }
 
-INLINE vf vload_bf16(const uint16_t *p)
+/* Two vectors of bf16, kept as pairs: lane i of the first, then lane i of the second. */
+INLINE void vload_pairs(const void *p, vf *first, vf *second)
 {
-    vu bits = __builtin_convertvector(*(const vh_any *)p, vu) << 16;
+    vu bits = (vu)vload(p);
 
-    return (vf)bits;
+    *first = (vf)(bits << 16);
+    *second = (vf)(bits & 0xffff0000u);
 }
 
 /* a * b + c, rounded once where the machine can. */
@@ -165,8 +166,9 @@ INLINE void vtranspose(vf v[W])
 }
 
 /*
- * acc[i][j] += sum over k of a[i][k * lda] * b[j][k * ldb .. + W]: the one product of all kernels.
- * mr, nv and bf16 are constants at every call, so the loops unroll and acc lives in registers.
+ * acc[i][j] += sum over k of a[i][k * lda] * b[k * ldb + j * W ..]: the one product of all kernels.
+ * With bf16, b holds pairs of vectors. b[] has a pointer for every two vectors; mr, nv and bf16 are
+ * constants at every call, so the loops unroll and acc lives in registers.
  * Every element sums over k in ascending order: its bits do not depend on mr or nv.
  */
 #define TILE_COLS 8
@@ -186,9 +188,10 @@ INLINE void tile(int mr, int nv, int kn, const float *const *a, size_t lda, cons
     for (int k = 0; k < kn; k++) {
         vf col[TILE_COLS];
 
-        for (int j = 0; j < nv; j++)
-            col[j] = bf16 ? vload_bf16((const uint16_t *)b[j] + (size_t)k * ldb)
-                          : vload((const float *)b[j] + (size_t)k * ldb);
+        for (int j = 0; bf16 && j < nv; j += 2)
+            vload_pairs((const uint16_t *)b[j / 2] + (size_t)k * ldb, &col[j], &col[j + 1]);
+        for (int j = 0; !bf16 && j < nv; j++)
+            col[j] = vload((const float *)b[j / 2] + (size_t)k * ldb + j % 2 * W);
         for (int i = 0; i < mr; i++) {
             vf x = vset(a[i][(size_t)k * lda]);
 
