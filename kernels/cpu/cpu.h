@@ -35,9 +35,16 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
 /* `panels` panels from `panel` on of x[i] W^T for `rows` rows, which are given by pointer so that
  * they may be gathered. out[i] is where the first of those columns goes. panels <= PANELS_MAX,
  * rows <= ROWS_MAX. */
+#ifdef CPU_AMX
+#define PANELS_MAX 8 /* rounding activations is worth more of them */
+#else
 #define PANELS_MAX 4
+#endif
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
-                      int panel, int panels);
+                      int panel, int panels, GemmPrecision precision);
+/* The same of bf16 panels by tiles of AMX, activations rounded (amx.c). */
+void CPU(amx_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+                     int panel, int panels);
 
 /* Rows k .. k + kn - 1 of a panel in f32: to [kn][PANEL]. k is even. */
 void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn);

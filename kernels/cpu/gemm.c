@@ -188,10 +188,18 @@ static void panels_widened(float *const *out, const float *const *x, int rows, c
 }
 
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
-                      int panel, int panels)
+                      int panel, int panels, GemmPrecision precision)
 {
     int bf16 = w->format == WEIGHT_BF16;
 
+#ifdef CPU_AMX
+    if (bf16 && precision == GEMM_ROUNDED) {
+        CPU(amx_panels)(out, x, rows, w, panel, panels);
+        return;
+    }
+#else
+    (void)precision;
+#endif
     if (bf16 && rows >= WIDEN_ROWS) {
         panels_widened(out, x, rows, w, panel, panels);
         return;
@@ -214,7 +222,6 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
     int blocks = (rows + ROWS_MAX - 1) / ROWS_MAX;
     double work = (double)rows * w->n * w->k;
 
-    (void)precision;
 #pragma omp parallel for schedule(static) if (work > CPU_PARALLEL_WORK)
     for (int task = 0; task < groups * blocks; task++) {
         int panel = task % groups * PANELS_MAX, row0 = task / groups * ROWS_MAX;
@@ -227,6 +234,7 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
             out[t] = (float *)y + (size_t)(row0 + t) * w->n + panel * PANEL;
         }
         CPU(gemm_panels)
-        (out, in, count, w, panel, panels - panel < PANELS_MAX ? panels - panel : PANELS_MAX);
+        (out, in, count, w, panel, panels - panel < PANELS_MAX ? panels - panel : PANELS_MAX,
+         precision);
     }
 }
