@@ -4,8 +4,8 @@
  * Invariants
  *  1. Chosen by feature bits, never by model; the compiler's test includes the saved registers.
  *     AMX also wants the operating system's word that this process may have its tiles.
- *  2. ASSAY_CPU=plain|avx2|avx512|amx takes a narrower one, for tests and comparisons; a wider one than
- *     the machine has is not taken.
+ *  2. ASSAY_CPU=plain|avx2|avx512|amx takes a narrower one, for tests and comparisons; a wider one
+ *     than the machine has is not taken.
  */
 #include "kernels/cpu/tables.h"
 

@@ -1,7 +1,7 @@
 /*
  * One forward, bit for bit: however a sequence is cut into calls, whoever shares its batch, on
- * however many threads, a row's logits are the same numbers. For every CPU table of this machine, and for
- * the products of AMX, emulated in C.
+ * however many threads, a row's logits are the same numbers. For every CPU table of this
+ * machine, and for the products of AMX, emulated in C.
  */
 #include "tests/policy/model_lab.h"
 
@@ -188,6 +188,8 @@ static void test_bits(gconstpointer data)
     for (guint c = 0; c < G_N_ELEMENTS(chunks); c++) {
         World w;
 
+        if (g_str_equal(data, EMULATED) && chunks[c] != 32)
+            continue; /* slow, and its products know nothing of chunks */
         world_open(&w, data, chunks[c]);
         for (guint i = chunks[c] == 32 ? 0 : G_N_ELEMENTS(lengths) - 1; i < G_N_ELEMENTS(lengths);
              i++)
