@@ -7,8 +7,8 @@
  * under other numerics, and the penalty for leaving a reference model adds to c A. Here these
  * numbers are made, apart from any model; update.c feeds them to the head's backward pass.
  *
- * Ratios: r = exp(logp - anchor), the exponent kept within +-20; s of a rollout = exp of the mean of
- * logp - anchor over its trained tokens.
+ * Ratios: r = exp(logp - anchor), the exponent kept within +-20; s of a rollout = exp of the mean
+ * of logp - anchor over its trained tokens.
  *
  * To add one: losses/NAME.c with `loss_NAME`, and the word in meson.build.
  */

@@ -1,4 +1,5 @@
-/* DAPO, arXiv 2503.14476: PPO-clip with a wider upper bound. Its mean over tokens is advantage.h's. */
+/* DAPO, arXiv 2503.14476: PPO-clip with a wider upper bound. Its mean over tokens is that of
+ * advantage.h. */
 #include "policy/losses/weights.h"
 
 const Loss loss_dapo = {
