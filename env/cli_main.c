@@ -123,6 +123,11 @@ static const CliOption policy_bench_options[] = {
     {"weights", "T", "bf16 (default) or f32"},
     {"rounds", "N", "each figure is the median of so many (default 9)"},
     {"context", "N", "decode at contexts up to this (default 1048576)"}, {NULL, NULL, NULL}};
+static const CliOption train_options[] = {
+    {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
+    {NULL, NULL, NULL}};
+static const CliOption train_show_options[] = {
+    {"metric", "TEXT", "only metrics with this in their names"}, {NULL, NULL, NULL}};
 static const CliOption tokenize_options[] = {
     {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
     {"specials", NULL, "let the text of special tokens stand for them"},
@@ -197,6 +202,14 @@ const CliCommand cli_commands[] = {
      policy_bench_options, 0, 0},
     {"policy serve", "", "answer requests in the shapes of OpenAI's API", cli_policy_serve,
      policy_serve_options, 0, 0},
+    {"train", "RUN.conf", "train a policy by rewards of tests", cli_train, train_options, 1, 1},
+    {"train ls", "[DIR]", "list the runs below a directory", cli_train_ls, NULL, 0, 1},
+    {"train show", "DIR", "the metrics of a run, as curves", cli_train_show, train_show_options, 1,
+     1},
+    {"train compare", "DIR DIR", "where two runs differ: keys and last metrics", cli_train_compare,
+     NULL, 2, 2},
+    {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},
+    {"train losses", "", "the losses, and what each makes of a ratio", cli_train_losses, NULL, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
      tokenize_options, 0, 1},
     {"policy detokenize", "[FILE|-]",
@@ -393,6 +406,15 @@ static int unknown_option(Cli *cli, const char *name)
                      near != NULL ? "?" : "");
 }
 
+/* An option whose argument ends in "..." may come again: its values are lines. */
+static void option_keep(Cli *cli, const CliOption *option, const char *value)
+{
+    const char *before = cli_option(cli, option->name);
+    gboolean again = before != NULL && g_str_has_suffix(option->arg, "...");
+    g_hash_table_replace(cli->options, g_strdup(option->name),
+                         again ? g_strconcat(before, "\n", value, NULL) : g_strdup(value));
+}
+
 /* Splits words into options and arguments; 0 is good. The command's words come first. */
 static int parse_words(Cli *cli, int argc, char **argv)
 {
@@ -424,8 +446,7 @@ static int parse_words(Cli *cli, int argc, char **argv)
             return cli_usage(cli, "--%s needs %s", name, option->arg);
         if (option->arg != NULL && value == NULL)
             value = argv[i];
-        g_hash_table_replace(cli->options, g_strdup(option->name),
-                             g_strdup(value != NULL ? value : ""));
+        option_keep(cli, option, value != NULL ? value : "");
     }
     return CLI_OK;
 }
