@@ -181,8 +181,8 @@ typedef struct Ops {
      *   dQ = dP K + diag(lambda^(i+1)) dO S^T      dK = dP^T Q + diag(lambda^(C-1-j)) V G^T
      *   dV = P^T dO + diag(lambda^(C-1-j)) K G     G <- lambda^C G + sum_i lambda^(i+1) q_i^T dO_i
      * (the terms with G only for a filled chunk). The states at chunk starts are made anew from
-     * state_in into scratch, real [max over spans of chunks][d][d]. `spans[].open` holds k, v of
-     * the rows of the first chunk that came before the span. */
+     * state_in into scratch, real [H][N + 2][d][d], N the most chunks that a span has rows in, at
+     * least 1. `spans[].open` holds k, v of the rows of the first chunk that came before it. */
     void (*lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
                           const OpsSpanGrad *grads, int n_spans, size_t state_offset,
                           size_t open_offset, const void *decay, OpsHeads heads, void *scratch);

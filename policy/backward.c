@@ -25,7 +25,7 @@ struct Backward {
     void *dq, *dk, *dv;                /* [T, H d], [T, G d] */
     void *drouter, *droute;            /* [T, E], [T, K] */
     void *dact, *dout;                 /* [R, 2 F], [R, D] */
-    void *states;                      /* chunk states of the longest span */
+    void *states;                      /* scratch of lightning_bwd */
     void **dw1, **dw3, **dw2;          /* [E] */
     char *memory;
 };
@@ -58,7 +58,7 @@ static void rooms_of(const Model *m, int rows_max, int64_t positions_max, Room r
         {G_STRUCT_OFFSET(Backward, droute), choices},
         {G_STRUCT_OFFSET(Backward, dact), choices * 2 * c->ffn},
         {G_STRUCT_OFFSET(Backward, dout), choices * c->hidden},
-        {G_STRUCT_OFFSET(Backward, states), chunks * c->head_dim * c->head_dim},
+        {G_STRUCT_OFFSET(Backward, states), c->heads * (chunks + 2) * c->head_dim * c->head_dim},
     };
 
     memcpy(rooms, all, sizeof all);

@@ -39,6 +39,9 @@ void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn);
  * small dense matrices, any number of rows and columns. */
 void CPU(product)(float *const *out, const float *const *a, size_t lda, int rows, const float *b,
                   size_t ldb, int kn, int cols);
+/* The same for evenly spaced rows: out + i * ldo, a + i * row. */
+void CPU(product_even)(float *out, size_t ldo, const float *a, size_t row, size_t lda, int rows,
+                       const float *b, size_t ldb, int kn, int cols);
 /* to[c * ldt + r] = from[r * ldf + c]. */
 void CPU(transpose)(float *to, size_t ldt, const float *from, size_t ldf, int rows, int cols);
 

@@ -108,6 +108,23 @@ void CPU(product)(float *const *out, const float *const *a, size_t lda, int rows
     }
 }
 
+void CPU(product_even)(float *out, size_t ldo, const float *a, size_t row, size_t lda, int rows,
+                       const float *b, size_t ldb, int kn, int cols)
+{
+    for (int i = 0; i < rows; i += TILE_ROWS) {
+        int mr = rows - i < TILE_ROWS ? rows - i : TILE_ROWS;
+        float *to[TILE_ROWS];
+        const float *from[TILE_ROWS];
+        Product p = {to, from, lda, ldb, b, kn};
+
+        for (int r = 0; r < mr; r++) {
+            to[r] = out + (size_t)(i + r) * ldo;
+            from[r] = a + (size_t)(i + r) * row;
+        }
+        rows_of(&p, mr, cols);
+    }
+}
+
 void CPU(transpose)(float *to, size_t ldt, const float *from, size_t ldf, int rows, int cols)
 {
     int r = 0;

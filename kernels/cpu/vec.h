@@ -88,6 +88,19 @@ INLINE vf vfma(vf a, vf b, vf c)
 #endif
 }
 
+INLINE vf vsqrt(vf v)
+{
+#if W == 16
+    return (vf)_mm512_sqrt_ps((__m512)v);
+#elif W == 8
+    return (vf)_mm256_sqrt_ps((__m256)v);
+#else
+    for (int i = 0; i < W; i++)
+        v[i] = sqrtf(v[i]);
+    return v;
+#endif
+}
+
 INLINE vf vselect(vi mask, vf yes, vf no)
 {
     return (vf)(((vi)yes & mask) | ((vi)no & ~mask));

@@ -506,7 +506,7 @@ static void test_lightning_identity(void)
 
     lab.ops->lightning_fwd(o, qkv, f->spans, 3, 0, 0, decay, shape);
     lab.ops->lightning_bwd(dqkv, up, qkv, f->spans, f->grads, 3, 0, 0, decay, shape,
-                           out(&lab, 8 * d * d));
+                           out(&lab, 8 * shape.heads * d * d));
     want = dot(up, o, rows, d, 0, d);
     for (gsize part = 0; part < 3; part++)
         g_assert_cmpfloat_with_epsilon(dot(dqkv, qkv, rows, 3 * d, part * d, d), want, 1e-9);
