@@ -80,6 +80,7 @@ const TrainKey train_keys[] = {
     {"loss.mismatch_floor", TRAIN_NUMBER, AT(loss_mismatch_floor), 0, 1e9, "0", "its lower bound"},
     {"loss.kl", TRAIN_TEXT, AT(loss_kl), 0, 0, "none", "none, k2 or k3: to the weights at first"},
     {"loss.kl_beta", TRAIN_NUMBER, AT(loss_kl_beta), 0, 1e3, "0.01", "its weight"},
+    {"loss.entropy", TRAIN_NUMBER, AT(loss_entropy), 0, 10, "0", "weight of a bonus for entropy"},
     {"optim.lr", TRAIN_NUMBER, AT(optim_lr), 0, 1, "0.0002", "learning rate"},
     {"optim.lr_end", TRAIN_NUMBER, AT(optim_lr_end), 0, 1, "0.00002", "at the end, linearly"},
     {"optim.lr_warmup", TRAIN_INT, AT(optim_lr_warmup), 0, 1e6, "20", "steps of rising rate"},
@@ -370,6 +371,7 @@ LossOptions train_config_loss(const TrainConfig *c, const Loss **ret_loss)
         .mismatch_floor = c->loss_mismatch_floor,
         .kl = (KlKind)word_index(c->loss_kl, name_kl, KL_KINDS),
         .kl_beta = c->loss_kl_beta,
+        .entropy = c->loss_entropy,
     };
 
     *ret_loss = loss_find(c->loss_name);

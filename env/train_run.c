@@ -161,7 +161,7 @@ static void put_loss(Train *t, const TrainerStats *s, double lr)
     train_log_put(t->log, "loss/total", s->loss.loss);
     train_log_put(t->log, "optim/lr", lr);
     train_log_put(t->log, "optim/grad_norm", s->grad_norm);
-    train_log_put(t->log, "policy/entropy", s->entropy / n);
+    train_log_put(t->log, "policy/entropy", s->loss.entropy / n);
     train_log_put(t->log, "policy/is_ratio_mean", s->loss.ratio_sum / n);
     train_log_put(t->log, "policy/is_ratio_max", s->loss.ratio_max);
     train_log_put(t->log, "policy/is_clipped_frac", (double)s->loss.ratio_high / n);

@@ -134,7 +134,8 @@ static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
     double log_ratio = t->logp - t->anchor, x = exp(t->mu), y = exp(t->logp);
 
     s->tokens++;
-    s->loss -= t->coef * t->logp;
+    s->loss -= t->coef * t->logp + t->bonus * t->entropy;
+    s->entropy += t->entropy;
     s->masked += t->weight == 0;
     s->ratio_high += t->weight != 0 && t->weight < t->ratio;
     s->ratio_low += t->weight > t->ratio;
@@ -169,6 +170,7 @@ gboolean loss_coefs(const Loss *loss, const LossOptions *o, LossToken *tokens, g
             t->weight = loss->weight(o, t);
             t->correction = correction_of(o, t, &sums);
             t->coef = t->scale * (t->correction * t->weight * t->advantage - penalty_of(o, t));
+            t->bonus = t->scale * o->entropy;
             if (!isfinite(t->coef) || !isfinite(t->logp))
                 return error_set(error, ASSAY_ERROR_INPUT,
                                  "token %" G_GSIZE_FORMAT " of rollout %u: coefficient %g "

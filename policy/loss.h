@@ -45,20 +45,21 @@ typedef struct LossOptions {
     double mismatch_floor, mismatch_cap;
     KlKind kl;
     double kl_beta;
+    double entropy; /* weight of a bonus for entropy, beside the loss */
 } LossOptions;
 
 /* One trained token. */
 typedef struct LossToken {
     guint rollout; /* tokens of one rollout follow each other */
     double logp;   /* log-probability now */
-    double anchor, mu, ref;
+    double anchor, mu, ref, entropy;
     double advantage;
     double scale; /* 1 / Z */
     /* set by loss_coefs: */
     double ratio, sequence; /* r, s */
     double weight;          /* c */
     double correction;      /* w */
-    double coef;            /* of -d log pi: what logprob_bwd takes */
+    double coef, bonus;     /* of -d log pi and -d entropy: what logprob_bwd takes */
 } LossToken;
 
 typedef struct Loss {
@@ -78,7 +79,8 @@ LossOptions loss_options(const Loss *loss, const LossOptions *options);
 /* What a minibatch looked like; sums that stats_of turns into means. */
 typedef struct LossStats {
     guint64 tokens, rollouts;
-    double loss;                      /* -sum coef logp, coefficients frozen */
+    double loss; /* -sum coef logp + bonus entropy, those frozen */
+    double entropy;
     guint64 ratio_high, ratio_low;    /* weight held below, above the ratio */
     guint64 masked, corrected;        /* c = 0; w != 1 */
     double ratio_sum, ratio_max;      /* of r */

@@ -23,7 +23,7 @@
 #define HEAD_ROWS_MAX 1024
 
 /* Numbers by target, in `scratch`. */
-enum { LOGP, LSE, ENTROPY, COEF, SCRATCHES };
+enum { LOGP, LSE, ENTROPY, COEF, BONUS, SCRATCHES };
 
 static double real_get(const Trainer *t, const void *array, gsize i)
 {
@@ -168,7 +168,7 @@ static void head_forward(Trainer *t, double temperature)
     }
 }
 
-static void head_backward(Trainer *t, double temperature)
+static void head_backward(Trainer *t, double temperature, gboolean bonus)
 {
     const ModelConfig *c = &t->model->config;
     gsize width = c->hidden * ops_real_size(t->model->ops->real);
@@ -183,9 +183,10 @@ static void head_backward(Trainer *t, double temperature)
             for (int i = 0; i < n; i++)
                 ids[i] = t->packer->targets[i].id;
         }
-        t->model->ops->logprob_bwd(t->logits, scratch_at(t, LSE, from), ids,
-                                   scratch_at(t, COEF, from), n, (int)c->vocab, (int)c->vocab_valid,
-                                   temperature);
+        t->model->ops->logprob_bwd(
+            t->logits, scratch_at(t, LSE, from), ids, scratch_at(t, COEF, from),
+            bonus ? scratch_at(t, BONUS, from) : NULL, scratch_at(t, ENTROPY, from), n,
+            (int)c->vocab, (int)c->vocab_valid, temperature);
         /* the tile's gradient goes where its hidden states were: they are read first */
         backward_logits(t->model, t->grads, t->dhidden, t->logits, t->hidden + from * width, n);
         memcpy(t->hidden + from * width, t->dhidden, (gsize)n * width);
@@ -262,14 +263,16 @@ static gboolean coefficients(Trainer *t, const TrainerLoss *loss, TrainerStats *
             .anchor = r->anchor ? r->anchor[at] : r->mu[at],
             .ref = r->ref ? r->ref[at] : 0,
             .advantage = r->credit ? r->credit[at] : r->advantage,
+            .entropy = real_get(t, scratch_at(t, ENTROPY, 0), i),
             .scale = r->scale,
         };
-        stats->entropy += real_get(t, scratch_at(t, ENTROPY, 0), i);
     }
     if (!loss_coefs(loss->loss, &loss->options, t->tokens, n, &stats->loss, error))
         return FALSE;
-    for (guint i = 0; i < n; i++)
+    for (guint i = 0; i < n; i++) {
         real_set(t, scratch_at(t, COEF, 0), i, t->tokens[i].coef);
+        real_set(t, scratch_at(t, BONUS, 0), i, t->tokens[i].bonus);
+    }
     return TRUE;
 }
 
@@ -290,7 +293,7 @@ gboolean trainer_gradients(Trainer *t, RolloutGroup *const *groups, guint n,
         if (func)
             func(t->packer, t->tokens, user);
         since = g_get_monotonic_time();
-        head_backward(t, temperature);
+        head_backward(t, temperature, loss->options.entropy != 0);
         stats->head_s += lap(&since);
         backward(t->backward, t->model, t->grads, t->acts, &t->packer->batch,
                  t->packer->cache_grads, t->dhidden);

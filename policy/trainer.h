@@ -29,7 +29,6 @@ typedef struct TrainerStep {
 
 typedef struct TrainerStats {
     LossStats loss;
-    double entropy;        /* sum over trained tokens */
     double grad_norm;      /* before clipping */
     guint64 rows, batches; /* worked on */
     double forward_s, head_s, backward_s, step_s;

@@ -348,7 +348,8 @@ static Step golden_step(Golden *g, double coef[19], gboolean make)
         for (int t = 0; t < 19; t++)
             step.loss -= coef[t] * logp[t];
     }
-    m->ops->logprob_bwd(g->logits, lse, g->ids + 1, coef, 19, GOLDEN_VOCAB, GOLDEN_VOCAB, 1);
+    m->ops->logprob_bwd(g->logits, lse, g->ids + 1, coef, NULL, NULL, 19, GOLDEN_VOCAB,
+                        GOLDEN_VOCAB, 1);
     backward_logits(m, step.grads, dhidden, g->logits, g->acts->hidden, 19);
     backward(b, m, step.grads, g->acts, &batch, &cache, dhidden);
     return step;
