@@ -174,6 +174,8 @@ int cli_train(Cli *cli);
 int cli_train_ls(Cli *cli);
 int cli_train_show(Cli *cli);
 int cli_train_compare(Cli *cli);
+int cli_train_episodes(Cli *cli);
+int cli_train_explain(Cli *cli);
 int cli_train_keys(Cli *cli);
 int cli_train_losses(Cli *cli);
 int cli_task_new(Cli *cli);

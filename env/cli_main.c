@@ -126,6 +126,14 @@ static const CliOption policy_bench_options[] = {
 static const CliOption train_options[] = {
     {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
     {NULL, NULL, NULL}};
+static const CliOption train_episodes_options[] = {
+    {"update", "N", "of this update (else the last that was kept)"},
+    {"pick", "HOW", "only the best, worst or longest"}, {NULL, NULL, NULL}};
+static const CliOption train_explain_options[] = {
+    {"update", "N", "rollouts of this update (else the last that were kept)"},
+    {"weights", "N", "under the weights of this checkpoint (else the last)"},
+    {"group", "G", "a group of the batch, from 0"},
+    {"rollout", "R", "a rollout of the group, from 0 (else the best of all)"}, {NULL, NULL, NULL}};
 static const CliOption train_show_options[] = {
     {"metric", "TEXT", "only metrics with this in their names"}, {NULL, NULL, NULL}};
 static const CliOption tokenize_options[] = {
@@ -208,6 +216,10 @@ const CliCommand cli_commands[] = {
      1},
     {"train compare", "DIR DIR", "where two runs differ: keys and last metrics", cli_train_compare,
      NULL, 2, 2},
+    {"train episodes", "DIR", "the best, worst and longest episodes of a batch",
+     cli_train_episodes, train_episodes_options, 1, 1},
+    {"train explain", "DIR", "an episode token by token: ratio, weight, coefficient, why",
+     cli_train_explain, train_explain_options, 1, 1},
     {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},
     {"train losses", "", "the losses, and what each makes of a ratio", cli_train_losses, NULL, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,

@@ -12,11 +12,13 @@
 #include "env/train.h"
 
 #include "env/train_demos.h"
+#include "env/train_record.h"
 
 #include "base/error.h"
 #include "policy/advantage.h"
 #include "policy/init.h"
 
+#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -236,6 +238,26 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "time/grade_s", r->wait_s);
 }
 
+static gboolean is_due(gint64 step, gint64 every, gint64 last)
+{
+    return step % every == 0 || step == last;
+}
+
+/* The batches that stand beside a checkpoint are kept. */
+static gboolean keep_rollouts(const Train *t, TrainTask *const *tasks, const GPtrArray *groups,
+                              GError **error)
+{
+    g_autofree char *dir = g_build_filename(t->dir, "rollouts", NULL);
+    g_autofree char *name = g_strdup_printf("%06" G_GINT64_FORMAT ".jsonl", t->update + 1);
+    g_autofree char *path = g_build_filename(dir, name, NULL);
+
+    if (!is_due(t->update + 1, t->config->run_checkpoint_every, t->config->run_updates))
+        return TRUE;
+    if (g_mkdir_with_parents(dir, 0755) != 0)
+        return error_set_errno(error, errno, "%s", dir);
+    return record_write(path, tasks, groups, error);
+}
+
 static gboolean update(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
@@ -259,7 +281,7 @@ static gboolean update(Train *t, GError **error)
     advantages((RolloutGroup **)groups->pdata, groups->len, &advantage, &seen);
     put_rollouts(t, &rolled, &seen);
     since = g_get_monotonic_time();
-    if (!minibatches(t, groups, &spent, error))
+    if (!keep_rollouts(t, tasks, groups, error) || !minibatches(t, groups, &spent, error))
         return FALSE;
     t->update++;
     t->episodes += rolled.episodes;
@@ -270,11 +292,6 @@ static gboolean update(Train *t, GError **error)
 }
 
 /* ---- the run ---- */
-
-static gboolean is_due(gint64 step, gint64 every, gint64 last)
-{
-    return step % every == 0 || step == last;
-}
 
 static gboolean warmup_all(Train *t, GError **error)
 {
