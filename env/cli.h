@@ -171,4 +171,5 @@ int cli_policy_tokenize(Cli *cli);
 int cli_policy_detokenize(Cli *cli);
 int cli_policy_train_tokenizer(Cli *cli);
 int cli_task_new(Cli *cli);
+int cli_task_generate(Cli *cli);
 int cli_demo(Cli *cli);
