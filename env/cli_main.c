@@ -58,6 +58,13 @@ static const CliOption sweep_run_options[] = {
     {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
 static const CliOption list_options[] = {
     {"limit", "N", "at most N"}, {"after", "ID", "after this id"}, {NULL, NULL, NULL}};
+static const CliOption generate_options[] = {
+    {"seed", "S", "what the tasks are drawn from (default 0)"},
+    {"count", "N", "so many (default 100)"},
+    {"split", "S", "train (default), tune, tune-functions, heldout-bugs or heldout-functions"},
+    {"families", "A,B", "only these functions, or: c, python"},
+    {"out", "FILE", "write the rows there (else: standard output)"},
+    {"verify", NULL, "see each one fail, and pass when fixed, in boxes"}, {NULL, NULL, NULL}};
 static const CliOption results_options[] = {
     {"verdict", "V", "only this verdict"}, {"follow", NULL,
      "wait for what is not finished"}, {NULL, NULL, NULL}};
@@ -164,6 +171,8 @@ const CliCommand cli_commands[] = {
     {"task validate", "TASK...",
      "check that gold resolves and empty does not", cli_task_validate, validate_options, 1, 1000},
     {"task new", "DIR", "write a task directory to fill in", cli_task_new, NULL, 1, 1},
+    {"task generate", "KIND", "make tasks from templates; KIND is repair",
+     cli_task_generate, generate_options, 1, 1},
     {"grade", "TASK [PATCH|-]", "grade one patch", cli_grade, grade_options, 1, 2},
     {"sweep run", "PREDICTIONS", "grade many predictions", cli_sweep_run, sweep_run_options, 1, 1},
     {"sweep ls", "", "list sweeps", cli_sweep_ls, list_options, 0, 0},
