@@ -66,7 +66,7 @@ static GArray *ids_read(const json_t *list)
     size_t i;
     json_t *value;
 
-    json_array_foreach((json_t *)list, i, value)
+    json_array_foreach(list, i, value)
     {
         int id = (int)json_integer_value(value);
 
