@@ -303,8 +303,7 @@ static gboolean warmup_all(Train *t, GError **error)
             !train_checkpoint(t, error))
             return FALSE;
     }
-    engine_weights_changed(t->engine, FALSE);
-    return TRUE;
+    return TRUE; /* the engine has sampled nothing yet: no cache to be told */
 }
 
 gboolean train_run(Train *t, GError **error)
