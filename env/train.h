@@ -4,7 +4,7 @@
  *     g_autoptr(Train) train = train_open(config, verdicts, error);    new, or where it stopped
  *     train_run(train, error);
  *
- * Files of a run: config.conf, metrics.jsonl, tensorboard/, tokenizer/, checkpoints/NNNNNN/.
+ * Files of a run: docs/training.md.
  */
 #pragma once
 

@@ -14,7 +14,8 @@
 
 #include "base/json.h"
 
-/* `state` is kept as it is; the tokenizer of `tokenizer_dir` goes along. Replaces what was there. */
+/* `state` is kept as it is; the tokenizer of `tokenizer_dir` goes along. What was there is
+ * replaced. */
 gboolean checkpoint_write(const char *dir, const Trainer *trainer, const json_t *state,
                           const char *tokenizer_dir, GError **error);
 

@@ -10,8 +10,8 @@
  *
  * Invariants
  *  1. A row's sums run over ascending positions within a run, then over ascending runs: prefill and
- *     decode agree in bits. Columns after the row, which others of its block want, weigh an exact 0;
- *     what was never written is not read.
+ *     decode agree in bits. Columns after the row, which others of its block want, weigh an
+ *     exact 0; what was never written is not read.
  *  2. All keys and values of a call are written before any are read.
  *
  * Not here: the backward (attention_bwd.c).
