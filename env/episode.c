@@ -3,10 +3,10 @@
  *
  * Invariants:
  *   1. An open episode holds no process and no descriptor before its first bash.
- *   2. Every call is one step and one line of the record, whatever came of it, except one that found
- *      no free box.
- *   3. What our machine does wrong ends the episode as EPISODE_INFRASTRUCTURE; what the policy does,
- *      never.
+ *   2. Every call is one step and one line of the record, whatever came of it, except one that
+ *      found no free box.
+ *   3. What our machine does wrong ends the episode as EPISODE_INFRASTRUCTURE; what the policy
+ *      does, never.
  *   4. At the end the changes are read and the box is given back.
  *
  * Not here: tools (episode_tools.c), files (episode_tree.c), the record (episode_record.c).
@@ -145,10 +145,22 @@ void episode_observation_clear(EpisodeObservation *observation)
 
 /* ---- endings ---- */
 
+/* What is changed now, in place of what was. */
+static gboolean read_changes(Episode *episode, GError **error)
+{
+    json_decref(episode->changes);
+    episode->changes = episode_tree_changes(&episode->tree, error);
+    if (episode->changes == NULL)
+        g_prefix_error(error, "episode of %s: ", episode->tree.task->instance_id);
+    return episode->changes != NULL;
+}
+
 /* The last thing: what was changed, for good; then nothing needs the box. */
 static gboolean close_tree(Episode *episode, GError **error)
 {
-    if (episode->end != EPISODE_INFRASTRUCTURE && episode_changes(episode, error) == NULL)
+    if (episode->end == EPISODE_INFRASTRUCTURE)
+        g_clear_pointer(&episode->changes, json_decref);
+    else if (!read_changes(episode, error))
         episode->end = EPISODE_INFRASTRUCTURE;
     leave_box(episode);
     episode_record_end(episode);
@@ -176,13 +188,10 @@ guint episode_turns(const Episode *episode)
 
 const json_t *episode_changes(Episode *episode, GError **error)
 {
-    gboolean is_over = episode->tree.box == NULL && episode->end != EPISODE_OPEN;
-    if (is_over && episode->changes != NULL)
-        return episode->changes;
-    json_decref(episode->changes);
-    episode->changes = episode_tree_changes(&episode->tree, error);
-    if (episode->changes == NULL)
-        g_prefix_error(error, "episode of %s: ", episode->tree.task->instance_id);
+    if (episode->end == EPISODE_OPEN)
+        read_changes(episode, error);
+    else if (episode->changes == NULL)
+        error_set(error, ASSAY_ERROR_SYSTEM, "the episode was lost to a failure of this machine");
     return episode->changes;
 }
 

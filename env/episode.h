@@ -119,8 +119,8 @@ EpisodeEnd episode_ended(const Episode *episode);
 guint episode_turns(const Episode *episode);
 
 /* What differs from the task's files, path to text, {"base64"} or null: for verdict_ask. Borrowed,
- * until the next call. New files that are no text, or beyond limits, are left out. NULL: our machine
- * failed. */
+ * until the next call. New files that are no text, or beyond limits, are left out. NULL: our
+ * machine failed. */
 const json_t *episode_changes(Episode *episode, GError **error);
 
 /* JSON lines: a head, a line per step, the end if there was one (docs/episodes.md). Borrowed. */

@@ -200,3 +200,8 @@ Episode *episode_replay(EpisodeHost *host, const Task *task, const char *record,
     }
     return g_steal_pointer(&episode);
 }
+
+const GString *episode_record(const Episode *episode)
+{
+    return episode->record;
+}

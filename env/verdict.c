@@ -520,7 +520,7 @@ static gboolean probe(VerdictRunner *runner, const char *wanted, GError **error)
 {
     static const char script[] =
         "for cc in \"$@\"; do command -v $cc >/dev/null && break; cc=none; done\n"
-        "echo $cc; $cc -v 2>&1; python3 -V 2>&1; true";
+        "echo $cc; $cc -v 2>&1 | tail -n 1; python3 -V 2>&1; true";
     const char *argv[] = {"/bin/sh",
                           "-c",
                           script,

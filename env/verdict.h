@@ -81,10 +81,10 @@ typedef void (*VerdictFn)(const Verdict *verdict, gpointer data);
 
 /*
  * The verdict on the task's files with `changes` (an object, path to text, {"base64": ...}, or null
- * for removed; NULL: none). `fn` is called once, from verdict_turn, or before this returns if the answer is known.
- * Changes that no box could be given (paths, sizes) have failed. FALSE: the task is at fault and `fn`
- * will not be called: INPUT or NOT_FOUND (task_calls_read), UNSUPPORTED (no compiler).
- * The task need not live on.
+ * for removed; NULL: none). `fn` is called once, from verdict_turn, or before this returns if the
+ * answer is known. Changes that no box could be given (paths, sizes) have failed. FALSE: the task
+ * is at fault and `fn` will not be called: INPUT or NOT_FOUND (task_calls_read), UNSUPPORTED (no
+ * compiler). The task need not live on.
  */
 gboolean verdict_ask(VerdictRunner *runner, const Task *task, const json_t *changes, VerdictFn fn,
                      gpointer data, GError **error);

@@ -3,10 +3,11 @@
  *
  * A task may carry, beside its test patch, the field
  *
- *     calls: {"language": "c" | "python", "sources": ["a.c"], "driver": text, "expected": ["3", ...]}
+ *     calls: {"language": "c" | "python", "sources": ["a.c"], "driver": text,
+ *             "expected": ["3", ...]}
  *
  * The driver, with the sources, prints one line per call: the value. What it should be never enters
- * the box, so a program that prints "passed", exits early or rewrites the driver has gained nothing.
+ * the box: a program that prints "passed", exits early or rewrites the driver gains nothing.
  */
 #pragma once
 

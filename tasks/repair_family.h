@@ -40,7 +40,7 @@ typedef struct RepairFamily {
     char *digest;               /* of all that the facts depend on */
     GPtrArray *expected;        /* what each call shows */
     guint16 *fails;             /* per mutant: bit i for call i; 0: the tests do not notice it, or
-                                 * compilers differ. NULL: facts are missing, or of another digest */
+                                 * not on every machine. NULL: facts are missing or outdated */
 } RepairFamily;
 
 /* All of them, read once. A mistake in the files is a bug. */

@@ -7,11 +7,11 @@ not a policy's, so they run without a box. A C mutant counts as noticed if tcc a
 that fail, gcc has no warning (its defaults) about it, and nothing in it is undefined: AddressSanitizer, shifts,
 variables that are not set. So its fate is the same on every machine. CACHE is a file that keeps results by content.
 """
+import concurrent.futures
 import hashlib
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,15 +21,10 @@ SANE = ["gcc", "-O1", "-Werror", "-Wuninitialized", "-Wmaybe-uninitialized", "-W
         "-fsanitize=address,shift", "-fno-sanitize-recover=all"]
 
 
-def limits():
-    resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-
 def run(argv, cwd):
-    done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, preexec_fn=limits,
-                          timeout=60, check=False, env={"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"})
+    done = subprocess.run(["prlimit", "--cpu=3", "--core=0", "--fsize=1048576"] + argv, cwd=cwd, stdin=subprocess.DEVNULL,
+                          capture_output=True, timeout=60, check=False,
+                          env={"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"})
     return done.returncode, done.stdout.decode("utf-8", "replace").split("\n")[:-1]
 
 
@@ -107,6 +102,24 @@ def fails_of(values, expected):
     return sum(1 << i for i, want in enumerate(expected) if values[i] != want)
 
 
+def bake(cache, mutants):
+    """The facts of one family: lines."""
+    family = mutants[0]["family"]
+    with tempfile.TemporaryDirectory() as top:
+        made = []
+
+        def bench():
+            made[:] = made or [Bench(top, mutants[0]["row"])]
+            return made[0]
+        expected = cache.values(bench, mutants[0]["row"])
+        assert expected, f"{family}: the right text does not run"
+        assert len(set(expected)) > 1, f"{family}: one answer for all calls"
+        fails = [fails_of(cache.values(bench, line["row"], expected), expected) for line in mutants[1:]]
+    print(family, f"{sum(mask != 0 for mask in fails)} of {len(fails)} noticed", flush=True)
+    return [f"fact {family} {mutants[0]['digest']}", "fails " + "".join(f"{mask:03x}" for mask in fails)] + [
+        "= " + value for value in expected]
+
+
 def main():
     rows, path = sys.argv[1], sys.argv[2]
     cache = Cache(sys.argv[3] if len(sys.argv) > 3 else None)
@@ -115,21 +128,9 @@ def main():
     by_family = {}
     for line in map(json.loads, lines):
         by_family.setdefault(line["family"], []).append(line)
-    for family, mutants in by_family.items():
-        with tempfile.TemporaryDirectory() as top:
-            made = []
-
-            def bench():
-                made[:] = made or [Bench(top, mutants[0]["row"])]
-                return made[0]
-            expected = cache.values(bench, mutants[0]["row"])
-            assert expected, f"{family}: the right text does not run"
-            assert len(set(expected)) > 1, f"{family}: one answer for all calls"
-            fails = [fails_of(cache.values(bench, line["row"], expected), expected) for line in mutants[1:]]
-        facts.append(f"fact {family} {mutants[0]['digest']}")
-        facts.append("fails " + "".join(f"{mask:03x}" for mask in fails))
-        facts += ["= " + value for value in expected]
-        print(family, f"{sum(mask != 0 for mask in fails)} of {len(fails)} noticed", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for baked in pool.map(lambda mutants: bake(cache, mutants), by_family.values()):
+            facts += baked
     pathlib.Path(path).write_text("\n".join(facts) + "\n", encoding="ascii")
 
 

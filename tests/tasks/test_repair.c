@@ -1,5 +1,5 @@
 /*
- * Repair tasks: facts, splits, seeds, rows. What the tests of a row really do: tests/env/test_verdict.
+ * Repair tasks: facts, splits, seeds, rows. What their tests really do: tests/env/test_verdict.c.
  */
 #include "base/error.h"
 #include "tasks/calls.h"
