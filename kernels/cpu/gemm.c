@@ -94,7 +94,8 @@ INLINE void block(float *const *out, int to, const float *const *x, const OpsWei
 
     for (int j = 0; j < np; j++)
         cols[j] = panel_at(w, panel + j);
-    tile(mr, 2 * np, w->k, x, 1, cols, PANEL, bf16, acc);
+    tile(mr, 2 * np, w->k, x, 1, cols, PANEL, bf16,
+         (size_t)np * panel_elements(w) * element_size(w->format), acc);
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < 2 * np; j++) {
             int n = panel * PANEL + j * W;

@@ -181,7 +181,8 @@ INLINE void vtranspose(vf v[W])
 /*
  * acc[i][j] += sum over k of a[i][k * lda] * b[k * ldb + j * W ..]: the one product of all kernels.
  * With bf16, b holds pairs of vectors. b[] has a pointer for every two vectors; mr, nv and bf16 are
- * constants at every call, so the loops unroll and acc lives in registers.
+ * constants at every call, so the loops unroll and acc lives in registers. What lies `ahead` bytes
+ * after b is asked for meanwhile; 0: nothing.
  * Every element sums over k in ascending order: its bits do not depend on mr or nv.
  */
 #define TILE_COLS 8
@@ -196,10 +197,16 @@ INLINE void vtranspose(vf v[W])
 #endif
 
 INLINE void tile(int mr, int nv, int kn, const float *const *a, size_t lda, const void *const *b,
-                 size_t ldb, int bf16, vf acc[][TILE_COLS])
+                 size_t ldb, int bf16, size_t ahead, vf acc[][TILE_COLS])
 {
     for (int k = 0; k < kn; k++) {
         vf col[TILE_COLS];
+
+        for (int j = 0; ahead && j < nv; j += 2)
+            __builtin_prefetch((const char *)b[j / 2] +
+                                   (size_t)k * ldb * (bf16 ? sizeof(uint16_t) : sizeof(float)) +
+                                   ahead,
+                               0, 2);
 
         for (int j = 0; bf16 && j < nv; j += 2)
             vload_pairs((const uint16_t *)b[j / 2] + (size_t)k * ldb, &col[j], &col[j + 1]);
