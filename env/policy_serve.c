@@ -26,63 +26,9 @@
 
 #define TOKEN_BYTES_MIN 16u
 #define TOKEN_BYTES_MAX 4096u
-#define ROWS_MAX        256
-#define DRAFT_MAX       4
-#define CACHE_MIB       1024
 #define FILES_WANTED    8192u
 
-/* --- the model */
-
-static gboolean number_of(Cli *cli, const char *name, gint64 max, gint64 *number, GError **error)
-{
-    const char *text = cli_option(cli, name);
-    return text == NULL || g_ascii_string_to_signed(text, 10, 0, max, number, NULL) ||
-           error_set(error, ASSAY_ERROR_INPUT, "--%s: %s is not a number up to %" G_GINT64_FORMAT,
-                     name, text, max);
-}
-
-gboolean policy_runtime_open(Cli *cli, PolicyRuntime *runtime, GError **error)
-{
-    const char *dir = cli_option(cli, "model"), *words = cli_option(cli, "tokenizer");
-    const char *style = cli_option(cli, "style");
-    gint64 context = 0, mib = CACHE_MIB;
-    *runtime = (PolicyRuntime){0};
-    if (dir == NULL)
-        return error_set(error, ASSAY_ERROR_INPUT, "--model: say which directory");
-    if (chat_style(style != NULL ? style : "official") == NULL)
-        return error_set(error, ASSAY_ERROR_INPUT, "--style: %s is neither official nor vllm",
-                         style);
-    if (!number_of(cli, "context", G_MAXINT32, &context, error) ||
-        !number_of(cli, "cache-mib", 1 << 24, &mib, error))
-        return FALSE;
-    runtime->style = *chat_style(style != NULL ? style : "official");
-    runtime->tokenizer = tokenizer_load(words != NULL ? words : dir, error);
-    if (runtime->tokenizer == NULL)
-        return FALSE;
-    runtime->model = model_load(ops_cpu(), dir, WEIGHT_BF16, error);
-    if (runtime->model == NULL)
-        return FALSE;
-    guint valid = runtime->model->config.vocab_valid;
-    if ((guint)tokenizer_size(runtime->tokenizer) > valid)
-        return error_set(error, ASSAY_ERROR_INPUT, "tokenizer: %d ids, the model has %u",
-                         tokenizer_size(runtime->tokenizer), valid);
-    runtime->context =
-        context > 0 ? context : (gint64)MIN(runtime->model->config.context_max, G_MAXINT32);
-    EngineLimits limits = {.context_max = runtime->context,
-                           .cache_bytes = (gsize)mib << 20,
-                           .rows_max = ROWS_MAX,
-                           .sequences_max = POLICY_CHOICES_MAX,
-                           .draft_max = DRAFT_MAX};
-    runtime->engine = engine_new(runtime->model, &limits, error);
-    return runtime->engine != NULL;
-}
-
-void policy_runtime_close(PolicyRuntime *runtime)
-{
-    g_clear_pointer(&runtime->engine, engine_free);
-    g_clear_pointer(&runtime->model, model_free);
-    g_clear_pointer(&runtime->tokenizer, tokenizer_free);
-}
+/* --- steps */
 
 static gboolean step(gpointer user_data)
 {
@@ -374,13 +320,15 @@ int cli_policy_serve(Cli *cli)
     PolicyServer *server = &the_one;
     g_autofree char *where = NULL;
     GError *error = NULL;
-    const char *name = cli_option(cli, "name");
+    const char *name = cli_option(cli, "name"), *model = cli_option(cli, "model");
+    if (model == NULL)
+        return cli_usage(cli, "serve needs --model DIR");
     server->calls = g_ptr_array_new();
     server->paused = g_ptr_array_new_with_free_func(g_object_unref);
     server->created_s = g_get_real_time() / G_USEC_PER_SEC;
     raise_file_limit();
     fd_ignore_sigpipe();
-    if (!policy_runtime_open(cli, &server->runtime, &error) ||
+    if (!policy_runtime_open(cli, model, &server->runtime, &error) ||
         !server_listen(server, cli, &where, &error)) {
         server_close(server);
         return cli_error(cli, error, NULL);

@@ -6,34 +6,18 @@
  */
 #pragma once
 
-#include "env/cli.h"
-#include "policy/chat.h"
+#include "env/policy_runtime.h"
 #include "policy/chat_parse.h"
-#include "policy/engine.h"
 
 #include <libsoup/soup.h>
 
 #define POLICY_BODY_MAX        (32u << 20)
 #define POLICY_CONNECTIONS_MAX 4096u
-#define POLICY_CHOICES_MAX     4096u      /* samples open at once, over all requests */
 #define POLICY_UNSENT_MAX      (1u << 20) /* bytes a reader of a stream may be behind */
 #define POLICY_PROMPTS_MAX     256u       /* of one request */
 #define POLICY_STOPS_MAX       64u        /* stop strings */
 #define POLICY_STOP_BYTES_MAX  1024u      /* of one */
 #define POLICY_TOP_MAX         20u        /* top_logprobs */
-
-/* A model that can be sampled from. */
-typedef struct PolicyRuntime {
-    Model *model;
-    Tokenizer *tokenizer;
-    Engine *engine;
-    ChatStyle style;
-    gint64 context; /* tokens of a sequence at most */
-} PolicyRuntime;
-
-/* --model DIR, --tokenizer DIR, --cache-mib, --context, --style as the options say. */
-gboolean policy_runtime_open(Cli *cli, PolicyRuntime *runtime, GError **error);
-void policy_runtime_close(PolicyRuntime *runtime);
 
 typedef enum PauseMode {
     PAUSE_NONE = 0,

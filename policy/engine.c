@@ -143,10 +143,29 @@ gboolean engine_ids_check(const Engine *e, const int *ids, gint64 n, const char 
     return TRUE;
 }
 
+/* A sequence may hold a second state and copies while it is cut off from others. */
+static gsize cache_need(const Engine *e, gint64 tokens)
+{
+    return cache_pool_need(e->pool, tokens) + e->pool->size[BLOCK_STATE] +
+           e->pool->size[BLOCK_PAGE] + e->pool->size[BLOCK_OPEN];
+}
+
+gint64 engine_context(const Engine *e)
+{
+    gint64 fits = 0, beyond = e->limits.context_max + 1;
+
+    while (beyond - fits > 1) {
+        gint64 middle = fits + (beyond - fits) / 2;
+
+        *(cache_need(e, middle) <= e->pool->bytes_max ? &fits : &beyond) = middle;
+    }
+    return fits;
+}
+
 gboolean engine_request_check(const Engine *e, const EngineRequest *r, GError **error)
 {
     gint64 all = r->prompt_len + r->tokens_max;
-    gsize need = 0;
+    gsize need;
 
     if (r->prompt_len < 1 || r->tokens_max < 1 || r->tokens_min < 0 || r->repetition < 0)
         return error_set(error, ASSAY_ERROR_INPUT,
@@ -162,9 +181,7 @@ gboolean engine_request_check(const Engine *e, const EngineRequest *r, GError **
                          "prompt of %" G_GINT64_FORMAT " and max_tokens of %" G_GINT64_FORMAT
                          " tokens are more than the context of %" G_GINT64_FORMAT,
                          r->prompt_len, r->tokens_max, e->limits.context_max);
-    /* a sequence may hold a second state and copies while it is cut off from others */
-    need = cache_pool_need(e->pool, all) + e->pool->size[BLOCK_STATE] + e->pool->size[BLOCK_PAGE] +
-           e->pool->size[BLOCK_OPEN];
+    need = cache_need(e, all);
     if (need > e->pool->bytes_max)
         return error_set(error, ASSAY_ERROR_LIMIT,
                          "%" G_GINT64_FORMAT " tokens take %" G_GSIZE_FORMAT

@@ -83,6 +83,9 @@ Engine *engine_new(Model *model, const EngineLimits *limits, GError **error);
 void engine_free(Engine *engine);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Engine, engine_free)
 
+/* Tokens of the longest sequence that can run: the context, or what the cache has room for. */
+gint64 engine_context(const Engine *engine);
+
 /* Copies what it needs. Refuses what can never run, with the numbers: ids outside the vocabulary,
  * more context or memory than there is. 0 on error. */
 guint64 engine_submit(Engine *engine, const EngineRequest *request, GError **error);
