@@ -174,7 +174,7 @@ static gboolean on_incoming(GSocketService *listener, GSocketConnection *connect
         g_io_stream_close(G_IO_STREAM(connection), NULL, NULL);
         return TRUE;
     }
-    g_socket_set_timeout(socket, HTTP_IDLE_S);
+    g_socket_set_timeout(socket, LISTENER_IDLE_S);
     server->n_connections++;
     g_object_weak_ref(G_OBJECT(connection), connection_gone, server);
     g_autoptr(GError) error = NULL;
