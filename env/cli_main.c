@@ -112,6 +112,7 @@ static const CliOption policy_serve_options[] = {
     {"token-file", "FILE", "what callers on TCP must send as Authorization: Bearer"},
     {"name", "NAME", "of the model (else its directory's)"},
     {"style", "S", "chat template: official (default) or vllm"},
+    {"ping-s", "N", "seconds of silence on a stream before a comment (default 15)"},
     POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
 static const CliOption policy_sample_options[] = {
     {"prompt", "TEXT", "what the samples go on with"},
