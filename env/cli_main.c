@@ -5,6 +5,7 @@
  * 2. Options of the daemon (env/config.c) are accepted by every command.
  */
 #include "env/cli.h"
+#include "env/policy_runtime.h"
 
 #include "sandbox/box_tool.h"
 
@@ -114,13 +115,25 @@ static const CliOption policy_init_options[] = {
     {"out", "DIR", "where config.json and the tensors go"}, {NULL, NULL, NULL}};
 static const CliOption policy_serve_options[] = {
     {"model", "DIR", "config.json, tensors and tokenizer"},
-    {"tokenizer", "DIR", "the tokenizer, where it is elsewhere"},
     {"listen", "WHERE", "PATH of a unix socket, for this user only, or ADDRESS:PORT"},
     {"token-file", "FILE", "what callers on TCP must send as Authorization: Bearer"},
     {"name", "NAME", "of the model (else its directory's)"},
-    {"context", "N", "tokens of a sequence at most (else the model's)"},
-    {"cache-mib", "N", "memory of sequences and prefixes (default 1024)"},
-    {"style", "S", "chat template: official (default) or vllm"}, {NULL, NULL, NULL}};
+    {"style", "S", "chat template: official (default) or vllm"},
+    {"ping-s", "N", "seconds of silence on a stream before a comment (default 15)"},
+    POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
+static const CliOption policy_sample_options[] = {
+    {"prompt", "TEXT", "what the samples go on with"},
+    {"prompt-file", "FILE", "the same from a file, - for standard input"},
+    {"ids", "LIST", "the same as token ids: 1,2,3"},
+    {"n", "N", "samples (default 1); sample i draws with the seed plus i"},
+    {"stop", "TEXT", "ends a sample, and is not shown"},
+    {"logprobs", NULL, "with --json: of each token, as the model has it and as it was drawn"},
+    POLICY_SAMPLING_OPTIONS, POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
+static const CliOption policy_chat_options[] = {
+    {"system", "TEXT", "what the conversation begins with"},
+    {"reasoning", "HOW", "dim (default) or hidden"},
+    {"style", "S", "chat template: official (default) or vllm"},
+    POLICY_SAMPLING_OPTIONS, POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
 static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
     {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
@@ -219,6 +232,10 @@ const CliCommand cli_commands[] = {
      policy_bench_options, 0, 0},
     {"policy serve", "", "answer requests in the shapes of OpenAI's API", cli_policy_serve,
      policy_serve_options, 0, 0},
+    {"policy sample", "DIR", "draw samples from a model", cli_policy_sample,
+     policy_sample_options, 1, 1},
+    {"policy chat", "DIR", "talk with a model; /reset begins anew", cli_policy_chat,
+     policy_chat_options, 1, 1},
     {"train", "RUN.conf", "train a policy by rewards of tests", cli_train, train_options, 1, 1},
     {"train ls", "[DIR]", "list the runs below a directory", cli_train_ls, NULL, 0, 1},
     {"train show", "DIR", "the metrics of a run, as curves", cli_train_show, train_show_options, 1,
