@@ -26,6 +26,7 @@ typedef struct Train {
     Tokenizer *tokenizer;
     Model *model;
     Trainer *trainer;
+    Model *reference; /* the weights before the first rollout, where loss.kl wants them */
     Engine *engine;
     Roller roller;
     TrainLog *log;
@@ -51,3 +52,6 @@ gboolean train_eval(Train *train, GError **error);
 /* --- train_setup.c */
 
 gboolean train_checkpoint(Train *train, GError **error);
+/* The model that loss.kl keeps near to: the weights as they are at the first rollout, kept for those
+ * who go on. Nothing where no such term is wanted. */
+gboolean train_reference(Train *train, GError **error);

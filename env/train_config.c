@@ -56,6 +56,16 @@ const TrainKey train_keys[] = {
      "tasks whose last pass rate is at most this are drawn less often"},
     {"rollout.rate_high", TRAIN_NUMBER, AT(rollout_rate_high), 0, 1, "1",
      "and those at least this"},
+    {"rollout.refill", TRAIN_INT, AT(rollout_refill), 0, 100, "0",
+     "more rounds of tasks while groups lack a spread (dynamic sampling)"},
+    {"rollout.cut", TRAIN_TEXT, AT(rollout_cut), 0, 0, "keep",
+     "episodes with a turn cut at its limit: keep, or mask them from the loss"},
+    {"rollout.repetition", TRAIN_INT, AT(rollout_repetition), 0, 1e6, "0",
+     "tokens above 0.99 in a row that end a turn; 0: never"},
+    {"rollout.overlong_from", TRAIN_INT, AT(rollout_overlong_from), 0, 1e6, "0",
+     "sampled tokens of an episode from which its reward shrinks; 0: never"},
+    {"rollout.overlong_penalty", TRAIN_NUMBER, AT(rollout_overlong_penalty), 0, 100, "1",
+     "what is taken at the limit of turns and tokens, linearly up to there"},
     {"rollout.cache_mib", TRAIN_INT, AT(rollout_cache_mib), 1, 1048576, "512",
      "caches of sequences, MiB"},
     {"rollout.rows", TRAIN_INT, AT(rollout_rows), 1, 65536, "512", "rows of an engine step"},
@@ -248,6 +258,11 @@ static const char *name_anchor(int kind)
     return kind ? "recomputed" : "rollout";
 }
 
+static const char *name_cut(int kind)
+{
+    return kind ? "mask" : "keep";
+}
+
 static const char *name_loss(int kind)
 {
     return losses[kind]->name;
@@ -286,7 +301,8 @@ static gboolean check(const TrainConfig *c, GError **error)
         !check_word("loss.mismatch", c->loss_mismatch, FALSE, name_mismatch, MISMATCH_KINDS,
                     error) ||
         !check_word("loss.kl", c->loss_kl, FALSE, name_kl, KL_KINDS, error) ||
-        !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error))
+        !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error) ||
+        !check_word("rollout.cut", c->rollout_cut, FALSE, name_cut, 2, error))
         return FALSE;
     if (!*c->model_pattern || !softmax)
         return error_set(error, ASSAY_ERROR_INPUT,

@@ -27,8 +27,9 @@ typedef struct TrainConfig {
     double warmup_lr, warmup_lr_end, warmup_gold, warmup_text;
     /* [rollout] */
     gint64 rollout_groups, rollout_samples, rollout_turns, rollout_tokens, rollout_cache_mib;
-    gint64 rollout_rows;
-    double rollout_temperature, rollout_rate_low, rollout_rate_high;
+    gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;
+    char *rollout_cut;
+    double rollout_temperature, rollout_rate_low, rollout_rate_high, rollout_overlong_penalty;
     /* [loss] */
     char *loss_name, *loss_advantage, *loss_normaliser, *loss_mismatch, *loss_kl, *loss_anchor;
     double loss_is_cap, loss_is_floor, loss_eps_low, loss_eps_high, loss_dual_cap, loss_tv_max;

@@ -105,9 +105,9 @@ static gboolean warmup_update(Train *t, GError **error)
 /* ---- tasks of a batch ---- */
 
 /* Tasks without replacement; those whose last pass rate leaves nothing to learn come last. */
-static TrainTask **draw_tasks(const Train *t, guint n)
+static TrainTask **draw_tasks(const Train *t, guint n, gint64 step)
 {
-    g_autoptr(GRand) rand = rand_of(t, PHASE_TASKS, t->update);
+    g_autoptr(GRand) rand = rand_of(t, PHASE_TASKS, step);
     g_autofree guint *order = g_new(guint, t->tasks->len);
     TrainTask **drawn = g_new0(TrainTask *, n);
     guint got = 0;
@@ -169,6 +169,7 @@ static void put_loss(Train *t, const TrainerStats *s, double lr)
     train_log_put(t->log, "policy/is_clipped_frac", (double)s->loss.ratio_high / n);
     train_log_put(t->log, "policy/masked_frac", (double)s->loss.masked / n);
     train_log_put(t->log, "policy/kl", s->loss.kl3 / n);
+    train_log_put(t->log, "policy/kl_reference", s->loss.kl_ref / n);
 }
 
 static void add_times(TrainerStats *sum, const TrainerStats *one)
@@ -178,6 +179,7 @@ static void add_times(TrainerStats *sum, const TrainerStats *one)
     sum->backward_s += one->backward_s;
     sum->step_s += one->step_s;
     sum->rows += one->rows;
+    sum->router_peak = MAX(sum->router_peak, one->router_peak);
 }
 
 /* Every pass over the batch, in minibatches of whole groups. */
@@ -193,6 +195,12 @@ static gboolean minibatches(Train *t, GPtrArray *groups, TrainerStats *sum, GErr
     guint parts = (guint)(c->optim_minibatches * c->optim_epochs);
 
     loss.options = train_config_loss(c, &loss.loss);
+    if ((!strcmp(c->loss_anchor, "recomputed") &&
+         !trainer_logprobs(t->trainer, NULL, all, groups->len, c->rollout_temperature,
+                           ROLLOUT_ANCHOR, error)) ||
+        (t->reference && !trainer_logprobs(t->trainer, t->reference, all, groups->len,
+                                           c->rollout_temperature, ROLLOUT_REF, error)))
+        return FALSE;
     for (guint i = 0; i < parts; i++) {
         guint m = i % (guint)c->optim_minibatches;
         guint from = groups->len * m / (guint)c->optim_minibatches;
@@ -232,6 +240,7 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "episode/steps_mean", r->turns / episodes);
     train_log_put(t->log, "episode/invalid_action_frac", r->invalid / turns);
     train_log_put(t->log, "length/limit_hit_frac", r->cut / turns);
+    train_log_put(t->log, "length/repetition_frac", r->repeated / turns);
     train_log_put(t->log, "length/completion_mean", (double)r->tokens / episodes);
     train_log_put(t->log, "mask/infra_frac", r->unscorable / episodes);
     train_log_put(t->log, "time/rollout_s", r->sample_s);
@@ -258,36 +267,110 @@ static gboolean keep_rollouts(const Train *t, TrainTask *const *tasks, const GPt
     return record_write(path, tasks, groups, error);
 }
 
-static gboolean update(Train *t, GError **error)
+/* A batch of rollouts, and what was rolled out to get it. */
+typedef struct {
+    GPtrArray *tasks;  /* TrainTask, of each group */
+    GPtrArray *groups; /* RolloutGroup */
+    RolloutStats rolled;
+    AdvantageStats seen;
+} Gathered;
+
+static void gathered_clear(Gathered *g)
+{
+    g_clear_pointer(&g->tasks, g_ptr_array_unref);
+    g_clear_pointer(&g->groups, g_ptr_array_unref);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Gathered, gathered_clear)
+
+/* One round of tasks and their groups. */
+static gboolean gather_round(Train *t, Gathered *g, gint64 round, GError **error)
 {
     const TrainConfig *c = t->config;
-    const AdvantageOptions advantage = train_config_advantage(c);
+    gint64 step = t->update * (c->rollout_refill + 1) + round;
     RolloutOptions options = {.samples = (guint)c->rollout_samples,
                               .turns = (guint)c->rollout_turns,
                               .tokens_max = c->rollout_tokens,
+                              .repetition = c->rollout_repetition,
+                              .mask_cut = !strcmp(c->rollout_cut, "mask"),
+                              .overlong_from = c->rollout_overlong_from,
+                              .overlong_penalty = c->rollout_overlong_penalty,
                               .temperature = c->rollout_temperature,
-                              .seed = seed_of(t, PHASE_ROLLOUT, t->update)};
-    g_autofree TrainTask **tasks = draw_tasks(t, (guint)c->rollout_groups);
-    RolloutStats rolled = {0};
-    AdvantageStats seen;
-    TrainerStats spent = {0};
-    g_autoptr(GPtrArray) groups =
-        rollouts_make(&t->roller, tasks, (guint)c->rollout_groups, &options, &rolled, error);
-    gint64 since;
+                              .seed = seed_of(t, PHASE_ROLLOUT, step)};
+    guint n = (guint)c->rollout_groups;
+    g_autofree TrainTask **tasks = draw_tasks(t, n, step);
+    g_autoptr(GPtrArray) groups = rollouts_make(&t->roller, tasks, n, &options, &g->rolled, error);
 
     if (!groups)
         return FALSE;
     keep_rates(tasks, groups);
-    advantages((RolloutGroup **)groups->pdata, groups->len, &advantage, &seen);
-    put_rollouts(t, &rolled, &seen);
+    for (guint i = 0; i < n; i++)
+        g_ptr_array_add(g->tasks, tasks[i]);
+    g_ptr_array_extend_and_steal(g->groups, g_steal_pointer(&groups));
+    return TRUE;
+}
+
+/* Keeps the first `most` groups that have a spread. */
+static void keep_used(Gathered *g, guint most)
+{
+    guint used = 0;
+
+    for (guint i = 0; i < g->groups->len;) {
+        const RolloutGroup *group = g->groups->pdata[i];
+
+        if (!group->skipped && used < most) {
+            used++;
+            i++;
+            continue;
+        }
+        g_ptr_array_remove_index(g->groups, i);
+        g_ptr_array_remove_index(g->tasks, i);
+    }
+}
+
+/* With rollout.refill: rounds until as many groups have a spread as a batch wants, and those alone
+ * (dynamic sampling, arXiv 2503.14476, 3.2). */
+static gboolean gather(Train *t, Gathered *g, GError **error)
+{
+    const TrainConfig *c = t->config;
+    const AdvantageOptions advantage = train_config_advantage(c);
+    AdvantageStats kept;
+    guint most = (guint)c->rollout_groups;
+
+    g->tasks = g_ptr_array_new();
+    g->groups = g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
+    for (gint64 round = 0; round <= c->rollout_refill; round++) {
+        if (!gather_round(t, g, round, error))
+            return FALSE;
+        advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &g->seen);
+        if (g->seen.groups - g->seen.skipped >= most)
+            break;
+    }
+    if (c->rollout_refill > 0) {
+        keep_used(g, most);
+        advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &kept);
+    }
+    return TRUE;
+}
+
+static gboolean update(Train *t, GError **error)
+{
+    g_auto(Gathered) g = {0};
+    TrainerStats spent = {0};
+    gint64 since;
+
+    if (!gather(t, &g, error))
+        return FALSE;
+    put_rollouts(t, &g.rolled, &g.seen);
     since = g_get_monotonic_time();
-    if (!keep_rollouts(t, tasks, groups, error) || !minibatches(t, groups, &spent, error))
+    if (!keep_rollouts(t, (TrainTask *const *)g.tasks->pdata, g.groups, error) ||
+        !minibatches(t, g.groups, &spent, error))
         return FALSE;
     t->update++;
-    t->episodes += rolled.episodes;
-    t->tokens += (gint64)rolled.tokens;
+    t->episodes += g.rolled.episodes;
+    t->tokens += (gint64)g.rolled.tokens;
     train_log_put(t->log, "time/update_s", (double)(g_get_monotonic_time() - since) / 1e6);
     train_log_put(t->log, "perf/rows", (double)spent.rows);
+    train_log_put(t->log, "router/peak_load", spent.router_peak);
     return train_log_end(t->log, "rl", t->warmup + t->update, error);
 }
 
@@ -311,6 +394,10 @@ gboolean train_run(Train *t, GError **error)
     const TrainConfig *c = t->config;
 
     if (!warmup_all(t, error))
+        return FALSE;
+    if (t->warmup < c->warmup_updates) /* stopped */
+        return train_checkpoint(t, error);
+    if (!train_reference(t, error))
         return FALSE;
     if (t->update == 0 && !g_atomic_int_get(&t->stop) && !train_eval(t, error))
         return FALSE;

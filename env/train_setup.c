@@ -100,11 +100,12 @@ static Model *model_for(const Train *t, GError **error)
     ModelConfig config;
 
     if (*t->config->model_path)
-        return model_load(ops_cpu(), t->config->model_path, WEIGHT_REAL, error);
+        return model_load(ops_cpu(), t->config->model_path, WEIGHT_REAL,
+                          (guint)t->config->model_chunk, error);
     if (!shape_of(t, &config, error) ||
         !(weights = init_weights(&config, (guint64)t->config->run_seed, TENSOR_F32, error)))
         return NULL;
-    return model_from_weights(ops_cpu(), weights, WEIGHT_REAL, error);
+    return model_from_weights(ops_cpu(), weights, WEIGHT_REAL, 0, error);
 }
 
 /* ---- checkpoints ---- */
@@ -186,6 +187,18 @@ static gboolean resume(Train *t, GError **error)
     for (guint i = 0; i < t->tasks->len; i++)
         ((TrainTask *)t->tasks->pdata[i])->rate = json_number_value(json_array_get(rates, i));
     return TRUE;
+}
+
+gboolean train_reference(Train *t, GError **error)
+{
+    g_autofree char *dir = g_build_filename(t->dir, "reference", NULL);
+
+    if (!strcmp(t->config->loss_kl, "none"))
+        return TRUE;
+    if (!g_file_test(dir, G_FILE_TEST_IS_DIR) && !checkpoint_write_model(dir, t->trainer, error))
+        return FALSE;
+    t->reference = model_load(ops_cpu(), dir, WEIGHT_REAL, (guint)t->config->model_chunk, error);
+    return t->reference != NULL;
 }
 
 /* ---- the run's directory ---- */
@@ -312,6 +325,7 @@ void train_free(Train *t)
     train_log_close(t->log);
     engine_free(t->engine);
     trainer_free(t->trainer);
+    model_free(t->reference);
     model_free(t->model);
     tokenizer_free(t->tokenizer);
     for (guint i = 0; i < t->sets->len; i++) {

@@ -30,6 +30,7 @@ typedef struct TrainerStep {
 typedef struct TrainerStats {
     LossStats loss;
     double grad_norm;      /* before clipping */
+    double router_peak;    /* largest load of an expert, 1: all the same */
     guint64 rows, batches; /* worked on */
     double forward_s, head_s, backward_s, step_s;
     gboolean stepped;
@@ -56,11 +57,11 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
 /* Bytes that a trainer of this shape takes, the model apart. */
 gsize trainer_bytes(const Model *model, int rows_max);
 
-/* Log-probabilities of all trained tokens under the present weights, into a field of each rollout
- * that is made if need be. */
+/* Log-probabilities of all trained tokens into a field of each rollout that is made if need be,
+ * under the present weights, or those of `model`, of the same shape and ops. */
 typedef enum RolloutField { ROLLOUT_ANCHOR, ROLLOUT_REF } RolloutField;
-gboolean trainer_logprobs(Trainer *trainer, RolloutGroup *const *groups, guint n,
-                          double temperature, RolloutField field, GError **error);
+gboolean trainer_logprobs(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
+                          guint n, double temperature, RolloutField field, GError **error);
 
 /* Called with the tokens of each batch once their coefficients stand: assay train explain. */
 typedef void (*TrainerTokensFunc)(const Packer *packer, const LossToken *tokens, gpointer user);

@@ -168,6 +168,21 @@ def check_looking(lab):
     assert assay("train", "show", str(lab.top / "none")).returncode != 0
 
 
+def check_settings(lab):
+    """refill_reference_penalties_and_corrections"""
+    done = lab.run("v", "rollout.refill=3", "loss.kl=k3", "loss.kl_beta=0.5", "loss.mismatch=tis",
+                   "loss.anchor=recomputed", "rollout.cut=mask", "rollout.overlong_from=2",
+                   "rollout.overlong_penalty=0.5", "rollout.repetition=3", "loss.entropy=0.01",
+                   "loss.name=dapo", "optim.epochs=2", "run.updates=4")
+    assert done.returncode == 0, done.stderr
+    rl = [row for row in lab.rows("v") if row["phase"] == "rl"]
+    assert all(value is not None for row in rl for value in row.values()), rl
+    assert rl[-1]["policy/kl_reference"] > 0
+    assert any(row["signal/groups_used"] > row["episode/steps_mean"] for row in rl)
+    assert any(row["reward/mean"] % 0.25 for row in rl), "no reward was shortened"
+    assert (lab.top / "v" / "reference" / "config.json").exists()
+
+
 def check_refusals(lab):
     """wrong_settings_are_refused_before_anything_is_made"""
     for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
@@ -187,7 +202,8 @@ def check_refusals(lab):
     assert done.returncode != 0 and "line 1" in done.stderr, done.stderr
 
 
-CHECKS = [check_run, check_same, check_killed, check_stopped, check_looking, check_refusals]
+CHECKS = [check_run, check_same, check_killed, check_stopped, check_looking, check_settings,
+          check_refusals]
 
 
 def main():

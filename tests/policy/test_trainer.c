@@ -68,7 +68,7 @@ static double frozen_loss(Trainer *trainer, RolloutGroup *group, const double *c
     g_autoptr(GError) error = NULL;
     double loss = 0;
 
-    g_assert_true(trainer_logprobs(trainer, &group, 1, 1, ROLLOUT_REF, &error));
+    g_assert_true(trainer_logprobs(trainer, NULL, &group, 1, 1, ROLLOUT_REF, &error));
     for (int i = 0; i < 12; i++)
         loss -= coef[i] * group->rollouts[0].ref[i];
     return loss;
@@ -374,7 +374,7 @@ static void test_observations(void)
 
     rollout_fill(&group->rollouts[0], (const int[]){4, 5, 6, 7, 8}, mask, NULL, 5);
     rollout_fill(&group->rollouts[1], (const int[]){4, 5, 9, 7, 8}, mask, NULL, 5);
-    g_assert_true(trainer_logprobs(trainer, &group, 1, 1, ROLLOUT_ANCHOR, &error));
+    g_assert_true(trainer_logprobs(trainer, NULL, &group, 1, 1, ROLLOUT_ANCHOR, &error));
     a = group->rollouts[0].anchor;
     b = group->rollouts[1].anchor;
     g_assert_cmpfloat(a[0], ==, b[0]);
