@@ -352,15 +352,31 @@ static gboolean gather(Train *t, Gathered *g, GError **error)
     return TRUE;
 }
 
+/* What the boxes did since `before`. */
+static void put_verdicts(Train *t, const VerdictStats *before, double seconds, guint episodes)
+{
+    VerdictStats now = verdict_stats(t->roller.verdicts);
+    double asked = (double)(now.asked - before->asked), run = (double)(now.run - before->run);
+
+    train_log_put(t->log, "verdict/run", run);
+    train_log_put(t->log, "verdict/cached_frac",
+                  (double)(now.cached - before->cached + now.joined - before->joined) /
+                      MAX(asked, 1));
+    train_log_put(t->log, "verdict/ms", (double)(now.box_us - before->box_us) / 1e3 / MAX(run, 1));
+    train_log_put(t->log, "perf/episodes_per_s", episodes / seconds);
+}
+
 static gboolean update(Train *t, GError **error)
 {
     g_auto(Gathered) g = {0};
+    VerdictStats before = verdict_stats(t->roller.verdicts);
+    gint64 since = g_get_monotonic_time();
     TrainerStats spent = {0};
-    gint64 since;
 
     if (!gather(t, &g, error))
         return FALSE;
     put_rollouts(t, &g.rolled, &g.seen);
+    put_verdicts(t, &before, (double)(g_get_monotonic_time() - since) / 1e6, g.rolled.episodes);
     since = g_get_monotonic_time();
     if (!keep_rollouts(t, (TrainTask *const *)g.tasks->pdata, g.groups, error) ||
         !minibatches(t, g.groups, &spent, error))
