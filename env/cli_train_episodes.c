@@ -236,7 +236,8 @@ int cli_train_explain(Cli *cli)
     g_autoptr(Model) model = tokenizer ? model_load(ops_cpu(), model_dir, WEIGHT_REAL,
                                                     (guint)config->model_chunk, &error)
                                        : NULL;
-    g_autoptr(Trainer) trainer = model ? trainer_new(model, EXPLAIN_ROWS, &error) : NULL;
+    g_autoptr(Trainer) trainer =
+        model ? trainer_new(model, EXPLAIN_ROWS, ACTS_KEEP_ALL, &error) : NULL;
     g_autoptr(GPtrArray) groups = trainer ? record_read(rollouts, NULL, &error) : NULL;
     Pick pick;
 

@@ -105,6 +105,8 @@ const TrainKey train_keys[] = {
     {"optim.epochs", TRAIN_INT, AT(optim_epochs), 1, 1024, "1", "passes over a batch"},
     {"optim.rows", TRAIN_INT, AT(optim_rows), 16, 1048576, "4096",
      "rows worked on at once: memory, not results"},
+    {"optim.recompute", TRAIN_BOOL, AT(optim_recompute), 0, 0, "false",
+     "activations are made a second time instead of kept: memory, not results"},
     {"eval.sets", TRAIN_TEXT, AT(eval_sets), 0, 0, "", "NAME=FILE, ...: held-out tasks"},
     {"eval.every", TRAIN_INT, AT(eval_every), 1, 1e9, "50", "updates between evaluations"},
     {"eval.samples", TRAIN_INT, AT(eval_samples), 1, 4096, "4", "episodes of a task"},

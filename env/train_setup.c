@@ -207,8 +207,9 @@ gboolean train_reference(Train *t, GError **error)
 static gboolean may_change(const char *name)
 {
     static const char *const names[] = {
-        "run.updates",  "run.checkpoint_every", "run.threads", "run.dir",    "eval.every",
-        "eval.samples", "eval.tasks",           "eval.sets",   "optim.rows", NULL};
+        "run.updates", "run.checkpoint_every", "run.threads", "run.dir",
+        "eval.every",  "eval.samples",         "eval.tasks",  "eval.sets",
+        "optim.rows",  "optim.recompute",      NULL};
 
     return g_strv_contains(names, name);
 }
@@ -293,7 +294,9 @@ static gboolean build(Train *t, GError **error)
 
     return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
            (t->model = model_for(t, error)) != NULL &&
-           (t->trainer = trainer_new(t->model, (int)c->optim_rows, error)) != NULL &&
+           (t->trainer = trainer_new(t->model, (int)c->optim_rows,
+                                     c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
+                                     error)) != NULL &&
            resume(t, error) && (t->engine = engine_new(t->model, &limits, error)) != NULL &&
            (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
 }

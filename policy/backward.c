@@ -6,7 +6,8 @@
  *
  * Invariants
  *  1. Gradients of weights are added to; of activations, overwritten.
- *  2. Activations are read as forward kept them: nothing is made anew here.
+ *  2. Activations are read as forward kept them, or made anew from each layer's kept input: the
+ *     same bits.
  *
  * Not here: losses, the optimiser.
  */
@@ -222,16 +223,19 @@ void backward_logits(const Model *m, Params *g, void *dhidden, const void *dlogi
     linear_bwd(m, dhidden, params_tensor(g, 0, SLOT_HEAD, 0), dlogits, hidden, &m->head, rows, 0);
 }
 
-void backward(Backward *b, const Model *m, Params *g, const Acts *acts, const Batch *batch,
+void backward(Backward *b, const Model *m, Params *g, Acts *acts, const Batch *batch,
               const OpsSpanGrad *cache_grads, const void *dhidden)
 {
     const ModelConfig *c = &m->config;
 
-    g_assert(acts->keep);
+    g_assert(acts->keep != ACTS_KEEP_NOTHING);
     m->ops->rmsnorm_bwd(b->dx, params_tensor(g, 0, SLOT_FINAL_NORM, 0), dhidden, acts->x_out,
                         acts->rstd_final, m->final_norm, batch->rows, (int)c->hidden);
-    for (guint l = c->layers; l-- > 0;)
+    for (guint l = c->layers; l-- > 0;) {
+        if (acts->keep == ACTS_KEEP_INPUTS)
+            forward_layer(m, acts, l, batch);
         layer_bwd(b, m, g, l, &acts->layers[l], batch, cache_grads);
+    }
     m->ops->embed_bwd(params_tensor(g, 0, SLOT_EMBED, 0), b->dx, batch->ids, batch->rows,
                       (int)c->hidden);
 }

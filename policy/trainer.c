@@ -58,14 +58,14 @@ static Sizes sizes_of(const Model *m, int rows_max)
                    .scratch = SCRATCHES * rows * real};
 }
 
-gsize trainer_bytes(const Model *m, int rows_max)
+gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep)
 {
     Sizes s = sizes_of(m, rows_max);
     gsize params = 0;
 
     for (guint i = 0; i < tensors_count(&m->config); i++)
         params += tensors_info(&m->config, i).count;
-    return 4 * params * ops_real_size(m->ops->real) + acts_bytes(m, rows_max, TRUE) +
+    return 4 * params * ops_real_size(m->ops->real) + acts_bytes(m, rows_max, keep) +
            backward_bytes(m, rows_max, rows_max) + 2 * s.hidden + s.logits + s.scratch +
            (gsize)rows_max * sizeof(LossToken);
 }
@@ -81,7 +81,7 @@ static char *room(gsize bytes, GError **error)
     return memory;
 }
 
-Trainer *trainer_new(Model *m, int rows_max, GError **error)
+Trainer *trainer_new(Model *m, int rows_max, ActsKeep keep, GError **error)
 {
     g_autoptr(Trainer) t = g_new0(Trainer, 1);
     Sizes s = sizes_of(m, rows_max);
@@ -91,7 +91,7 @@ Trainer *trainer_new(Model *m, int rows_max, GError **error)
     if (!(t->master = params_new(m, error)) || !(t->moment1 = params_new(m, error)) ||
         !(t->moment2 = params_new(m, error)) || !(t->grads = params_new(m, error)) ||
         !(t->packer = packer_new(m, rows_max, error)) ||
-        !(t->acts = acts_new(m, rows_max, TRUE, error)) ||
+        !(t->acts = acts_new(m, rows_max, keep, error)) ||
         !(t->backward = backward_new(m, rows_max, rows_max, error)) ||
         !(t->hidden = room(s.hidden, error)) || !(t->dhidden = room(s.hidden, error)) ||
         !(t->logits = room(s.logits, error)) || !(t->scratch = room(s.scratch, error)))
@@ -204,7 +204,8 @@ static double lap(gint64 *since)
     return (double)spent / 1e6;
 }
 
-/* The most choices that an expert of any layer got, in multiples of an even share. */
+/* The most choices that an expert of any layer got, in multiples of an even share; of the last
+ * layer alone where the others' are not kept. */
 static double router_peak(const Trainer *t, const Model *m)
 {
     double even = (double)t->packer->batch.rows * m->config.experts_per_token / m->config.experts;

@@ -49,13 +49,15 @@ typedef struct Trainer {
     LossToken *tokens;
 } Trainer;
 
-/* Takes the model's weights as they are. Everything is allocated here. */
-Trainer *trainer_new(Model *model, int rows_max, GError **error);
+/* Takes the model's weights as they are. Everything is allocated here. `keep`: all activations of
+ * rows_max rows, or each layer's input, from which the rest is made a second time: a third more
+ * work, no other bits. */
+Trainer *trainer_new(Model *model, int rows_max, ActsKeep keep, GError **error);
 void trainer_free(Trainer *trainer);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
 
 /* Bytes that a trainer of this shape takes, the model apart. */
-gsize trainer_bytes(const Model *model, int rows_max);
+gsize trainer_bytes(const Model *model, int rows_max, ActsKeep keep);
 
 /* Log-probabilities of all trained tokens into a field of each rollout that is made if need be,
  * under the present weights, or those of `model`, of the same shape and ops. */
