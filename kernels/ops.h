@@ -208,12 +208,14 @@ typedef struct Ops {
                     const MoeWeights *w, void *dact, void *dout);
 
     /* Over z = logits / temperature, ids >= valid left out: lse [T], logp [T] of ids, entropy [T]
-     * (may be NULL). Backward, in place: logits <- coef[t] (softmax - [j = id]) / temperature, 0
-     * from `valid` on. */
+     * (may be NULL). Backward, in place: logits <- coef[t] (p - [j = id]) / temperature with p the
+     * softmax, and where `bonus` is not NULL (then `entropy` is as left by fwd) + bonus[t] p (log p
+     * + entropy[t]) / temperature, the gradient of -bonus times the entropy; 0 from `valid` on. */
     void (*logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
                         int rows, int vocab, int valid, double temperature);
-    void (*logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef, int rows,
-                        int vocab, int valid, double temperature);
+    void (*logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,
+                        const void *bonus, const void *entropy, int rows, int vocab, int valid,
+                        double temperature);
 
     /* Decoupled weight decay, bias correction, eps outside the root (arXiv 1711.05101). */
     void (*adamw)(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *step);

@@ -235,7 +235,7 @@ static void run_step(gpointer data)
     forward_logits(s->bench->model, s->logits, s->acts->hidden, (int)s->seqs->len);
 }
 
-static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 context, gboolean keep,
+static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 context, ActsKeep keep,
                       GError **error)
 {
     const ModelConfig *c = &b->model->config;
@@ -328,7 +328,7 @@ static double step_flops(const Step *s)
 static gboolean measure_step(const Bench *b, const char *group, int sequences, int rows_each,
                              gint64 context, GError **error)
 {
-    Step *s = step_new(b, sequences, rows_each, context, FALSE, error);
+    Step *s = step_new(b, sequences, rows_each, context, ACTS_KEEP_NOTHING, error);
     double seconds, bound, tokens = (double)sequences * rows_each;
 
     if (!s->acts) {
@@ -352,7 +352,7 @@ static gboolean measure_step(const Bench *b, const char *group, int sequences, i
 typedef struct {
     Step *step; /* one sequence; its activations are kept */
     Backward *backward;
-    Grads *grads;
+    Params *grads;
     GPtrArray *dpages;
     OpsSpanGrad caches;
     void *dhidden;
@@ -364,7 +364,7 @@ static void train_free(Train *t)
     if (t->step)
         step_free(t->step);
     backward_free(t->backward);
-    grads_free(t->grads);
+    params_free(t->grads);
     g_ptr_array_unref(t->dpages);
     free(t->dhidden);
     g_free(t->logp);
@@ -379,9 +379,9 @@ static Train *train_new(const Bench *b, GError **error)
     Train *t = g_new0(Train, 1);
 
     t->dpages = g_ptr_array_new_with_free_func(free);
-    t->step = step_new(b, 1, TRAIN_ROWS, 0, TRUE, error);
+    t->step = step_new(b, 1, TRAIN_ROWS, 0, ACTS_KEEP_ALL, error);
     t->backward = t->step->acts ? backward_new(m, TRAIN_ROWS, TRAIN_ROWS, error) : NULL;
-    t->grads = t->backward ? grads_new(m, error) : NULL;
+    t->grads = t->backward ? params_new(m, error) : NULL;
     if (!t->grads) {
         train_free(t);
         return NULL;
@@ -416,7 +416,8 @@ static void run_train(gpointer data)
     forward(m, s->acts, &batch);
     forward_logits(m, s->logits, s->acts->hidden, TRAIN_ROWS);
     m->ops->logprob_fwd(t->logp, t->lse, NULL, s->logits, s->ids, TRAIN_ROWS, vocab, valid, 1);
-    m->ops->logprob_bwd(s->logits, t->lse, s->ids, t->coef, TRAIN_ROWS, vocab, valid, 1);
+    m->ops->logprob_bwd(s->logits, t->lse, s->ids, t->coef, NULL, NULL, TRAIN_ROWS, vocab, valid,
+                        1);
     backward_logits(m, t->grads, t->dhidden, s->logits, s->acts->hidden, TRAIN_ROWS);
     backward(t->backward, m, t->grads, s->acts, &batch, &t->caches, t->dhidden);
 }

@@ -10,8 +10,8 @@
  *
  * Invariants
  *  1. A row's sums run over ascending positions within a run, then over ascending runs: prefill and
- *     decode agree in bits. Columns after the row weigh an exact 0; pages begin as zeros, so what
- *     lies there is finite.
+ *     decode agree in bits. Columns after the row, which others of its block want, weigh an
+ *     exact 0; what was never written is not read.
  *  2. All keys and values of a call are written before any are read.
  *
  * Not here: the backward (attention_bwd.c).
@@ -138,7 +138,8 @@ static void range_run(Running *run, const Block *b, int64_t first, int64_t end)
             softmax_page(run, i, scores[i], cols,
                          whole ? cols : (int)(b->pos % chunk) + i / b->heads + 1, d, scale);
         CPU(product)
-        (out, prob, 1, n, page + keys + (size_t)b->g * chunk * d, (size_t)d, cols, d);
+        (out, prob, 1, n, page + keys + (size_t)b->g * chunk * d, (size_t)d, whole ? chunk : last,
+         d);
     }
 }
 

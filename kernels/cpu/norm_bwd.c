@@ -121,8 +121,9 @@ void CPU(silu_bwd)(void *dz, const void *dy, const void *z, size_t n)
         }
 }
 
-void CPU(logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef, int rows,
-                      int vocab, int valid, double temperature)
+void CPU(logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,
+                      const void *bonus, const void *entropy, int rows, int vocab, int valid,
+                      double temperature)
 {
     float beta = (float)(1 / temperature);
 
@@ -130,11 +131,15 @@ void CPU(logprob_bwd)(void *logits, const void *lse, const int *ids, const void 
     for (int t = 0; t < rows; t++) {
         float *z = (float *)logits + (size_t)t * (size_t)vocab, c = ((const float *)coef)[t] * beta;
         float all = ((const float *)lse)[t];
-        float chosen = c * (vexp(vset(z[ids[t]] * beta - all))[0] - 1);
+        float b = bonus ? ((const float *)bonus)[t] * beta : 0;
+        float h = bonus ? ((const float *)entropy)[t] : 0;
 
-        for (int j = 0; j < valid; j += W)
-            vstore_n(z + j, c * vexp(vload_n(z + j, valid - j) * beta - all), valid - j);
-        z[ids[t]] = chosen;
+        for (int j = 0; j < valid; j += W) {
+            vf log_p = vload_n(z + j, valid - j) * beta - all;
+
+            vstore_n(z + j, vexp(log_p) * (c + b * (log_p + h)), valid - j);
+        }
+        z[ids[t]] -= c;
         memset(z + valid, 0, (size_t)(vocab - valid) * sizeof(float));
     }
 }

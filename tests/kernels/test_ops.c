@@ -226,7 +226,11 @@ static void case_logprob(Lab *lab)
     keep(lab, logp, lab->rows);
     keep(lab, lse, lab->rows);
     keep(lab, entropy, lab->rows);
-    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), lab->rows, WIDE, valid, 0.7);
+    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), in(lab, lab->rows, 1), entropy,
+                          lab->rows, WIDE, valid, 0.7);
+    keep(lab, logits, n);
+    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), NULL, NULL, lab->rows, WIDE,
+                          valid, 0.7);
     keep(lab, logits, n);
 }
 
