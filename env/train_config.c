@@ -91,6 +91,8 @@ const TrainKey train_keys[] = {
     {"loss.kl", TRAIN_TEXT, AT(loss_kl), 0, 0, "none", "none, k2 or k3: to the weights at first"},
     {"loss.kl_beta", TRAIN_NUMBER, AT(loss_kl_beta), 0, 1e3, "0.01", "its weight"},
     {"loss.entropy", TRAIN_NUMBER, AT(loss_entropy), 0, 10, "0", "weight of a bonus for entropy"},
+    {"loss.balance", TRAIN_NUMBER, AT(loss_balance), 0, 10, "0",
+     "weight of an auxiliary loss for even loads of experts, warm-up included"},
     {"optim.lr", TRAIN_NUMBER, AT(optim_lr), 0, 1, "0.0002", "learning rate"},
     {"optim.lr_end", TRAIN_NUMBER, AT(optim_lr_end), 0, 1, "0.00002", "at the end, linearly"},
     {"optim.lr_warmup", TRAIN_INT, AT(optim_lr_warmup), 0, 1e6, "20", "steps of rising rate"},

@@ -73,8 +73,9 @@ static gboolean warmup_update(Train *t, GError **error)
     const Loss *sft = loss_find("sft");
     const DemoOptions demo = {c->warmup_gold, c->warmup_text, (guint)c->rollout_turns, FAIL_WORDS};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
-    const NormOptions norm = {.kind = NORM_BATCH_TOKENS};
-    TrainerLoss loss = {.loss = sft, .options = loss_options(sft, &(LossOptions){0})};
+    const NormOptions norm = {.kind = NORM_SEQ_MEAN}; /* an action weighs as much as a file */
+    TrainerLoss loss = {
+        .loss = sft, .options = loss_options(sft, &(LossOptions){0}), .balance = c->loss_balance};
     double lr =
         rate_at(c->warmup_lr, c->warmup_lr_end, c->warmup_lr_warmup, t->warmup, c->warmup_updates);
     TrainerStep step = step_of(c, lr);
@@ -99,6 +100,7 @@ static gboolean warmup_update(Train *t, GError **error)
     train_log_put(t->log, "time/update_s",
                   stats.forward_s + stats.head_s + stats.backward_s + stats.step_s);
     train_log_put(t->log, "perf/rows", (double)stats.rows);
+    train_log_put(t->log, "router/peak_load", stats.router_peak);
     return train_log_end(t->log, "warmup", t->warmup, error);
 }
 
@@ -187,7 +189,7 @@ static gboolean minibatches(Train *t, GPtrArray *groups, TrainerStats *sum, GErr
 {
     const TrainConfig *c = t->config;
     const NormOptions norm = train_config_norm(c);
-    TrainerLoss loss = {.temperature = c->rollout_temperature};
+    TrainerLoss loss = {.temperature = c->rollout_temperature, .balance = c->loss_balance};
     double lr = rate_at(c->optim_lr, c->optim_lr_end, c->optim_lr_warmup / c->optim_minibatches,
                         t->update, c->run_updates);
     TrainerStep step = step_of(c, lr);

@@ -172,7 +172,7 @@ def check_settings(lab):
     """refill_reference_penalties_and_corrections"""
     done = lab.run("v", "rollout.refill=3", "loss.kl=k3", "loss.kl_beta=0.5", "loss.mismatch=tis",
                    "loss.anchor=recomputed", "rollout.cut=mask", "rollout.overlong_from=2",
-                   "rollout.overlong_penalty=0.5", "rollout.repetition=3", "loss.entropy=0.01",
+                   "rollout.overlong_penalty=0.5", "rollout.repetition=3", "loss.entropy=0.01", "loss.balance=0.01",
                    "loss.name=dapo", "optim.epochs=2", "run.updates=4")
     assert done.returncode == 0, done.stderr
     rl = [row for row in lab.rows("v") if row["phase"] == "rl"]
