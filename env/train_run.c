@@ -417,7 +417,8 @@ gboolean train_run(Train *t, GError **error)
         return train_checkpoint(t, error);
     if (!train_reference(t, error))
         return FALSE;
-    if (t->update == 0 && !g_atomic_int_get(&t->stop) && !train_eval(t, error))
+    if (t->update == 0 && train_log_eval_last(t->log) < t->warmup && !g_atomic_int_get(&t->stop) &&
+        !train_eval(t, error))
         return FALSE;
     while (t->update < c->run_updates && !g_atomic_int_get(&t->stop)) {
         if (!update(t, error))

@@ -96,7 +96,7 @@ typedef struct {
 
 /* Rows sorted by expert: made once per layer by moe_plan, read by the moe entries. R = T * K. */
 typedef struct {
-    int rows, topk, experts;
+    int rows, topk, experts; /* R, K, E */
     int *offsets; /* [E + 1] first sorted slot of each expert */
     int *source;  /* [R] sorted slot -> t * K + c */
     int *slot;    /* [R] t * K + c -> sorted slot */

@@ -571,7 +571,7 @@ static double balance_loss(const double *z, const MoePlan *plan, double scale)
 {
     double sum = 0;
 
-    for (int t = 0; t < plan->rows; t++) {
+    for (int t = 0; t < plan->rows / TOPK; t++) {
         double all = 0;
 
         for (int e = 0; e < EXPERTS; e++)
@@ -579,7 +579,7 @@ static double balance_loss(const double *z, const MoePlan *plan, double scale)
         for (int e = 0; e < EXPERTS; e++)
             sum += (plan->offsets[e + 1] - plan->offsets[e]) * exp(z[t * EXPERTS + e]) / all;
     }
-    return scale * EXPERTS * sum / (plan->rows * TOPK) / plan->rows;
+    return scale * EXPERTS * sum / plan->rows / (plan->rows / TOPK);
 }
 
 static void test_balance(void)
