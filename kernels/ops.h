@@ -239,7 +239,7 @@ extern const Ops ops_ref_f64;
 
 /* The fastest table this machine may run (CPUID and what the host permits); never NULL. */
 const Ops *ops_cpu(void);
-/* The table of one instruction set, "plain", "avx2" or "avx512"; 0 where it cannot run. */
+/* The table of one instruction set, "plain", "avx2", "avx512" or "amx"; 0 where it cannot run. */
 int ops_cpu_table(const char *isa, Ops *ops);
 
 /* Sorts rows by expert; ids [rows, topk]. The arrays of `plan` are the caller's. */
