@@ -59,6 +59,13 @@ static const CliOption sweep_run_options[] = {
     {"fail-under", "R", "exit 7 when less than this share is resolved"}, {NULL, NULL, NULL}};
 static const CliOption list_options[] = {
     {"limit", "N", "at most N"}, {"after", "ID", "after this id"}, {NULL, NULL, NULL}};
+static const CliOption generate_options[] = {
+    {"seed", "S", "what the tasks are drawn from (default 0)"},
+    {"count", "N", "so many (default 100)"},
+    {"split", "S", "train (default), tune, tune-functions, heldout-bugs or heldout-functions"},
+    {"families", "A,B", "only these functions, or: c, python"},
+    {"out", "FILE", "write the rows there (else: standard output)"},
+    {"verify", NULL, "see each one fail, and pass when fixed, in boxes"}, {NULL, NULL, NULL}};
 static const CliOption results_options[] = {
     {"verdict", "V", "only this verdict"}, {"follow", NULL,
      "wait for what is not finished"}, {NULL, NULL, NULL}};
@@ -136,6 +143,19 @@ static const CliOption policy_bench_options[] = {
     {"weights", "T", "bf16 (default) or f32"},
     {"rounds", "N", "each figure is the median of so many (default 9)"},
     {"context", "N", "decode at contexts up to this (default 1048576)"}, {NULL, NULL, NULL}};
+static const CliOption train_options[] = {
+    {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
+    {NULL, NULL, NULL}};
+static const CliOption train_episodes_options[] = {
+    {"update", "N", "of this update (else the last that was kept)"},
+    {"pick", "HOW", "only the best, worst or longest"}, {NULL, NULL, NULL}};
+static const CliOption train_explain_options[] = {
+    {"update", "N", "rollouts of this update (else the last that were kept)"},
+    {"weights", "N", "under the weights of this checkpoint (else the last)"},
+    {"group", "G", "a group of the batch, from 0"},
+    {"rollout", "R", "a rollout of the group, from 0 (else the best of all)"}, {NULL, NULL, NULL}};
+static const CliOption train_show_options[] = {
+    {"metric", "TEXT", "only metrics with this in their names"}, {NULL, NULL, NULL}};
 static const CliOption tokenize_options[] = {
     {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
     {"specials", NULL, "let the text of special tokens stand for them"},
@@ -164,6 +184,8 @@ const CliCommand cli_commands[] = {
     {"task validate", "TASK...",
      "check that gold resolves and empty does not", cli_task_validate, validate_options, 1, 1000},
     {"task new", "DIR", "write a task directory to fill in", cli_task_new, NULL, 1, 1},
+    {"task generate", "KIND", "make tasks from templates; KIND is repair",
+     cli_task_generate, generate_options, 1, 1},
     {"grade", "TASK [PATCH|-]", "grade one patch", cli_grade, grade_options, 1, 2},
     {"sweep run", "PREDICTIONS", "grade many predictions", cli_sweep_run, sweep_run_options, 1, 1},
     {"sweep ls", "", "list sweeps", cli_sweep_ls, list_options, 0, 0},
@@ -214,6 +236,18 @@ const CliCommand cli_commands[] = {
      policy_sample_options, 1, 1},
     {"policy chat", "DIR", "talk with a model; /reset begins anew", cli_policy_chat,
      policy_chat_options, 1, 1},
+    {"train", "RUN.conf", "train a policy by rewards of tests", cli_train, train_options, 1, 1},
+    {"train ls", "[DIR]", "list the runs below a directory", cli_train_ls, NULL, 0, 1},
+    {"train show", "DIR", "the metrics of a run, as curves", cli_train_show, train_show_options, 1,
+     1},
+    {"train compare", "DIR DIR", "where two runs differ: keys and last metrics", cli_train_compare,
+     NULL, 2, 2},
+    {"train episodes", "DIR", "the best, worst and longest episodes of a batch",
+     cli_train_episodes, train_episodes_options, 1, 1},
+    {"train explain", "DIR", "an episode token by token: ratio, weight, coefficient, why",
+     cli_train_explain, train_explain_options, 1, 1},
+    {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},
+    {"train losses", "", "the losses, and what each makes of a ratio", cli_train_losses, NULL, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
      tokenize_options, 0, 1},
     {"policy detokenize", "[FILE|-]",
@@ -410,6 +444,15 @@ static int unknown_option(Cli *cli, const char *name)
                      near != NULL ? "?" : "");
 }
 
+/* An option whose argument ends in "..." may come again: its values are lines. */
+static void option_keep(Cli *cli, const CliOption *option, const char *value)
+{
+    const char *before = cli_option(cli, option->name);
+    gboolean again = before != NULL && g_str_has_suffix(option->arg, "...");
+    g_hash_table_replace(cli->options, g_strdup(option->name),
+                         again ? g_strconcat(before, "\n", value, NULL) : g_strdup(value));
+}
+
 /* Splits words into options and arguments; 0 is good. The command's words come first. */
 static int parse_words(Cli *cli, int argc, char **argv)
 {
@@ -441,8 +484,7 @@ static int parse_words(Cli *cli, int argc, char **argv)
             return cli_usage(cli, "--%s needs %s", name, option->arg);
         if (option->arg != NULL && value == NULL)
             value = argv[i];
-        g_hash_table_replace(cli->options, g_strdup(option->name),
-                             g_strdup(value != NULL ? value : ""));
+        option_keep(cli, option, value != NULL ? value : "");
     }
     return CLI_OK;
 }

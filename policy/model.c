@@ -16,8 +16,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define WEIGHT_ALIGN 256
+#define HUGE_PAGE    (2u << 20) /* weights are streamed: fewer pages to look up */
 
 /* ---- slopes and frequencies ---- */
 
@@ -209,11 +211,14 @@ Model *model_new(const Ops *ops, const ModelConfig *config, WeightFormat format,
     }
     lay_out(m, &arena);
     m->weights_bytes = arena.used;
-    if (posix_memalign((void **)&m->weights, WEIGHT_ALIGN, arena.used)) {
+    if (posix_memalign((void **)&m->weights, arena.used < HUGE_PAGE ? WEIGHT_ALIGN : HUGE_PAGE,
+                       arena.used)) {
         m->weights = NULL;
         error_set_errno(error, ENOMEM, "weights of %" G_GSIZE_FORMAT " bytes", arena.used);
         return NULL;
     }
+    if (arena.used >= HUGE_PAGE)
+        madvise(m->weights, arena.used, MADV_HUGEPAGE); /* a wish: refused, all works as well */
     memset(m->weights, 0, arena.used);
     arena = (Arena){.base = m->weights};
     lay_out(m, &arena);

@@ -8,6 +8,8 @@
  */
 #include "tasks/script.h"
 
+#include "tasks/diff.h"
+
 #include <string.h>
 
 /* Lines that only set up the shell, by their beginning. */
@@ -156,4 +158,43 @@ char *eval_script_make(const EvalScriptSpec *spec)
     line_add(out, ": '" EVAL_MARKER_END "'");
     line_add(out, spec->reset);
     return g_string_free(out, FALSE);
+}
+
+/* What resets the test files: old ones from the commit, new ones removed; as v5 rows do it. */
+static char *reset_line(const char *commit, const char *test_patch)
+{
+    g_autoptr(DiffFiles) touched = diff_files_read(test_patch);
+    g_autoptr(GString) old = g_string_new(NULL), added = g_string_new(NULL);
+    for (guint i = 0; i < touched->n; i++) {
+        const DiffFile *file = &touched->files[i];
+        GString *list = file->old_path != NULL ? old : added;
+        g_string_append_printf(list, " %s", file->old_path ? file->old_path : file->new_path);
+    }
+    g_autoptr(GString) line = g_string_new(NULL);
+    if (old->len > 0)
+        g_string_append_printf(line, "git checkout %s%s", commit, old->str);
+    if (added->len > 0)
+        g_string_append_printf(line, "%srm -f%s", line->len > 0 ? "\n" : "", added->str);
+    return g_string_free(g_steal_pointer(&line), FALSE);
+}
+
+char *eval_script_embedded(const char *commit, const char *test_patch, const char *build,
+                           const char *test)
+{
+    g_autofree char *reset = reset_line(commit, test_patch);
+    g_autofree char *diff = g_strdup_printf("git -c core.fileMode=false diff %s", commit);
+    const char *before[] = {"cd /testbed", "git config --global --add safe.directory /testbed",
+                            "git status",  "git show",
+                            diff,          NULL};
+    const char *build_lines[] = {build, NULL};
+    const char *test_lines[] = {test, NULL};
+    return eval_script_make(&(EvalScriptSpec){
+        .base_commit = commit,
+        .test_patch = test_patch,
+        .before = before,
+        .build = build_lines,
+        .test = test_lines,
+        .apply = "git apply -v",
+        .reset = reset,
+    });
 }

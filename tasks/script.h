@@ -46,3 +46,8 @@ typedef struct EvalScriptSpec {
 } EvalScriptSpec;
 
 char *eval_script_make(const EvalScriptSpec *spec);
+
+/* The script of a repository that travels in its row: `build` (NULL: nothing) and `test` are shell
+ * commands. */
+char *eval_script_embedded(const char *commit, const char *test_patch, const char *build,
+                           const char *test);

@@ -99,8 +99,7 @@ static gboolean field_eval_type(const json_t *row, Task *task, GError **error)
     return TRUE;
 }
 
-/* One path of an embedded repository: relative, no empty, dot or .git component. */
-static gboolean task_path_ok(const char *path)
+gboolean task_path_ok(const char *path)
 {
     g_auto(GStrv) parts = g_strsplit(path, "/", -1);
     for (char **part = parts; *part != NULL; part++)
@@ -225,4 +224,12 @@ char *task_digest(const Task *task)
         digest_add_str(digest, NULL);
     }
     return digest_finish(digest);
+}
+
+char *task_files_commit(const json_t *files)
+{
+    char *text = json_dumps(files, JSON_SORT_KEYS | JSON_COMPACT);
+    g_autofree char *sha = digest_bytes(text, strlen(text));
+    free(text);
+    return g_strndup(sha, 40);
 }

@@ -47,5 +47,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Task, task_free)
  * test lists. Not the statement. 64 hex digits. */
 char *task_digest(const Task *task);
 
+/* 40 hex digits that stand for embedded files where a commit id is expected. */
+char *task_files_commit(const json_t *files);
+
 /* TRUE for names that may become a file name of ours: 1-200 of [A-Za-z0-9._-], no leading dot. */
 gboolean task_name_ok(const char *name);
+
+/* TRUE for what may be the path of a file of an embedded repository: relative, no empty, dot or
+ * .git component. */
+gboolean task_path_ok(const char *path);

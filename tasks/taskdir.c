@@ -10,10 +10,8 @@
  */
 #include "tasks/taskdir.h"
 
-#include "base/digest.h"
 #include "base/error.h"
 #include "base/fd.h"
-#include "tasks/diff.h"
 #include "tasks/script.h"
 #include "tasks/task.h"
 
@@ -132,55 +130,6 @@ static gboolean files_add(json_t *files, const char *dir, const char *prefix, GE
     return TRUE;
 }
 
-/* 40 hex digits that stand for the embedded files where a commit id is expected. */
-static char *files_commit(const json_t *files)
-{
-    char *text = json_dumps(files, JSON_SORT_KEYS | JSON_COMPACT);
-    g_autofree char *sha = digest_bytes(text, strlen(text));
-    free(text);
-    return g_strndup(sha, 40);
-}
-
-/* What resets the test files: old ones from the commit, new ones removed; as v5 rows do it. */
-static char *reset_line(const char *commit, const char *test_patch)
-{
-    g_autoptr(DiffFiles) touched = diff_files_read(test_patch);
-    g_autoptr(GString) old = g_string_new(NULL), added = g_string_new(NULL);
-    for (guint i = 0; i < touched->n; i++) {
-        const DiffFile *file = &touched->files[i];
-        GString *list = file->old_path != NULL ? old : added;
-        g_string_append_printf(list, " %s", file->old_path ? file->old_path : file->new_path);
-    }
-    g_autoptr(GString) line = g_string_new(NULL);
-    if (old->len > 0)
-        g_string_append_printf(line, "git checkout %s%s", commit, old->str);
-    if (added->len > 0)
-        g_string_append_printf(line, "%srm -f%s", line->len > 0 ? "\n" : "", added->str);
-    return g_string_free(g_steal_pointer(&line), FALSE);
-}
-
-static char *script_make(GKeyFile *conf, const char *commit, const char *test_patch)
-{
-    g_autofree char *build = g_key_file_get_string(conf, "task", "build_command", NULL);
-    g_autofree char *test = g_key_file_get_string(conf, "task", "test_command", NULL);
-    g_autofree char *reset = reset_line(commit, test_patch);
-    g_autofree char *diff = g_strdup_printf("git -c core.fileMode=false diff %s", commit);
-    const char *before[] = {"cd /testbed", "git config --global --add safe.directory /testbed",
-                            "git status",  "git show",
-                            diff,          NULL};
-    const char *build_lines[] = {build, NULL};
-    const char *test_lines[] = {test, NULL};
-    return eval_script_make(&(EvalScriptSpec){
-        .base_commit = commit,
-        .test_patch = test_patch,
-        .before = before,
-        .build = build_lines,
-        .test = test_lines,
-        .apply = "git apply -v",
-        .reset = reset,
-    });
-}
-
 /* Sets row[field] from the key when the key is there. */
 static void conf_copy(GKeyFile *conf, const char *key, json_t *row, const char *field)
 {
@@ -232,7 +181,7 @@ static char *row_repository(GKeyFile *conf, const char *dir, json_t *row, GError
     g_autoptr(json_t) files = json_object();
     if (!files_add(files, path, "", error))
         return NULL;
-    char *head = files_commit(files);
+    char *head = task_files_commit(files);
     json_object_set(row, "files", files);
     return head;
 }
@@ -268,7 +217,8 @@ json_t *taskdir_row(const char *dir, GError **error)
     if (wall_s > 0)
         json_object_set_new(row, "wall_s", json_integer(wall_s));
     const char *patch = json_string_value(json_object_get(row, "test_patch"));
-    g_autofree char *script = script_make(conf, commit, patch);
+    g_autofree char *build = g_key_file_get_string(conf, "task", "build_command", NULL);
+    g_autofree char *script = eval_script_embedded(commit, patch, build, test);
     json_object_set_new(row, "eval_script", json_string(script));
     return g_steal_pointer(&row);
 }

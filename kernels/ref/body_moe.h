@@ -170,15 +170,21 @@ static void ref_logprob_fwd(void *logp, void *lse, void *entropy, const void *lo
 }
 
 static void ref_logprob_bwd(void *logits, const void *lse, const int *ids, const void *coef,
-                            int rows, int vocab, int valid, double temperature)
+                            const void *bonus, const void *entropy, int rows, int vocab, int valid,
+                            double temperature)
 {
     REAL beta = (REAL)(1 / temperature);
 
     for (int t = 0; t < rows; t++) {
         REAL *z = (REAL *)logits + (size_t)t * vocab, c = ((const REAL *)coef)[t] * beta;
+        REAL b = bonus ? ((const REAL *)bonus)[t] * beta : 0;
+        REAL h = bonus ? ((const REAL *)entropy)[t] : 0;
 
-        for (int j = 0; j < valid; j++)
-            z[j] = c * (MATH(exp)(z[j] * beta - ((const REAL *)lse)[t]) - (j == ids[t] ? 1 : 0));
+        for (int j = 0; j < valid; j++) {
+            REAL log_p = z[j] * beta - ((const REAL *)lse)[t];
+
+            z[j] = MATH(exp)(log_p) * (c + b * (log_p + h)) - (j == ids[t] ? c : 0);
+        }
         for (int j = valid; j < vocab; j++)
             z[j] = 0;
     }

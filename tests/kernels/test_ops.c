@@ -223,7 +223,11 @@ static void case_logprob(Lab *lab)
     keep(lab, logp, lab->rows);
     keep(lab, lse, lab->rows);
     keep(lab, entropy, lab->rows);
-    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), lab->rows, WIDE, valid, 0.7);
+    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), in(lab, lab->rows, 1), entropy,
+                          lab->rows, WIDE, valid, 0.7);
+    keep(lab, logits, n);
+    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), NULL, NULL, lab->rows, WIDE,
+                          valid, 0.7);
     keep(lab, logits, n);
 }
 
@@ -506,7 +510,7 @@ static void test_lightning_identity(void)
 
     lab.ops->lightning_fwd(o, qkv, f->spans, 3, 0, 0, decay, shape);
     lab.ops->lightning_bwd(dqkv, up, qkv, f->spans, f->grads, 3, 0, 0, decay, shape,
-                           out(&lab, 8 * d * d));
+                           out(&lab, 8 * shape.heads * d * d));
     want = dot(up, o, rows, d, 0, d);
     for (gsize part = 0; part < 3; part++)
         g_assert_cmpfloat_with_epsilon(dot(dqkv, qkv, rows, 3 * d, part * d, d), want, 1e-9);

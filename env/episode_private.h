@@ -1,0 +1,64 @@
+/*
+ * What an open episode is: shared by episode.c, episode_tools.c and episode_record.c.
+ */
+#pragma once
+
+#include "env/episode.h"
+#include "env/episode_tree.h"
+#include "sandbox/pool.h"
+
+struct EpisodeHost {
+    BoxPool *pool;
+    EpisodeHostOptions options;
+};
+
+/* What a file was before an edit, for undo. */
+typedef struct EpisodeUndo {
+    char *path;
+    GBytes *before; /* NULL: it was not there */
+} EpisodeUndo;
+
+struct Episode {
+    EpisodeHost *host;
+    EpisodeOptions options; /* defaults filled in */
+    EpisodeTree tree;
+    EpisodeEnd end;
+    guint turns, bad_in_row;
+    GQueue undos;     /* EpisodeUndo, the last first */
+    GString *record;  /* JSON lines */
+    json_t *noted;    /* tokens of the next step, or NULL */
+    json_t *changes;  /* at the end, or asked for; NULL: to be read */
+    gint64 replay_us; /* >= 0: the next step takes so long, for the record */
+};
+
+/* ---- tools ---- */
+
+/* FALSE: SYSTEM and UNSUPPORTED are our machine's failure, CONFLICT is a call to be made again, the
+ * rest is the policy's and is shown to it. */
+typedef gboolean (*EpisodeToolFn)(Episode *episode, const json_t *arguments, GString *out,
+                                  GError **error);
+
+typedef struct EpisodeTool {
+    const char *name;
+    const char *aliases[8];
+    EpisodeToolFn fn;
+    const char *description;
+    const char *parameters; /* JSON schema */
+} EpisodeTool;
+
+/* By name or alias; NULL: there is none. */
+const EpisodeTool *episode_tool_find(const char *name);
+/* Their names, for a policy that asked for another. */
+char *episode_tool_names(void);
+
+void episode_undo_free(EpisodeUndo *undo);
+
+/* Moves the tree into a box, if it is in none. */
+gboolean episode_enter_box(Episode *episode, GError **error);
+
+/* ---- the record ---- */
+
+void episode_record_head(Episode *episode);
+void episode_record_step(Episode *episode, const char *tool, const json_t *arguments,
+                         const EpisodeObservation *seen, gint64 us);
+void episode_record_end(Episode *episode);

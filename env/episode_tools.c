@@ -1,0 +1,523 @@
+/*
+ * The tools of an episode: edit, search, bash, submit.
+ *
+ * Invariants:
+ *   1. A call that is refused changes nothing, and its observation says what to do instead.
+ *   2. What a tool shows is the same whether the files are in memory or in a box.
+ *
+ * Not here: limits of observations, endings, the record (episode.c).
+ */
+#include "env/episode_private.h"
+
+#include "base/error.h"
+
+#include <string.h>
+
+#define UNDOS_MAX      64u
+#define MATCHES_MAX    100u
+#define LINE_BYTES_MAX 200u
+#define LIST_MAX       200u
+#define COMMAND_S_MAX  600
+#define COMMAND_BYTES  (64u << 10)
+#define EDIT_CONTEXT   4u /* lines shown round an edit */
+
+/* ---- arguments ---- */
+
+/* Other scaffolds' words for an argument. */
+static const struct {
+    const char *name, *also;
+} argument_names[] = {
+    {"command", "cmd"},        {"path", "file_path"},      {"pattern", "search_term"},
+    {"pattern", "query"},      {"new_str", "insert_text"}, {"file_text", "content"},
+    {"old_str", "old_string"}, {"new_str", "new_string"},
+};
+
+static const json_t *argument(const json_t *arguments, const char *name)
+{
+    const json_t *value = json_object_get(arguments, name);
+    for (gsize i = 0; value == NULL && i < G_N_ELEMENTS(argument_names); i++)
+        if (g_str_equal(argument_names[i].name, name))
+            value = json_object_get(arguments, argument_names[i].also);
+    return value;
+}
+
+/* A string without NUL. */
+static const char *want_str(const json_t *arguments, const char *name, GError **error)
+{
+    const json_t *value = argument(arguments, name);
+    const char *text = json_string_value(value);
+    if (text == NULL || strlen(text) != json_string_length(value)) {
+        error_set(error, ASSAY_ERROR_INPUT, "%s: %s", name,
+                  value == NULL ? "missing" : "expected a string");
+        return NULL;
+    }
+    return text;
+}
+
+static gboolean want_int(const json_t *value, const char *name, gint64 *ret, GError **error)
+{
+    if (!json_is_integer(value))
+        return error_set(error, ASSAY_ERROR_INPUT, "%s: %s", name,
+                         value == NULL ? "missing" : "expected a whole number");
+    *ret = json_integer_value(value);
+    return TRUE;
+}
+
+/* The path below the work directory; "" is the directory itself. */
+static char *relative_path(const char *path, GError **error)
+{
+    gsize top = strlen(EPISODE_WORK);
+    if (strncmp(path, EPISODE_WORK, top) == 0 && (path[top] == '/' || path[top] == '\0'))
+        path += path[top] == '/' ? top + 1 : top;
+    while (g_str_has_prefix(path, "./"))
+        path += 2;
+    g_autofree char *own = g_strdup(g_str_equal(path, ".") ? "" : path);
+    gsize len = strlen(own);
+    if (len > 0 && own[len - 1] == '/')
+        own[len - 1] = '\0';
+    if (own[0] != '\0' && (!task_path_ok(own) || len > 1000)) {
+        error_set(error, ASSAY_ERROR_INPUT, "path: %s: expected a path below " EPISODE_WORK, path);
+        return NULL;
+    }
+    return g_steal_pointer(&own);
+}
+
+static char *want_path(const json_t *arguments, GError **error)
+{
+    const char *path = want_str(arguments, "path", error);
+    g_autofree char *relative = path != NULL ? relative_path(path, error) : NULL;
+    if (relative != NULL && relative[0] == '\0') {
+        error_set(error, ASSAY_ERROR_INPUT, "path: a file is needed, not the directory");
+        return NULL;
+    }
+    return g_steal_pointer(&relative);
+}
+
+/* The text of a file; bytes that are none are replaced. */
+static char *read_text(const Episode *episode, const char *path, GError **error)
+{
+    g_autoptr(GBytes) bytes = episode_tree_read(&episode->tree, path, error);
+    gsize len = 0;
+    if (bytes == NULL)
+        return NULL;
+    const char *data = g_bytes_get_data(bytes, &len);
+    return g_utf8_make_valid(data != NULL ? data : "", (gssize)len);
+}
+
+/* A file to be edited must be text, or the rest of it would be damaged. */
+static char *read_for_edit(const Episode *episode, const char *path, GError **error)
+{
+    g_autoptr(GBytes) bytes = episode_tree_read(&episode->tree, path, error);
+    gsize len = 0;
+    if (bytes == NULL)
+        return NULL;
+    const char *data = g_bytes_get_data(bytes, &len);
+    if (len > 0 && !g_utf8_validate_len(data, len, NULL)) {
+        error_set(error, ASSAY_ERROR_NOT_ALLOWED, "%s: not a text file", path);
+        return NULL;
+    }
+    return g_strndup(data != NULL ? data : "", len);
+}
+
+/* ---- edit ---- */
+
+void episode_undo_free(EpisodeUndo *undo)
+{
+    g_free(undo->path);
+    if (undo->before != NULL)
+        g_bytes_unref(undo->before);
+    g_free(undo);
+}
+
+/* Writes a file and remembers what it was. */
+static gboolean write_text(Episode *episode, const char *path, const char *text, gsize len,
+                           GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    GBytes *before = episode_tree_read(&episode->tree, path, &local);
+    if (before == NULL && !g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND)) {
+        g_propagate_error(error, g_steal_pointer(&local));
+        return FALSE;
+    }
+    EpisodeUndo *undo = g_new0(EpisodeUndo, 1);
+    *undo = (EpisodeUndo){g_strdup(path), before};
+    if (!episode_tree_write(&episode->tree, path, text, len, error)) {
+        episode_undo_free(undo);
+        return FALSE;
+    }
+    g_queue_push_head(&episode->undos, undo);
+    if (g_queue_get_length(&episode->undos) > UNDOS_MAX)
+        episode_undo_free(g_queue_pop_tail(&episode->undos));
+    return TRUE;
+}
+
+/* Lines `from` to `to`, counted from 1, with their numbers. */
+static void show_lines(GString *out, const char *text, guint from, guint to)
+{
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    guint n = g_strv_length(lines);
+    if (n > 0 && lines[n - 1][0] == '\0') /* after the last newline */
+        n--;
+    for (guint i = MAX(from, 1); i <= MIN(to, n); i++)
+        g_string_append_printf(out, "%6u\t%s\n", i, lines[i - 1]);
+}
+
+static guint count_lines(const char *text, gsize len)
+{
+    guint n = 0;
+    for (gsize i = 0; i < len; i++)
+        n += text[i] == '\n';
+    return n;
+}
+
+static void show_round(GString *out, const char *path, const char *text, gsize at, gsize len)
+{
+    guint first = count_lines(text, at) + 1, last = first + count_lines(text + at, len);
+    g_string_append_printf(out, "%s is now, round the change:\n", path);
+    show_lines(out, text, first > EDIT_CONTEXT ? first - EDIT_CONTEXT : 1, last + EDIT_CONTEXT);
+}
+
+static gboolean list_dir(Episode *episode, const char *dir, GString *out, GError **error)
+{
+    g_autoptr(GPtrArray) paths = episode_tree_list(&episode->tree, error);
+    g_autofree char *prefix = dir[0] != '\0' ? g_strconcat(dir, "/", NULL) : g_strdup("");
+    guint n = 0;
+    for (guint i = 0; paths != NULL && i < paths->len; i++)
+        if (g_str_has_prefix(paths->pdata[i], prefix) && n++ < LIST_MAX)
+            g_string_append_printf(out, "%s\n", (char *)paths->pdata[i]);
+    if (n > LIST_MAX)
+        g_string_append_printf(out, "[%u more files]\n", n - LIST_MAX);
+    if (paths != NULL && n == 0 && dir[0] != '\0')
+        return error_set(error, ASSAY_ERROR_NOT_FOUND, "%s: no such file or directory", dir);
+    return paths != NULL;
+}
+
+static gboolean edit_view(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    const json_t *range = argument(arguments, "view_range");
+    gint64 from = 1, to = -1;
+    const char *given = want_str(arguments, "path", error);
+    g_autofree char *path = given != NULL ? relative_path(given, error) : NULL;
+    if (path == NULL)
+        return FALSE;
+    if (range != NULL && !json_is_null(range) &&
+        (json_array_size(range) != 2 ||
+         !want_int(json_array_get(range, 0), "view_range", &from, NULL) ||
+         !want_int(json_array_get(range, 1), "view_range", &to, NULL) || from < 1 ||
+         (to != -1 && to < from)))
+        return error_set(error, ASSAY_ERROR_INPUT, "view_range: expected [first, last] lines");
+    g_autofree char *text = path[0] != '\0' ? read_text(episode, path, &local) : NULL;
+    if (text != NULL) {
+        show_lines(out, text, (guint)MIN(from, G_MAXINT32),
+                   to < 0 ? G_MAXUINT32 : (guint)MIN(to, G_MAXINT32));
+        return TRUE;
+    }
+    if (local == NULL || g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND) ||
+        g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_NOT_ALLOWED))
+        return list_dir(episode, path, out, error);
+    g_propagate_error(error, g_steal_pointer(&local));
+    return FALSE;
+}
+
+static gboolean edit_create(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    g_autofree char *path = want_path(arguments, error);
+    const char *text = path != NULL ? want_str(arguments, "file_text", error) : NULL;
+    if (text == NULL || !write_text(episode, path, text, strlen(text), error))
+        return FALSE;
+    g_string_append_printf(out, "%s has been written.\n", path);
+    return TRUE;
+}
+
+static gboolean edit_str_replace(Episode *episode, const json_t *arguments, GString *out,
+                                 GError **error)
+{
+    g_autofree char *path = want_path(arguments, error);
+    const char *old = path != NULL ? want_str(arguments, "old_str", error) : NULL;
+    const char *new = old == NULL ? NULL
+                      : argument(arguments, "new_str") == NULL
+                          ? ""
+                          : want_str(arguments, "new_str", error);
+    g_autofree char *text = new != NULL ? read_for_edit(episode, path, error) : NULL;
+    if (text == NULL)
+        return FALSE;
+    char *at = old[0] != '\0' ? strstr(text, old) : NULL;
+    if (at == NULL)
+        return error_set(error, ASSAY_ERROR_INPUT, "old_str: %s",
+                         old[0] == '\0' ? "empty" : "not in the file; it must match exactly");
+    const char *again = strstr(at + 1, old);
+    if (again != NULL)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "old_str: in the file more than once, in lines %u and %u; give more of "
+                         "what stands round it",
+                         count_lines(text, (gsize)(at - text)) + 1,
+                         count_lines(text, (gsize)(again - text)) + 1);
+    g_autoptr(GString) changed = g_string_new_len(text, at - text);
+    g_string_append(changed, new);
+    g_string_append(changed, at + strlen(old));
+    if (!write_text(episode, path, changed->str, changed->len, error))
+        return FALSE;
+    show_round(out, path, changed->str, (gsize)(at - text), strlen(new));
+    return TRUE;
+}
+
+static gboolean edit_insert(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    gint64 line = 0;
+    g_autofree char *path = want_path(arguments, error);
+    const char *new = path != NULL ? want_str(arguments, "new_str", error) : NULL;
+    if (new == NULL || !want_int(argument(arguments, "insert_line"), "insert_line", &line, error))
+        return FALSE;
+    g_autofree char *text = read_for_edit(episode, path, error);
+    if (text == NULL)
+        return FALSE;
+    const char *at = text;
+    for (gint64 i = 0; i < line && *at != '\0'; i++) {
+        const char *newline = strchr(at, '\n');
+        at = newline != NULL ? newline + 1 : at + strlen(at);
+    }
+    if (line < 0 || line > count_lines(text, strlen(text)) + 1)
+        return error_set(error, ASSAY_ERROR_INPUT, "insert_line: the file has %u lines",
+                         count_lines(text, strlen(text)));
+    g_autoptr(GString) changed = g_string_new_len(text, at - text);
+    if (changed->len > 0 && changed->str[changed->len - 1] != '\n')
+        g_string_append_c(changed, '\n');
+    gsize from = changed->len;
+    g_string_append_printf(changed, "%s%s%s", new, g_str_has_suffix(new, "\n") ? "" : "\n", at);
+    if (!write_text(episode, path, changed->str, changed->len, error))
+        return FALSE;
+    show_round(out, path, changed->str, from, strlen(new));
+    return TRUE;
+}
+
+static gboolean edit_undo(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    g_autofree char *path = want_path(arguments, error);
+    if (path == NULL)
+        return FALSE;
+    for (GList *link = episode->undos.head; link != NULL; link = link->next) {
+        EpisodeUndo *undo = link->data;
+        if (!g_str_equal(undo->path, path))
+            continue;
+        gsize len = 0;
+        const void *data = undo->before != NULL ? g_bytes_get_data(undo->before, &len) : NULL;
+        gboolean ok =
+            undo->before == NULL
+                ? episode_tree_remove(&episode->tree, path, error)
+                : episode_tree_write(&episode->tree, path, data != NULL ? data : "", len, error);
+        if (!ok)
+            return FALSE;
+        g_string_append_printf(out, "%s is as it was before its last edit.\n", path);
+        g_queue_delete_link(&episode->undos, link);
+        episode_undo_free(undo);
+        return TRUE;
+    }
+    return error_set(error, ASSAY_ERROR_NOT_FOUND, "%s: no edit to undo", path);
+}
+
+static gboolean tool_edit(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    static const struct {
+        const char *name;
+        EpisodeToolFn fn;
+    } commands[] = {{"view", edit_view},     {"create", edit_create},
+                    {"insert", edit_insert}, {"str_replace", edit_str_replace},
+                    {"undo", edit_undo},     {"undo_edit", edit_undo}};
+    const char *command = want_str(arguments, "command", error);
+    if (command == NULL)
+        return FALSE;
+    for (gsize i = 0; i < G_N_ELEMENTS(commands); i++)
+        if (g_str_equal(commands[i].name, command))
+            return commands[i].fn(episode, arguments, out, error);
+    return error_set(error, ASSAY_ERROR_INPUT,
+                     "command: %.40s; expected view, create, str_replace, insert or undo", command);
+}
+
+/* ---- search ---- */
+
+static void search_text(const char *path, const char *text, const char *pattern, guint *n,
+                        GString *out)
+{
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    for (guint i = 0; lines[i] != NULL; i++) {
+        if (strstr(lines[i], pattern) == NULL || (*n)++ >= MATCHES_MAX)
+            continue;
+        g_autofree char *cut = g_utf8_strlen(lines[i], -1) > LINE_BYTES_MAX
+                                   ? g_utf8_substring(lines[i], 0, LINE_BYTES_MAX)
+                                   : g_strdup(lines[i]);
+        g_string_append_printf(out, "%s:%u:%s\n", path, i + 1, cut);
+    }
+}
+
+static gboolean is_in(const char *path, const char *where)
+{
+    gsize len = strlen(where);
+    return len == 0 || (strncmp(path, where, len) == 0 && (path[len] == '\0' || path[len] == '/'));
+}
+
+static gboolean tool_search(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    const json_t *given = argument(arguments, "path");
+    const char *pattern = want_str(arguments, "pattern", error);
+    g_autofree char *where =
+        pattern == NULL ? NULL
+        : given == NULL || json_is_null(given)
+            ? g_strdup("")
+            : relative_path(json_is_string(given) ? json_string_value(given) : "..", error);
+    g_autoptr(GPtrArray) paths = where != NULL ? episode_tree_list(&episode->tree, error) : NULL;
+    guint n = 0;
+    if (paths == NULL)
+        return FALSE;
+    if (pattern[0] == '\0')
+        return error_set(error, ASSAY_ERROR_INPUT, "pattern: empty");
+    for (guint i = 0; i < paths->len; i++) {
+        g_autoptr(GError) local = NULL;
+        if (!is_in(paths->pdata[i], where))
+            continue;
+        g_autofree char *text = read_text(episode, paths->pdata[i], &local);
+        if (g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_SYSTEM)) {
+            g_propagate_error(error, g_steal_pointer(&local));
+            return FALSE;
+        }
+        if (text != NULL) /* not permitted, too large: there is nothing to find */
+            search_text(paths->pdata[i], text, pattern, &n, out);
+    }
+    if (n > MATCHES_MAX)
+        g_string_append_printf(out, "[%u more matches]\n", n - MATCHES_MAX);
+    else if (n == 0)
+        g_string_append(out, "No matches.\n");
+    return TRUE;
+}
+
+/* ---- bash, submit ---- */
+
+/* How a command ended, where that is worth a line. */
+static void say_outcome(GString *out, const BoxResult *result, gint64 seconds)
+{
+    if (out->len > 0 && out->str[out->len - 1] != '\n')
+        g_string_append_c(out, '\n');
+    if (result->outcome == BOX_EXITED && result->exit_code != 0)
+        g_string_append_printf(out, "[exit status %d]\n", result->exit_code);
+    else if (result->outcome == BOX_SIGNALED)
+        g_string_append_printf(out, "[ended by signal %d]\n", result->signal);
+    else if (result->outcome == BOX_TIMED_OUT)
+        g_string_append_printf(out, "[ended after %d s]\n", (int)seconds);
+    else if (result->outcome != BOX_EXITED)
+        g_string_append_printf(out, "[ended: %s]\n", box_outcome_str(result->outcome));
+}
+
+static gboolean tool_bash(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    gint64 seconds = episode->options.command_s;
+    const json_t *timeout = argument(arguments, "timeout");
+    const char *command = want_str(arguments, "command", error);
+    if (command == NULL)
+        return FALSE;
+    if (strlen(command) > COMMAND_BYTES)
+        return error_set(error, ASSAY_ERROR_LIMIT, "command: more than %u bytes", COMMAND_BYTES);
+    if (timeout != NULL && !json_is_null(timeout)) {
+        if (!json_is_number(timeout) || json_number_value(timeout) < 1)
+            return error_set(error, ASSAY_ERROR_INPUT, "timeout: expected seconds, 1 or more");
+        seconds = (gint64)MIN(json_number_value(timeout), COMMAND_S_MAX);
+    }
+    if (!episode_enter_box(episode, error))
+        return FALSE;
+    const char *argv[] = {"/bin/bash", "-c", command, NULL};
+    const BoxCommand run = {
+        .argv = argv, .cwd = EPISODE_WORK, .merge = TRUE, .wall_ms = (guint64)seconds * 1000};
+    g_auto(BoxResult) result = {0};
+    if (!box_exec(episode->tree.box, &run, &result, error))
+        return FALSE;
+    gsize len = 0;
+    const char *data = result.out != NULL ? g_bytes_get_data(result.out, &len) : "";
+    g_autofree char *text = g_utf8_make_valid(data != NULL ? data : "", (gssize)len);
+    g_string_append(out, text);
+    say_outcome(out, &result, seconds);
+    return TRUE;
+}
+
+static gboolean tool_submit(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    (void)arguments;
+    (void)error;
+    episode->end = EPISODE_SUBMITTED;
+    g_string_append(out, "Submitted.\n");
+    return TRUE;
+}
+
+/* ---- the table ---- */
+
+static const EpisodeTool tools[] = {
+    {"edit",
+     {"str_replace_editor", "str_replace_based_edit_tool", "file_editor", "text_editor"},
+     tool_edit,
+     "View, create and edit files. view shows a file with line numbers, or the files of a "
+     "directory; str_replace replaces old_str, which must occur exactly once, by new_str; insert "
+     "puts new_str after line insert_line; undo takes the last edit of the file back.",
+     "{\"type\": \"object\", \"properties\": {"
+     "\"command\": {\"type\": \"string\", \"enum\": [\"view\", \"create\", \"str_replace\", "
+     "\"insert\", \"undo\"]},"
+     "\"path\": {\"type\": \"string\", \"description\": \"below " EPISODE_WORK "\"},"
+     "\"file_text\": {\"type\": \"string\", \"description\": \"of create\"},"
+     "\"old_str\": {\"type\": \"string\"}, \"new_str\": {\"type\": \"string\"},"
+     "\"insert_line\": {\"type\": \"integer\", \"description\": \"0: before the first\"},"
+     "\"view_range\": {\"type\": \"array\", \"items\": {\"type\": \"integer\"}, "
+     "\"description\": \"first and last line; -1: to the end\"}},"
+     "\"required\": [\"command\", \"path\"]}"},
+    {"search",
+     {"grep", "search_dir", "search_file"},
+     tool_search,
+     "Lines of files that contain a text, literally.",
+     "{\"type\": \"object\", \"properties\": {"
+     "\"pattern\": {\"type\": \"string\"},"
+     "\"path\": {\"type\": \"string\", \"description\": \"only this file or directory\"}},"
+     "\"required\": [\"pattern\"]}"},
+    {"bash",
+     {"execute_bash", "terminal", "shell", "run_shell_command"},
+     tool_bash,
+     "Runs a command in " EPISODE_WORK ". Every call is a new shell; files stay. There is no "
+     "network and no input.",
+     "{\"type\": \"object\", \"properties\": {"
+     "\"command\": {\"type\": \"string\"},"
+     "\"timeout\": {\"type\": \"number\", \"description\": \"seconds\"}},"
+     "\"required\": [\"command\"]}"},
+    {"submit",
+     {"finish", "done", "task_complete"},
+     tool_submit,
+     "Ends the work; the files are graded as they are.",
+     "{\"type\": \"object\", \"properties\": {}}"},
+};
+
+const EpisodeTool *episode_tool_find(const char *name)
+{
+    for (gsize i = 0; i < G_N_ELEMENTS(tools); i++) {
+        if (g_str_equal(tools[i].name, name))
+            return &tools[i];
+        for (gsize k = 0; tools[i].aliases[k] != NULL; k++)
+            if (g_str_equal(tools[i].aliases[k], name))
+                return &tools[i];
+    }
+    return NULL;
+}
+
+char *episode_tool_names(void)
+{
+    GString *names = g_string_new(NULL);
+    for (gsize i = 0; i < G_N_ELEMENTS(tools); i++)
+        g_string_append_printf(names, "%s%s", i > 0 ? ", " : "", tools[i].name);
+    return g_string_free(names, FALSE);
+}
+
+json_t *episode_tools(void)
+{
+    json_t *list = json_array();
+    for (gsize i = 0; i < G_N_ELEMENTS(tools); i++) {
+        json_t *parameters = json_parse(tools[i].parameters, strlen(tools[i].parameters), NULL);
+        g_assert(parameters != NULL);
+        json_array_append_new(list, json_pack("{s:s, s:{s:s, s:s, s:o}}", "type", "function",
+                                              "function", "name", tools[i].name, "description",
+                                              tools[i].description, "parameters", parameters));
+    }
+    return list;
+}

@@ -1,0 +1,179 @@
+/*
+ * Repair tasks, drawn: families, mutants and names by seed.
+ *
+ * Invariants:
+ *   1. What is drawn depends on the seed, the split and the families asked for, on nothing of the
+ *      machine.
+ *   2. Only mutants that the facts call noticed are drawn; where facts are missing there is no row.
+ *   3. No row is given out twice by one source.
+ *
+ * Not here: what is in a row (repair_row.c), families (repair_family.c), bugs (repair_mutant.c).
+ */
+#include "tasks/repair.h"
+
+#include "base/error.h"
+
+#include <string.h>
+
+#define TRIES_MAX 5000u /* draws in a row that were there before */
+
+typedef struct Choice {
+    const RepairFamily *family;
+    GArray *mutants; /* guint: numbers of mutants */
+} Choice;
+
+struct RepairSource {
+    guint64 state;
+    RepairSplit split;
+    GPtrArray *choices; /* Choice */
+    GHashTable *seen;   /* instance ids */
+    guint n_bugs;
+};
+
+static const char *const split_names[REPAIR_SPLITS] = {"train", "tune", "tune-functions",
+                                                       "heldout-bugs", "heldout-functions"};
+
+const char *repair_split_str(RepairSplit split)
+{
+    return split_names[split];
+}
+
+gboolean repair_split_from_str(const char *text, RepairSplit *ret)
+{
+    for (guint i = 0; i < REPAIR_SPLITS; i++)
+        if (g_str_equal(text, split_names[i])) {
+            *ret = i;
+            return TRUE;
+        }
+    return FALSE;
+}
+
+RepairSplit repair_split_of(const RepairFamily *family, const RepairMutant *mutant)
+{
+    static const RepairSplit by_share[] = {[REPAIR_SHARE_TRAIN] = REPAIR_TRAIN,
+                                           [REPAIR_SHARE_TUNE] = REPAIR_TUNE,
+                                           [REPAIR_SHARE_HELDOUT] = REPAIR_HELDOUT_BUGS};
+    if (family->part == REPAIR_PART_TRAIN)
+        return by_share[mutant->share];
+    return family->part == REPAIR_PART_TUNE ? REPAIR_TUNE_FUNCTIONS : REPAIR_HELDOUT_FUNCTIONS;
+}
+
+/* splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014. */
+static guint64 draw_bits(RepairSource *source)
+{
+    guint64 z = source->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static guint draw(gpointer data, guint below)
+{
+    return (guint)(((draw_bits(data) >> 32) * below) >> 32);
+}
+
+static void choice_free(gpointer data)
+{
+    Choice *choice = data;
+    g_array_unref(choice->mutants);
+    g_free(choice);
+}
+
+static gboolean is_asked_for(const RepairFamily *family, const char *const *wanted)
+{
+    return wanted == NULL || g_strv_contains(wanted, family->name) ||
+           g_strv_contains(wanted, family->language);
+}
+
+static gboolean families_exist(const char *const *wanted, GError **error)
+{
+    const GPtrArray *families = repair_families();
+    g_autoptr(GPtrArray) names = g_ptr_array_new();
+    for (guint i = 0; i < families->len; i++)
+        g_ptr_array_add(names, ((RepairFamily *)families->pdata[i])->name);
+    g_ptr_array_add(names, (gpointer)(gsize) "c");
+    g_ptr_array_add(names, (gpointer)(gsize) "python");
+    g_ptr_array_add(names, NULL);
+    for (; wanted != NULL && *wanted != NULL; wanted++) {
+        if (g_strv_contains((const char *const *)names->pdata, *wanted))
+            continue;
+        const char *near = word_nearest(*wanted, (const char *const *)names->pdata);
+        return error_set(error, ASSAY_ERROR_INPUT, "there is no family %s%s%s%s", *wanted,
+                         near != NULL ? "; did you mean " : "", near != NULL ? near : "",
+                         near != NULL ? "?" : "");
+    }
+    return TRUE;
+}
+
+static void add_family(RepairSource *source, const RepairFamily *family)
+{
+    Choice *choice = g_new0(Choice, 1);
+    choice->family = family;
+    choice->mutants = g_array_new(FALSE, FALSE, sizeof(guint));
+    for (guint i = 0; i < family->mutants->len; i++)
+        if (family->fails[i] != 0 &&
+            repair_split_of(family, family->mutants->pdata[i]) == source->split)
+            g_array_append_val(choice->mutants, i);
+    source->n_bugs += choice->mutants->len;
+    if (choice->mutants->len > 0)
+        g_ptr_array_add(source->choices, choice);
+    else
+        choice_free(choice);
+}
+
+RepairSource *repair_source_new(const RepairOptions *options, GError **error)
+{
+    const GPtrArray *families = repair_families();
+    if (!families_exist(options->families, error))
+        return NULL;
+    g_autoptr(RepairSource) source = g_new0(RepairSource, 1);
+    source->state = options->seed ^ ((guint64)options->split << 56);
+    source->split = options->split;
+    source->choices = g_ptr_array_new_with_free_func(choice_free);
+    source->seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    for (guint i = 0; i < families->len; i++) {
+        const RepairFamily *family = families->pdata[i];
+        if (family->fails != NULL && is_asked_for(family, options->families))
+            add_family(source, family);
+    }
+    if (source->choices->len == 0) {
+        error_set(error, ASSAY_ERROR_NOT_FOUND, "no family that was asked for is of split %s",
+                  split_names[options->split]);
+        return NULL;
+    }
+    return g_steal_pointer(&source);
+}
+
+void repair_source_free(RepairSource *source)
+{
+    if (source == NULL)
+        return;
+    g_ptr_array_unref(source->choices);
+    g_hash_table_unref(source->seen);
+    g_free(source);
+}
+
+guint repair_source_bugs(const RepairSource *source)
+{
+    return source->n_bugs;
+}
+
+json_t *repair_source_next(RepairSource *source, GError **error)
+{
+    for (guint tries = 0; tries < TRIES_MAX; tries++) {
+        const Choice *choice = source->choices->pdata[draw(source, source->choices->len)];
+        guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
+        const RepairNames names = repair_names_draw(choice->family, draw, source);
+        json_t *row = repair_row(choice->family, choice->family->mutants->pdata[i],
+                                 choice->family->fails[i], &names, error);
+        if (row == NULL)
+            return NULL;
+        const char *id = json_string_value(json_object_get(row, "instance_id"));
+        if (g_hash_table_add(source->seen, g_strdup(id)))
+            return row;
+        json_decref(row);
+    }
+    error_set(error, ASSAY_ERROR_LIMIT, "no new task in %u draws, after %u; ask for more families",
+              TRIES_MAX, g_hash_table_size(source->seen));
+    return NULL;
+}
