@@ -22,6 +22,8 @@
 #include <poll.h>
 #include <string.h>
 
+#define TOKENS_A_TURN 64 /* of the main loop: a chunk of a stream takes some 10 us */
+
 /* --- life */
 
 static void call_clear(gpointer data)
@@ -162,8 +164,8 @@ static gboolean on_token(const EngineToken *token, gpointer user)
 /* --- the engine's thread: jobs */
 
 typedef struct Batch {
-    PolicyServer *server;
     GArray *tokens; /* PolicyToken */
+    guint next;
 } Batch;
 
 static gboolean came(gpointer data);
@@ -174,7 +176,7 @@ void policy_calls_flush(PolicyThread *thread, gpointer data)
     if (server->batch->len == 0)
         return;
     Batch *batch = g_new(Batch, 1);
-    *batch = (Batch){server, server->batch};
+    *batch = (Batch){.tokens = server->batch};
     server->batch = g_array_new(FALSE, FALSE, sizeof(PolicyToken));
     policy_thread_reply(thread, came, batch);
 }
@@ -433,14 +435,18 @@ static void take_token(const PolicyToken *token)
 
 static gboolean came(gpointer data)
 {
-    g_autofree Batch *batch = data;
-    for (guint i = 0; i < batch->tokens->len; i++) {
-        PolicyToken token = g_array_index(batch->tokens, PolicyToken, i);
+    Batch *batch = data;
+    guint end = MIN(batch->tokens->len, batch->next + TOKENS_A_TURN);
+    for (; batch->next < end; batch->next++) {
+        PolicyToken token = g_array_index(batch->tokens, PolicyToken, batch->next);
         take_token(&token);
         g_free(token.text);
         g_free(token.tops);
     }
+    if (end < batch->tokens->len)
+        return G_SOURCE_CONTINUE;
     g_array_unref(batch->tokens);
+    g_free(batch);
     return G_SOURCE_REMOVE;
 }
 
