@@ -18,7 +18,7 @@
 #define SHOWN        2u /* tests that the repository has before the hidden ones come */
 #define WALL_S       20
 #define C_CPU_US     "100000" /* of the driver's process; a loop without end costs no more */
-#define PYTHON_CPU_S "0.5"
+#define PYTHON_CPU_S "0.25"
 
 typedef struct Row {
     const RepairFamily *family;
