@@ -397,7 +397,7 @@ static void job_timed_out(VerdictRunner *runner, Job *job)
 static void control_ended(VerdictRunner *runner, Job *job, const BoxResult *result)
 {
     gboolean in_time = result->outcome == BOX_EXITED && result->exit_code == 0 &&
-                       result->wall_us / 1000 < runner->spec.limits.wall_ms / 4;
+                       result->wall_us / 1000 < runner->spec.limits.wall_ms / 2;
     const Known known = {.state = in_time ? VERDICT_FAILED : VERDICT_UNSCORABLE,
                          .outcome = BOX_TIMED_OUT};
     job_end(runner, job, &known, in_time ? "" : "a trivial program did not run in time either");

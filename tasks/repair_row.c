@@ -241,7 +241,8 @@ static char *test_command(const Row *row)
 {
     if (row->is_python)
         return g_strdup_printf("python3 %s", row->test_path);
-    return g_strdup_printf("cc -w -o run_tests %s %s %s && ./run_tests", row->test_path, row->path,
+    return g_strdup_printf("cc -w -o run_tests %s %s%s%s && ./run_tests", row->test_path, row->path,
+                           row->also_path != NULL ? " " : "",
                            row->also_path != NULL ? row->also_path : "");
 }
 
