@@ -9,6 +9,8 @@
 
 #include <string.h>
 
+#define KEY_SHOWN 64 /* characters of an unknown key; a longer one is nobody's slip */
+
 json_t *json_parse(const char *text, gsize len, GError **error)
 {
     json_error_t why;
@@ -105,8 +107,9 @@ gboolean json_only_keys(const json_t *object, const char *const *keys, GError **
         const char *key = json_object_iter_key(it);
         if (g_strv_contains(keys, key))
             continue;
-        const char *near = word_nearest(key, keys);
-        return error_set(error, ASSAY_ERROR_INPUT, "field %s: unknown%s%s%s", key,
+        g_autofree char *shown = g_utf8_substring(key, 0, MIN(KEY_SHOWN, g_utf8_strlen(key, -1)));
+        const char *near = strcmp(shown, key) == 0 ? word_nearest(key, keys) : NULL;
+        return error_set(error, ASSAY_ERROR_INPUT, "field %s: unknown%s%s%s", shown,
                          near != NULL ? "; did you mean " : "", near != NULL ? near : "",
                          near != NULL ? "?" : "");
     }

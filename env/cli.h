@@ -115,6 +115,9 @@ int cli_sweep_summary(Cli *cli, const char *id, FILE *out);
 GBytes *cli_predictions(Cli *cli, const char *path, const char *model, GStrv only, guint *n_bad,
                         GError **error);
 
+/* Appends token ids between white space, commas and brackets: a JSON array is a list as well. */
+gboolean cli_ids_read(const char *text, GArray *ids, GError **error);
+
 /* Starts assayd with the configuration of this CLI; its standard error goes to STATE/assayd.log.
  * `private`: said to nobody, and it ends when this process does. */
 gboolean cli_daemon_start(Cli *cli, gboolean private, GError **error);
@@ -174,9 +177,19 @@ int cli_policy_verify(Cli *cli);
 int cli_policy_flops(Cli *cli);
 int cli_policy_bench(Cli *cli);
 int cli_policy_serve(Cli *cli);
+int cli_policy_sample(Cli *cli);
+int cli_policy_chat(Cli *cli);
 int cli_policy_tokenize(Cli *cli);
 int cli_policy_detokenize(Cli *cli);
 int cli_policy_train_tokenizer(Cli *cli);
+int cli_train(Cli *cli);
+int cli_train_ls(Cli *cli);
+int cli_train_show(Cli *cli);
+int cli_train_compare(Cli *cli);
+int cli_train_episodes(Cli *cli);
+int cli_train_explain(Cli *cli);
+int cli_train_keys(Cli *cli);
+int cli_train_losses(Cli *cli);
 int cli_task_new(Cli *cli);
 int cli_task_generate(Cli *cli);
 int cli_demo(Cli *cli);

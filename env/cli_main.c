@@ -5,6 +5,7 @@
  * 2. Options of the daemon (env/config.c) are accepted by every command.
  */
 #include "env/cli.h"
+#include "env/policy_runtime.h"
 
 #include "sandbox/box_tool.h"
 
@@ -122,13 +123,25 @@ static const CliOption policy_init_options[] = {
     {"out", "DIR", "where config.json and the tensors go"}, {NULL, NULL, NULL}};
 static const CliOption policy_serve_options[] = {
     {"model", "DIR", "config.json, tensors and tokenizer"},
-    {"tokenizer", "DIR", "the tokenizer, where it is elsewhere"},
     {"listen", "WHERE", "PATH of a unix socket, for this user only, or ADDRESS:PORT"},
     {"token-file", "FILE", "what callers on TCP must send as Authorization: Bearer"},
     {"name", "NAME", "of the model (else its directory's)"},
-    {"context", "N", "tokens of a sequence at most (else the model's)"},
-    {"cache-mib", "N", "memory of sequences and prefixes (default 1024)"},
-    {"style", "S", "chat template: official (default) or vllm"}, {NULL, NULL, NULL}};
+    {"style", "S", "chat template: official (default) or vllm"},
+    {"ping-s", "N", "seconds of silence on a stream before a comment (default 15)"},
+    POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
+static const CliOption policy_sample_options[] = {
+    {"prompt", "TEXT", "what the samples go on with"},
+    {"prompt-file", "FILE", "the same from a file, - for standard input"},
+    {"ids", "LIST", "the same as token ids: 1,2,3"},
+    {"n", "N", "samples (default 1); sample i draws with the seed plus i"},
+    {"stop", "TEXT", "ends a sample, and is not shown"},
+    {"logprobs", NULL, "with --json: of each token, as the model has it and as it was drawn"},
+    POLICY_SAMPLING_OPTIONS, POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
+static const CliOption policy_chat_options[] = {
+    {"system", "TEXT", "what the conversation begins with"},
+    {"reasoning", "HOW", "dim (default) or hidden"},
+    {"style", "S", "chat template: official (default) or vllm"},
+    POLICY_SAMPLING_OPTIONS, POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
 static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
     {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
@@ -138,6 +151,19 @@ static const CliOption policy_bench_options[] = {
     {"weights", "T", "bf16 (default) or f32"},
     {"rounds", "N", "each figure is the median of so many (default 9)"},
     {"context", "N", "decode at contexts up to this (default 1048576)"}, {NULL, NULL, NULL}};
+static const CliOption train_options[] = {
+    {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
+    {NULL, NULL, NULL}};
+static const CliOption train_episodes_options[] = {
+    {"update", "N", "of this update (else the last that was kept)"},
+    {"pick", "HOW", "only the best, worst or longest"}, {NULL, NULL, NULL}};
+static const CliOption train_explain_options[] = {
+    {"update", "N", "rollouts of this update (else the last that were kept)"},
+    {"weights", "N", "under the weights of this checkpoint (else the last)"},
+    {"group", "G", "a group of the batch, from 0"},
+    {"rollout", "R", "a rollout of the group, from 0 (else the best of all)"}, {NULL, NULL, NULL}};
+static const CliOption train_show_options[] = {
+    {"metric", "TEXT", "only metrics with this in their names"}, {NULL, NULL, NULL}};
 static const CliOption tokenize_options[] = {
     {"tokenizer", "DIR", "where tokenizer.json or merges.txt is"},
     {"specials", NULL, "let the text of special tokens stand for them"},
@@ -220,6 +246,22 @@ const CliCommand cli_commands[] = {
      policy_bench_options, 0, 0},
     {"policy serve", "", "answer requests in the shapes of OpenAI's API", cli_policy_serve,
      policy_serve_options, 0, 0},
+    {"policy sample", "DIR", "draw samples from a model", cli_policy_sample,
+     policy_sample_options, 1, 1},
+    {"policy chat", "DIR", "talk with a model; /reset begins anew", cli_policy_chat,
+     policy_chat_options, 1, 1},
+    {"train", "RUN.conf", "train a policy by rewards of tests", cli_train, train_options, 1, 1},
+    {"train ls", "[DIR]", "list the runs below a directory", cli_train_ls, NULL, 0, 1},
+    {"train show", "DIR", "the metrics of a run, as curves", cli_train_show, train_show_options, 1,
+     1},
+    {"train compare", "DIR DIR", "where two runs differ: keys and last metrics", cli_train_compare,
+     NULL, 2, 2},
+    {"train episodes", "DIR", "the best, worst and longest episodes of a batch",
+     cli_train_episodes, train_episodes_options, 1, 1},
+    {"train explain", "DIR", "an episode token by token: ratio, weight, coefficient, why",
+     cli_train_explain, train_explain_options, 1, 1},
+    {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},
+    {"train losses", "", "the losses, and what each makes of a ratio", cli_train_losses, NULL, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
      tokenize_options, 0, 1},
     {"policy detokenize", "[FILE|-]",
@@ -416,6 +458,15 @@ static int unknown_option(Cli *cli, const char *name)
                      near != NULL ? "?" : "");
 }
 
+/* An option whose argument ends in "..." may come again: its values are lines. */
+static void option_keep(Cli *cli, const CliOption *option, const char *value)
+{
+    const char *before = cli_option(cli, option->name);
+    gboolean again = before != NULL && g_str_has_suffix(option->arg, "...");
+    g_hash_table_replace(cli->options, g_strdup(option->name),
+                         again ? g_strconcat(before, "\n", value, NULL) : g_strdup(value));
+}
+
 /* Splits words into options and arguments; 0 is good. The command's words come first. */
 static int parse_words(Cli *cli, int argc, char **argv)
 {
@@ -447,8 +498,7 @@ static int parse_words(Cli *cli, int argc, char **argv)
             return cli_usage(cli, "--%s needs %s", name, option->arg);
         if (option->arg != NULL && value == NULL)
             value = argv[i];
-        g_hash_table_replace(cli->options, g_strdup(option->name),
-                             g_strdup(value != NULL ? value : ""));
+        option_keep(cli, option, value != NULL ? value : "");
     }
     return CLI_OK;
 }

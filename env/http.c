@@ -1,38 +1,27 @@
 /*
- * The unix socket and libsoup.
+ * Messages of the daemon's socket, from libsoup.
  *
- * 1. Peers are checked at accept (SO_PEERCRED): our uid or root, nobody else; the unmapped uid
- *    65534 is refused whatever our own uid is.
- * 2. Bodies are counted as they arrive; one that is over its route's limit is refused before it
+ * 1. Bodies are counted as they arrive; one that is over its route's limit is refused before it
  *    is kept.
- * 3. A Request lives until its message is finished and nobody holds a reference.
+ * 2. A Request lives until its message is finished and nobody holds a reference.
  *
- * Not here: what is replied (request.c), which handler (routes.c). What libsoup itself decides
- * (request line, header syntax) is listed in docs/protocol.md.
+ * Not here: who may connect (listener.c), what is replied (request.c), which handler (routes.c).
+ * What libsoup itself decides (request line, header syntax) is listed in docs/protocol.md.
  */
 #include "env/http.h"
 
 #include "base/error.h"
-#include "base/fd.h"
 #include "base/id.h"
 #include "env/routes.h"
 #include "env/service.h"
-#include "env/socket_path.h"
 
 #include <errno.h>
-#include <gio/gunixsocketaddress.h>
 #include <string.h>
-#include <sys/stat.h>
-
-#define HTTP_UID_UNMAPPED 65534u
 
 struct Http {
     Service *service;
     SoupServer *server;
-    GSocketService *listener;
-    char *path;
-    guint n_connections;
-    guint64 n_rejected;
+    Listener *listener;
 };
 
 static const char refused[] =
@@ -40,47 +29,6 @@ static const char refused[] =
     "\r\n"
     "{\"title\":\"Peer is not allowed\",\"status\":403,\"code\":\"peer_not_allowed\","
     "\"detail\":\"use your own daemon: assay up\"}\n";
-
-static void connection_gone(gpointer user_data, GObject *connection)
-{
-    (void)connection;
-    Http *http = user_data;
-    http->n_connections--;
-}
-
-static gboolean peer_allowed(GSocketConnection *connection)
-{
-    g_autoptr(GCredentials) peer =
-        g_socket_get_credentials(g_socket_connection_get_socket(connection), NULL);
-    if (peer == NULL)
-        return FALSE;
-    uid_t uid = g_credentials_get_unix_user(peer, NULL);
-    return uid != HTTP_UID_UNMAPPED && (uid == 0 || uid == geteuid());
-}
-
-static gboolean http_incoming(GSocketService *listener, GSocketConnection *connection,
-                              GObject *source, gpointer user_data)
-{
-    (void)listener, (void)source;
-    Http *http = user_data;
-    GSocket *socket = g_socket_connection_get_socket(connection);
-    if (http->n_connections >= HTTP_CONNECTIONS_MAX || !peer_allowed(connection)) {
-        http->n_rejected++;
-        g_socket_send(socket, refused, sizeof refused - 1, NULL, NULL);
-        g_io_stream_close(G_IO_STREAM(connection), NULL, NULL);
-        return TRUE;
-    }
-    g_socket_set_timeout(socket, HTTP_IDLE_S);
-    http->n_connections++;
-    g_object_weak_ref(G_OBJECT(connection), connection_gone, http);
-    g_autoptr(GError) error = NULL;
-    /* libsoup wants addresses that it can print; those of a unix socket have no name. */
-    g_autoptr(GSocketAddress) nowhere = g_inet_socket_address_new_from_string("127.0.0.1", 0);
-    if (!soup_server_accept_iostream(http->server, G_IO_STREAM(connection), nowhere, nowhere,
-                                     &error))
-        g_warning("accept: %s", error->message);
-    return TRUE;
-}
 
 static void request_clear(gpointer data)
 {
@@ -225,56 +173,25 @@ static void http_handle(SoupServer *server, SoupServerMessage *msg, const char *
     routes_dispatch(req);
 }
 
-static gboolean socket_is_live(GSocketAddress *address)
-{
-    g_autoptr(GSocket) probe =
-        g_socket_new(G_SOCKET_FAMILY_UNIX, G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT, NULL);
-    return probe != NULL && g_socket_connect(probe, address, NULL, NULL);
-}
-
-static gboolean http_listen(Http *http, GError **error)
-{
-    g_autofree char *dir = g_path_get_dirname(http->path);
-    if (g_mkdir_with_parents(dir, 0700) < 0)
-        return error_set_errno(error, errno, "make %s", dir);
-    int fd = -1;
-    g_autofree char *text = socket_path_short(http->path, &fd, error);
-    AUTO_FD dir_fd = fd;
-    if (text == NULL)
-        return FALSE;
-    g_autoptr(GSocketAddress) address = g_unix_socket_address_new(text);
-    if (socket_is_live(address))
-        return error_set(error, ASSAY_ERROR_CONFLICT, "%s: a daemon answers there already",
-                         http->path);
-    unlink(text);
-    mode_t mask = umask(0177);
-    gboolean ok = g_socket_listener_add_address(G_SOCKET_LISTENER(http->listener), address,
-                                                G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT,
-                                                NULL, NULL, error);
-    umask(mask);
-    if (!ok)
-        g_prefix_error(error, "%s: ", http->path);
-    return ok;
-}
-
 Http *http_open(Service *service, const char *path, GError **error)
 {
+    g_autofree char *dir = g_path_get_dirname(path);
+    if (g_mkdir_with_parents(dir, 0700) < 0) {
+        error_set_errno(error, errno, "make %s", dir);
+        return NULL;
+    }
     Http *http = g_new0(Http, 1);
     http->service = service;
-    http->path = g_strdup(path);
     http->server = soup_server_new("server-header", "assayd", NULL);
-    http->listener = g_socket_service_new();
-    g_socket_listener_set_backlog(G_SOCKET_LISTENER(http->listener), 128);
-    g_signal_connect(http->listener, "incoming", G_CALLBACK(http_incoming), http);
+    http->listener = listener_new(http->server, HTTP_CONNECTIONS_MAX, refused, error);
     g_signal_connect(http->server, "request-started", G_CALLBACK(http_started), http);
     soup_server_add_early_handler(http->server, NULL, http_early, http, NULL);
     soup_server_add_handler(http->server, NULL, http_handle, http, NULL);
-    if (!http_listen(http, error)) {
-        g_clear_pointer(&http->path, g_free); /* not ours to unlink */
+    if (http->listener == NULL || !listener_unix(http->listener, path, error)) {
         http_close(http);
         return NULL;
     }
-    g_socket_service_start(http->listener);
+    listener_start(http->listener);
     return http;
 }
 
@@ -282,23 +199,12 @@ void http_close(Http *http)
 {
     if (http == NULL)
         return;
-    g_socket_service_stop(http->listener);
-    g_socket_listener_close(G_SOCKET_LISTENER(http->listener));
-    soup_server_disconnect(http->server);
-    g_clear_object(&http->listener);
-    g_clear_object(&http->server);
-    if (http->path != NULL)
-        unlink(http->path);
-    g_free(http->path);
-    /* Connections that outlive the server still count themselves down: leave the counter. */
+    listener_close(http->listener);
+    g_object_unref(http->server);
+    g_free(http);
 }
 
-guint http_n_connections(const Http *http)
+const Listener *http_listener(const Http *http)
 {
-    return http->n_connections;
-}
-
-guint64 http_n_rejected(const Http *http)
-{
-    return http->n_rejected;
+    return http->listener;
 }

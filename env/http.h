@@ -10,6 +10,7 @@
 #pragma once
 
 #include "base/json.h"
+#include "env/listener.h"
 
 #include <glib.h>
 #include <libsoup/soup.h>
@@ -23,7 +24,6 @@
 #define HTTP_HEADERS_MAX     64u                  /* header fields */
 #define HTTP_HEADER_BYTES    (16u * 1024)         /* all header fields together */
 #define HTTP_CONNECTIONS_MAX 1024u
-#define HTTP_IDLE_S          75u            /* a connection with no traffic is closed after */
 #define HTTP_UNSENT_MAX      (1024u * 1024) /* bytes queued on one stream before it is paused */
 #define HTTP_API_VERSION     "1.0"
 
@@ -61,11 +61,10 @@ void request_unref(Request *req);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Request, request_unref)
 
 /* Starts listening at `path` (its directory is made 0700, a stale socket is replaced; a live one
- * is ASSAY_ERROR_CONFLICT). Peers must have our uid or be root. */
+ * is ASSAY_ERROR_CONFLICT). */
 Http *http_open(Service *service, const char *path, GError **error);
 void http_close(Http *http);
-guint http_n_connections(const Http *http);
-guint64 http_n_rejected(const Http *http);
+const Listener *http_listener(const Http *http);
 
 /* Value of a query key, or NULL. */
 const char *request_query(Request *req, const char *key);

@@ -58,10 +58,11 @@ static void add_http(GString *text, Service *service)
     while (g_hash_table_iter_next(&iter, &key, &value))
         g_string_append_printf(text, "assay_http_requests_total{%s} %" G_GUINT64_FORMAT "\n",
                                (char *)key, *(guint64 *)value);
-    gauge(text, "assay_http_connections{kind=\"unix\"}", http_n_connections(service->http));
+    gauge(text, "assay_http_connections{kind=\"unix\"}",
+          listener_n_connections(http_listener(service->http)));
     gauge(text, "assay_http_streams", service->streams->len);
     gauge(text, "assay_http_rejected_total{reason=\"peer\"}",
-          (double)http_n_rejected(service->http));
+          (double)listener_n_rejected(http_listener(service->http)));
 }
 
 static double rss_bytes(void)

@@ -1,103 +1,161 @@
 /*
- * assay policy serve: options, socket, who may talk, the loop.
+ * assay policy serve: options, who may talk, bodies, the life of the server.
  *
  * Invariants:
- *   1. A unix socket is 0600 and its peers have our uid or are root; on TCP every request carries
- *      the token, and without a token file there is no TCP.
- *   2. Bodies are counted as they arrive; one over POLICY_BODY_MAX is not kept.
- *   3. The engine is touched by this thread only.
+ *   1. On TCP every request carries the token, and without a token file there is no TCP.
+ *   2. Bodies are counted as they arrive, each and all together; one over a limit is not kept.
+ *   3. A body is parsed by a thread of GLib's pool: the loop never works on what may be long.
  *
- * Not here: what endpoints do (policy_api.c), how answers are put together (policy_stream.c).
+ * Not here: sockets (listener.c), what endpoints do (policy_api.c), calls (policy_call.c).
  */
 #include "env/policy_serve.h"
 
+#include "env/policy_call.h"
+
 #include "base/error.h"
 #include "base/fd.h"
-#include "env/http.h"
-#include "env/socket_path.h"
 
-#include <errno.h>
-#include <gio/gunixsocketaddress.h>
 #include <glib-unix.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 
 #define TOKEN_BYTES_MIN 16u
 #define TOKEN_BYTES_MAX 4096u
-#define ROWS_MAX        256
-#define DRAFT_MAX       4
-#define CACHE_MIB       1024
 #define FILES_WANTED    8192u
+#define PING_S          15
 
-/* --- the model */
+/* --- bodies */
 
-static gboolean number_of(Cli *cli, const char *name, gint64 max, gint64 *number, GError **error)
+/* Of one message, from its first byte of body until its parse is over. */
+typedef struct Body {
+    PolicyServer *server;
+    gsize seen, held;
+    guint status; /* 0: good so far */
+} Body;
+
+static void body_free(gpointer data)
 {
-    const char *text = cli_option(cli, name);
-    return text == NULL || g_ascii_string_to_signed(text, 10, 0, max, number, NULL) ||
-           error_set(error, ASSAY_ERROR_INPUT, "--%s: %s is not a number up to %" G_GINT64_FORMAT,
-                     name, text, max);
+    Body *body = data;
+    body->server->body_bytes -= body->held;
+    g_free(body);
 }
 
-gboolean policy_runtime_open(Cli *cli, PolicyRuntime *runtime, GError **error)
-{
-    const char *dir = cli_option(cli, "model"), *words = cli_option(cli, "tokenizer");
-    const char *style = cli_option(cli, "style");
-    gint64 context = 0, mib = CACHE_MIB;
-    *runtime = (PolicyRuntime){0};
-    if (dir == NULL)
-        return error_set(error, ASSAY_ERROR_INPUT, "--model: say which directory");
-    if (chat_style(style != NULL ? style : "official") == NULL)
-        return error_set(error, ASSAY_ERROR_INPUT, "--style: %s is neither official nor vllm",
-                         style);
-    if (!number_of(cli, "context", G_MAXINT32, &context, error) ||
-        !number_of(cli, "cache-mib", 1 << 24, &mib, error))
-        return FALSE;
-    runtime->style = *chat_style(style != NULL ? style : "official");
-    runtime->tokenizer = tokenizer_load(words != NULL ? words : dir, error);
-    if (runtime->tokenizer == NULL)
-        return FALSE;
-    runtime->model = model_load(ops_cpu(), dir, WEIGHT_BF16, error);
-    if (runtime->model == NULL)
-        return FALSE;
-    guint valid = runtime->model->config.vocab_valid;
-    if ((guint)tokenizer_size(runtime->tokenizer) > valid)
-        return error_set(error, ASSAY_ERROR_INPUT, "tokenizer: %d ids, the model has %u",
-                         tokenizer_size(runtime->tokenizer), valid);
-    runtime->context =
-        context > 0 ? context : (gint64)MIN(runtime->model->config.context_max, G_MAXINT32);
-    EngineLimits limits = {.context_max = runtime->context,
-                           .cache_bytes = (gsize)mib << 20,
-                           .rows_max = ROWS_MAX,
-                           .sequences_max = POLICY_CHOICES_MAX,
-                           .draft_max = DRAFT_MAX};
-    runtime->engine = engine_new(runtime->model, &limits, error);
-    return runtime->engine != NULL;
-}
-
-void policy_runtime_close(PolicyRuntime *runtime)
-{
-    g_clear_pointer(&runtime->engine, engine_free);
-    g_clear_pointer(&runtime->model, model_free);
-    g_clear_pointer(&runtime->tokenizer, tokenizer_free);
-}
-
-static gboolean step(gpointer user_data)
+static void on_chunk(SoupServerMessage *msg, GBytes *chunk, gpointer user_data)
 {
     PolicyServer *server = user_data;
-    if (server->pause != PAUSE_KEEP && engine_step(server->runtime.engine) > 0)
-        return G_SOURCE_CONTINUE;
-    server->step_source = 0;
-    return G_SOURCE_REMOVE;
+    Body *body = g_object_get_data(G_OBJECT(msg), "assay-body");
+    gsize len = g_bytes_get_size(chunk);
+    if (body == NULL) {
+        body = g_new0(Body, 1);
+        body->server = server;
+        g_object_set_data_full(G_OBJECT(msg), "assay-body", body, body_free);
+    }
+    body->seen += len;
+    if (body->status != 0)
+        return;
+    if (body->seen > POLICY_BODY_MAX)
+        body->status = 413;
+    else if (server->body_bytes + len > POLICY_BODIES_MAX)
+        body->status = 503;
+    body->held += len;
+    server->body_bytes += len;
+    if (body->status == 0)
+        return;
+    SoupMessageBody *kept = soup_server_message_get_request_body(msg);
+    soup_message_body_set_accumulate(kept, FALSE);
+    soup_message_body_truncate(kept);
+    server->body_bytes -= body->held;
+    body->held = 0;
 }
 
-/* At the priority of the sockets, so that neither can starve the other. */
-void policy_server_work(PolicyServer *server)
+static void on_finished(SoupServerMessage *msg, gpointer user_data)
 {
-    if (server->step_source == 0 && server->pause != PAUSE_KEEP)
-        server->step_source = g_idle_add_full(G_PRIORITY_DEFAULT, step, server, NULL);
+    (void)user_data;
+    g_object_set_data(G_OBJECT(msg), "assay-gone", msg);
+}
+
+static void on_started(SoupServer *soup, SoupServerMessage *msg, gpointer user_data)
+{
+    (void)soup;
+    g_signal_connect(msg, "got-chunk", G_CALLBACK(on_chunk), user_data);
+    g_signal_connect(msg, "finished", G_CALLBACK(on_finished), NULL);
+}
+
+/* A request on its way through the pool. */
+typedef struct Work {
+    PolicyServer *server;
+    SoupServerMessage *msg;
+    const PolicyRoute *route;
+    GHashTable *query;
+    GBytes *body;
+    gint64 arrived_us;
+} Work;
+
+static void work_free(gpointer data)
+{
+    Work *work = data;
+    g_object_unref(work->msg);
+    g_bytes_unref(work->body);
+    g_clear_pointer(&work->query, g_hash_table_unref);
+    g_free(work);
+}
+
+static void parse(GTask *task, gpointer source, gpointer data, GCancellable *cancellable)
+{
+    (void)source, (void)cancellable;
+    const Work *work = data;
+    gsize len;
+    const char *text = g_bytes_get_data(work->body, &len);
+    GError *error = NULL;
+    g_autoptr(json_t) json = len > 0 ? json_parse(text, len, &error) : json_object();
+    PolicyAsk *ask = NULL;
+    if (error == NULL && !json_is_object(json))
+        error_set(&error, ASSAY_ERROR_INPUT, "the body must be a JSON object");
+    if (error == NULL)
+        ask = policy_ask_parse(&work->server->runtime, work->server->name, work->route->shape, json,
+                               &error);
+    if (ask != NULL)
+        g_task_return_pointer(task, ask, (GDestroyNotify)policy_ask_free);
+    else
+        g_task_return_error(task, error);
+}
+
+static void parsed(GObject *source, GAsyncResult *result, gpointer data)
+{
+    (void)source;
+    Work *work = data;
+    GError *error = NULL;
+    g_autoptr(PolicyAsk) ask = g_task_propagate_pointer(G_TASK(result), &error);
+    work->server->n_working--;
+    g_object_set_data(G_OBJECT(work->msg), "assay-body", NULL);
+    if (ask != NULL)
+        work->route->handle(work->server, work->msg, g_steal_pointer(&ask), work->query,
+                            work->arrived_us);
+    else if (g_error_matches(error, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND))
+        policy_refuse(work->msg, 404, "model_not_found", "%s", error->message);
+    else
+        policy_refuse_error(work->msg, g_steal_pointer(&error));
+    g_clear_error(&error);
+    work_free(work);
+}
+
+static void parse_later(PolicyServer *server, SoupServerMessage *msg, const PolicyRoute *route,
+                        GHashTable *query, gint64 arrived_us)
+{
+    SoupMessageBody *body = soup_server_message_get_request_body(msg);
+    Work *work = g_new(Work, 1);
+    *work = (Work){.server = server,
+                   .msg = g_object_ref(msg),
+                   .route = route,
+                   .query = query != NULL ? g_hash_table_ref(query) : NULL,
+                   .body = soup_message_body_flatten(body),
+                   .arrived_us = arrived_us};
+    soup_message_body_truncate(body); /* the message may wait long for its answer */
+    g_autoptr(GTask) task = g_task_new(NULL, NULL, parsed, work);
+    g_task_set_task_data(task, work, NULL);
+    server->n_working++;
+    g_task_run_in_thread(task, parse);
 }
 
 /* --- messages */
@@ -116,43 +174,30 @@ static gboolean token_matches(const PolicyServer *server, SoupServerMessage *msg
     return strcmp(a, b) == 0;
 }
 
+/* A pattern that ends with a star takes anything in its place. */
+static gboolean path_matches(const char *pattern, const char *path)
+{
+    gsize len = strlen(pattern) - 1;
+    return strcmp(pattern, path) == 0 ||
+           (pattern[len] == '*' && strncmp(pattern, path, len) == 0 && path[len] != '\0');
+}
+
 static const PolicyRoute *route_of(SoupServerMessage *msg, const char *path)
 {
     const char *method = soup_server_message_get_method(msg);
-    const PolicyRoute *found = NULL;
-    for (const PolicyRoute *route = policy_routes; found == NULL && route->path != NULL; route++)
-        if (strcmp(route->path, path) == 0 && strcmp(route->method, method) == 0)
-            found = route;
-    for (const PolicyRoute *route = policy_routes; found == NULL && route->path != NULL; route++)
-        if (strcmp(route->path, path) == 0) {
-            policy_refuse(msg, 405, "method_not_allowed", "%s takes %s", path, route->method);
-            return NULL;
-        }
-    if (found == NULL)
-        policy_refuse(msg, 404, "route_unknown", "there is no %s", path);
-    return found;
-}
-
-static void on_chunk(SoupServerMessage *msg, GBytes *chunk, gpointer user_data)
-{
-    (void)user_data;
-    gsize *seen = g_object_get_data(G_OBJECT(msg), "assay-seen");
-    if (seen == NULL) {
-        seen = g_new0(gsize, 1);
-        g_object_set_data_full(G_OBJECT(msg), "assay-seen", seen, g_free);
+    const PolicyRoute *same_path = NULL;
+    for (const PolicyRoute *route = policy_routes; route->path != NULL; route++) {
+        if (!path_matches(route->path, path))
+            continue;
+        if (strcmp(route->method, method) == 0)
+            return route;
+        same_path = route;
     }
-    *seen += g_bytes_get_size(chunk);
-    if (*seen <= POLICY_BODY_MAX)
-        return;
-    SoupMessageBody *body = soup_server_message_get_request_body(msg);
-    soup_message_body_set_accumulate(body, FALSE);
-    soup_message_body_truncate(body);
-}
-
-static void on_started(SoupServer *soup, SoupServerMessage *msg, gpointer user_data)
-{
-    (void)soup;
-    g_signal_connect(msg, "got-chunk", G_CALLBACK(on_chunk), user_data);
+    if (same_path != NULL)
+        policy_refuse(msg, 405, "method_not_allowed", "%s takes %s", path, same_path->method);
+    else
+        policy_refuse(msg, 404, "route_unknown", "there is no %s", path);
+    return NULL;
 }
 
 static void handle(SoupServer *soup, SoupServerMessage *msg, const char *path, GHashTable *query,
@@ -160,11 +205,10 @@ static void handle(SoupServer *soup, SoupServerMessage *msg, const char *path, G
 {
     (void)soup;
     PolicyServer *server = user_data;
-    const gsize *seen = g_object_get_data(G_OBJECT(msg), "assay-seen");
+    const Body *body = g_object_get_data(G_OBJECT(msg), "assay-body");
+    gint64 arrived_us = g_get_monotonic_time();
     server->n_requests++;
-    /* libsoup hangs up after one message on a stream that it was given: say so */
-    soup_message_headers_replace(soup_server_message_get_response_headers(msg), "Connection",
-                                 "close");
+    soup_server_message_pause(msg);
     if (!token_matches(server, msg)) {
         policy_refuse(msg, 401, "token_unknown", "Authorization: Bearer and the token are needed");
         return;
@@ -172,121 +216,19 @@ static void handle(SoupServer *soup, SoupServerMessage *msg, const char *path, G
     const PolicyRoute *route = route_of(msg, path);
     if (route == NULL)
         return;
-    if (seen != NULL && *seen > POLICY_BODY_MAX) {
+    if (body != NULL && body->status == 413)
         policy_refuse(msg, 413, "body_too_large", "the body has more than %u bytes",
                       POLICY_BODY_MAX);
-        return;
-    }
-    g_autoptr(json_t) json = NULL;
-    if (strcmp(route->method, "POST") == 0) {
-        g_autoptr(GBytes) body =
-            soup_message_body_flatten(soup_server_message_get_request_body(msg));
-        gsize len;
-        const char *text = g_bytes_get_data(body, &len);
-        GError *error = NULL;
-        json = len > 0 ? json_parse(text, len, &error) : json_object();
-        if (!json_is_object(json)) {
-            policy_refuse(msg, 400, "json_invalid", "%s",
-                          error != NULL ? error->message : "the body must be a JSON object");
-            g_clear_error(&error);
-            return;
-        }
-    }
-    route->handle(server, msg, json, query);
+    else if (body != NULL && body->status != 0)
+        policy_refuse(msg, body->status, "queue_full", "bodies of %u bytes are being read",
+                      POLICY_BODIES_MAX);
+    else if (strcmp(route->method, "POST") == 0)
+        parse_later(server, msg, route, query, arrived_us);
+    else
+        route->handle(server, msg, NULL, query, arrived_us);
 }
 
-/* --- the socket */
-
-static void connection_gone(gpointer user_data, GObject *connection)
-{
-    (void)connection;
-    ((PolicyServer *)user_data)->n_connections--;
-}
-
-static gboolean peer_allowed(const PolicyServer *server, GSocket *socket)
-{
-    if (server->token != NULL)
-        return TRUE;
-    g_autoptr(GCredentials) peer = g_socket_get_credentials(socket, NULL);
-    uid_t uid = peer != NULL ? g_credentials_get_unix_user(peer, NULL) : (uid_t)-1;
-    return peer != NULL && (uid == 0 || uid == geteuid());
-}
-
-GSocket *policy_socket(SoupServerMessage *msg)
-{
-    GSocketAddress *address = soup_server_message_get_local_address(msg);
-    return address != NULL ? g_object_get_data(G_OBJECT(address), "assay-socket") : NULL;
-}
-
-static gboolean on_incoming(GSocketService *listener, GSocketConnection *connection,
-                            GObject *source, gpointer user_data)
-{
-    (void)listener, (void)source;
-    PolicyServer *server = user_data;
-    GSocket *socket = g_socket_connection_get_socket(connection);
-    if (server->n_connections >= POLICY_CONNECTIONS_MAX || !peer_allowed(server, socket)) {
-        g_io_stream_close(G_IO_STREAM(connection), NULL, NULL);
-        return TRUE;
-    }
-    g_socket_set_timeout(socket, HTTP_IDLE_S);
-    server->n_connections++;
-    g_object_weak_ref(G_OBJECT(connection), connection_gone, server);
-    g_autoptr(GError) error = NULL;
-    /* libsoup wants addresses that it can print; those of a unix socket have no name. */
-    g_autoptr(GSocketAddress) nowhere = g_inet_socket_address_new_from_string("127.0.0.1", 0);
-    /* nor does it keep the socket of a stream that it was given: policy_socket wants it */
-    g_object_set_data_full(G_OBJECT(nowhere), "assay-socket", g_object_ref(socket), g_object_unref);
-    if (!soup_server_accept_iostream(server->soup, G_IO_STREAM(connection), nowhere, nowhere,
-                                     &error))
-        g_warning("accept: %s", error->message);
-    return TRUE;
-}
-
-static gboolean listen_unix(PolicyServer *server, const char *path, GError **error)
-{
-    int fd = -1;
-    g_autofree char *text = socket_path_short(path, &fd, error);
-    AUTO_FD dir_fd = fd;
-    if (text == NULL)
-        return FALSE;
-    g_autoptr(GSocketAddress) address = g_unix_socket_address_new(text);
-    g_autoptr(GSocket) probe =
-        g_socket_new(G_SOCKET_FAMILY_UNIX, G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT, NULL);
-    struct stat st;
-    if (probe != NULL && g_socket_connect(probe, address, NULL, NULL))
-        return error_set(error, ASSAY_ERROR_CONFLICT, "%s: somebody answers there already", path);
-    if (lstat(text, &st) == 0 && !S_ISSOCK(st.st_mode))
-        return error_set(error, ASSAY_ERROR_CONFLICT, "%s: is there, and no socket", path);
-    unlink(text);
-    mode_t mask = umask(0177);
-    gboolean ok = g_socket_listener_add_address(G_SOCKET_LISTENER(server->listener), address,
-                                                G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT,
-                                                NULL, NULL, error);
-    umask(mask);
-    if (ok)
-        server->path = g_strdup(path);
-    return ok;
-}
-
-static gboolean listen_tcp(PolicyServer *server, const char *text, char **ret_where, GError **error)
-{
-    g_autoptr(GSocketConnectable) where = g_network_address_parse(text, 0, error);
-    if (where == NULL)
-        return FALSE;
-    const char *host = g_network_address_get_hostname(G_NETWORK_ADDRESS(where));
-    g_autoptr(GSocketAddress) address = g_inet_socket_address_new_from_string(
-        host, g_network_address_get_port(G_NETWORK_ADDRESS(where)));
-    g_autoptr(GSocketAddress) bound = NULL;
-    if (address == NULL)
-        return error_set(error, ASSAY_ERROR_INPUT, "--listen: %s is no address", host);
-    if (!g_socket_listener_add_address(G_SOCKET_LISTENER(server->listener), address,
-                                       G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT, NULL,
-                                       &bound, error))
-        return FALSE;
-    *ret_where = g_strdup_printf("%s:%u", host,
-                                 g_inet_socket_address_get_port(G_INET_SOCKET_ADDRESS(bound)));
-    return TRUE;
-}
+/* --- options */
 
 static gboolean read_token(PolicyServer *server, const char *path, GError **error)
 {
@@ -311,52 +253,18 @@ static gboolean server_listen(PolicyServer *server, Cli *cli, char **ret_where, 
     if (token != NULL && !read_token(server, token, error))
         return FALSE;
     server->soup = soup_server_new("server-header", "assay-policy", NULL);
-    server->listener = g_socket_service_new();
-    g_socket_listener_set_backlog(G_SOCKET_LISTENER(server->listener), 1024);
-    g_signal_connect(server->listener, "incoming", G_CALLBACK(on_incoming), server);
+    server->listener = listener_new(server->soup, POLICY_CONNECTIONS_MAX, NULL, error);
+    if (server->listener == NULL)
+        return FALSE;
     g_signal_connect(server->soup, "request-started", G_CALLBACK(on_started), server);
     soup_server_add_handler(server->soup, NULL, handle, server, NULL);
-    if (!local)
-        return listen_tcp(server, where, ret_where, error);
-    *ret_where = g_strdup(where);
-    return listen_unix(server, where, error);
-}
-
-/* --- the life */
-
-static gboolean on_signal(gpointer user_data)
-{
-    g_main_loop_quit(((PolicyServer *)user_data)->loop);
-    return G_SOURCE_CONTINUE;
-}
-
-static void server_close(PolicyServer *server)
-{
-    for (guint i = 0; i < server->calls->len; i++)
-        policy_call_abort(server->calls->pdata[i]);
-    while (server->calls->len > 0) /* their ends are due in the loop */
-        g_main_context_iteration(NULL, TRUE);
-    if (server->step_source != 0)
-        g_source_remove(server->step_source);
-    if (server->listener != NULL) {
-        g_socket_service_stop(server->listener);
-        g_socket_listener_close(G_SOCKET_LISTENER(server->listener));
-        soup_server_disconnect(server->soup);
-    }
-    /* connections count themselves down when libsoup lets go of them */
-    while (g_main_context_iteration(NULL, FALSE))
-        ;
-    g_clear_object(&server->listener);
-    g_clear_object(&server->soup);
-    if (server->path != NULL)
-        unlink(server->path);
-    g_ptr_array_unref(server->calls);
-    g_ptr_array_unref(server->paused);
-    g_clear_pointer(&server->loop, g_main_loop_unref);
-    policy_runtime_close(&server->runtime);
-    g_free(server->path);
-    g_free(server->token);
-    g_free(server->name);
+    if (local)
+        *ret_where = g_strdup(where);
+    gboolean ok = local ? listener_unix(server->listener, where, error)
+                        : listener_tcp(server->listener, where, ret_where, error);
+    if (!ok)
+        g_prefix_error(error, "--listen: ");
+    return ok;
 }
 
 static void raise_file_limit(void)
@@ -368,28 +276,85 @@ static void raise_file_limit(void)
     }
 }
 
+/* --- the life */
+
+static gboolean on_ping(gpointer user_data)
+{
+    PolicyServer *server = user_data;
+    gint64 now_us = g_get_monotonic_time();
+    for (guint i = 0; i < server->calls->len; i++)
+        policy_call_ping(server->calls->pdata[i], now_us, server->ping_us);
+    return G_SOURCE_CONTINUE;
+}
+
+static gboolean on_signal(gpointer user_data)
+{
+    g_main_loop_quit(((PolicyServer *)user_data)->loop);
+    return G_SOURCE_CONTINUE;
+}
+
+static void server_close(PolicyServer *server)
+{
+    server->pause = PAUSE_ABORT; /* what is still being parsed does not begin */
+    for (guint i = 0; i < server->calls->len; i++)
+        policy_call_abort(server->calls->pdata[i]);
+    while (server->calls->len > 0 || server->n_working > 0) /* their ends are due in the loop */
+        g_main_context_iteration(NULL, TRUE);
+    policy_thread_free(server->thread);
+    if (server->ping_source != 0)
+        g_source_remove(server->ping_source);
+    listener_close(server->listener);
+    while (g_main_context_iteration(NULL, FALSE)) /* libsoup lets go of connections */
+        ;
+    g_clear_object(&server->soup);
+    g_ptr_array_unref(server->calls);
+    g_ptr_array_unref(server->paused);
+    g_array_unref(server->batch);
+    g_clear_pointer(&server->loop, g_main_loop_unref);
+    policy_runtime_close(&server->runtime);
+    g_free(server->token);
+    g_free(server->name);
+}
+
+static gboolean server_open(PolicyServer *server, Cli *cli, char **ret_where, GError **error)
+{
+    const char *name = cli_option(cli, "name"), *model = cli_option(cli, "model");
+    gint64 ping_s = PING_S;
+    if (!policy_option_int(cli, "ping-s", 1, 3600, &ping_s, error) ||
+        !policy_runtime_open(cli, model, &server->runtime, error) ||
+        !server_listen(server, cli, ret_where, error))
+        return FALSE;
+    server->name = name != NULL ? g_strdup(name) : g_path_get_basename(model);
+    if (!g_utf8_validate(server->name, -1, NULL))
+        return error_set(error, ASSAY_ERROR_INPUT, "--name: is no UTF-8");
+    server->ping_us = ping_s * G_USEC_PER_SEC;
+    server->thread = policy_thread_new(server->runtime.engine, policy_calls_flush, server);
+    server->ping_source = g_timeout_add_seconds(1, on_ping, server);
+    return TRUE;
+}
+
 int cli_policy_serve(Cli *cli)
 {
-    static PolicyServer the_one; /* connections may outlive this function */
+    static PolicyServer the_one; /* messages may outlive this function */
     PolicyServer *server = &the_one;
     g_autofree char *where = NULL;
     GError *error = NULL;
-    const char *name = cli_option(cli, "name");
+    if (cli_option(cli, "model") == NULL)
+        return cli_usage(cli, "serve needs --model DIR");
     server->calls = g_ptr_array_new();
     server->paused = g_ptr_array_new_with_free_func(g_object_unref);
+    server->batch = g_array_new(FALSE, FALSE, sizeof(PolicyToken));
     server->created_s = g_get_real_time() / G_USEC_PER_SEC;
     raise_file_limit();
     fd_ignore_sigpipe();
-    if (!policy_runtime_open(cli, &server->runtime, &error) ||
-        !server_listen(server, cli, &where, &error)) {
+    if (!server_open(server, cli, &where, &error)) {
         server_close(server);
         return cli_error(cli, error, NULL);
     }
-    server->name = name != NULL ? g_strdup(name) : g_path_get_basename(cli_option(cli, "model"));
     server->loop = g_main_loop_new(NULL, FALSE);
     guint int_source = g_unix_signal_add(SIGINT, on_signal, server);
     guint term_source = g_unix_signal_add(SIGTERM, on_signal, server);
-    g_socket_service_start(server->listener);
+    listener_start(server->listener);
     printf("ready %s\n", where);
     fflush(stdout);
     g_main_loop_run(server->loop);

@@ -1,39 +1,23 @@
 /*
  * assay policy serve: one model behind HTTP, in the shapes of OpenAI's API.
  *
- * One thread: the main loop reads requests, and between them the engine takes steps. What is said
- * on the wire: docs/policy.md.
+ * The main loop talks, the engine has a thread of its own (policy_thread.h), and bodies are read and
+ * long answers written by GLib's pool of threads: nobody waits for what another one asked. What is
+ * said on the wire: docs/policy.md.
  */
 #pragma once
 
-#include "env/cli.h"
-#include "policy/chat.h"
-#include "policy/chat_parse.h"
-#include "policy/engine.h"
+#include "env/listener.h"
+#include "env/policy_ask.h"
+#include "env/policy_metrics.h"
+#include "env/policy_thread.h"
 
 #include <libsoup/soup.h>
 
 #define POLICY_BODY_MAX        (32u << 20)
+#define POLICY_BODIES_MAX      (512u << 20) /* of all requests that are being read or parsed */
 #define POLICY_CONNECTIONS_MAX 4096u
-#define POLICY_CHOICES_MAX     4096u      /* samples open at once, over all requests */
 #define POLICY_UNSENT_MAX      (1u << 20) /* bytes a reader of a stream may be behind */
-#define POLICY_PROMPTS_MAX     256u       /* of one request */
-#define POLICY_STOPS_MAX       64u        /* stop strings */
-#define POLICY_STOP_BYTES_MAX  1024u      /* of one */
-#define POLICY_TOP_MAX         20u        /* top_logprobs */
-
-/* A model that can be sampled from. */
-typedef struct PolicyRuntime {
-    Model *model;
-    Tokenizer *tokenizer;
-    Engine *engine;
-    ChatStyle style;
-    gint64 context; /* tokens of a sequence at most */
-} PolicyRuntime;
-
-/* --model DIR, --tokenizer DIR, --cache-mib, --context, --style as the options say. */
-gboolean policy_runtime_open(Cli *cli, PolicyRuntime *runtime, GError **error);
-void policy_runtime_close(PolicyRuntime *runtime);
 
 typedef enum PauseMode {
     PAUSE_NONE = 0,
@@ -43,39 +27,41 @@ typedef enum PauseMode {
 } PauseMode;
 
 typedef struct PolicyServer {
-    PolicyRuntime runtime;
+    PolicyRuntime runtime; /* the engine is the thread's */
+    PolicyThread *thread;
     char *name;  /* of the model */
     char *token; /* NULL: on a unix socket peers are known by their uid */
-    char *path;  /* the socket, unlinked at the end */
     SoupServer *soup;
-    GSocketService *listener;
+    Listener *listener;
     GMainLoop *loop;
-    guint step_source; /* 0: nothing to step */
     PauseMode pause;
     GPtrArray *calls;  /* PolicyCall, unfinished ones */
     GPtrArray *paused; /* messages of /pause?mode=wait */
     guint n_choices;   /* unfinished, of all calls */
-    guint n_connections;
+    guint n_working;   /* bodies and answers with the pool */
     guint64 n_requests, n_dropped;
-    gint64 created_s;
+    gsize body_bytes; /* of all requests that are being read or parsed */
+    gint64 created_s, ping_us;
+    guint ping_source;
+    PolicyMetrics metrics;
+    GArray *batch; /* PolicyToken; the engine's thread */
 } PolicyServer;
-
-/* Steps the engine from the main loop while there is work and no pause. */
-void policy_server_work(PolicyServer *server);
-
-/* Of the connection that the message came on; NULL when it is gone. */
-GSocket *policy_socket(SoupServerMessage *msg);
 
 /* --- policy_api.c */
 
+/* Replies, or keeps the message, which is paused, and replies later. Takes the ask; NULL for GET. */
 typedef struct PolicyRoute {
     const char *method, *path;
-    /* Replies, or pauses the message and replies later. `body` is an object, NULL for GET. */
-    void (*handle)(PolicyServer *server, SoupServerMessage *msg, json_t *body, GHashTable *query);
+    PolicyShape shape; /* of a POST's body */
+    void (*handle)(PolicyServer *server, SoupServerMessage *msg, PolicyAsk *ask, GHashTable *query,
+                   gint64 arrived_us);
 } PolicyRoute;
 
 extern const PolicyRoute policy_routes[];
 
+/* Each of these ends the message, unless its client has left. Takes `text`. */
+void policy_reply_text(SoupServerMessage *msg, guint status, const char *mime, char *text,
+                       gsize len);
 /* Takes `value`. */
 void policy_reply(SoupServerMessage *msg, guint status, json_t *value);
 /* {"error": {message, type, param, code}}; `param` is the field that the message begins with. */
@@ -84,32 +70,18 @@ void policy_refuse(SoupServerMessage *msg, guint status, const char *code, const
 /* 400 for what the caller did, 500 for what happened to us. Takes the error. */
 void policy_refuse_error(SoupServerMessage *msg, GError *error);
 
-/* --- policy_stream.c */
+/* Answers who waits for the last call to end, when it has. */
+void policy_server_rests(PolicyServer *server);
 
-typedef enum PolicyShape {
-    SHAPE_COMPLETION = 0,
-    SHAPE_CHAT,
-    SHAPE_GENERATE, /* ids in, ids out */
-} PolicyShape;
+/* --- policy_call.c */
 
 typedef struct PolicyCall PolicyCall;
 
-/* What a request asked for, beside what the engine needs to know. */
-typedef struct PolicyAsk {
-    PolicyShape shape;
-    EngineRequest engine; /* prompt, callback and user are filled in by call_start */
-    GPtrArray *prompts;   /* GArray of gint32 */
-    GPtrArray *stops;     /* char *, not empty */
-    gboolean stream, usage, ids, logprobs, raw;
-    guint top;
-} PolicyAsk;
-
-PolicyAsk *policy_ask_new(void);
-void policy_ask_free(PolicyAsk *ask);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(PolicyAsk, policy_ask_free)
-
-/* Submits, and replies when there is what to reply. Takes the ask. FALSE: nothing was begun and
- * nothing replied. */
-gboolean policy_call_start(PolicyServer *server, SoupServerMessage *msg, PolicyAsk *ask,
-                           GError **error);
+/* Submits, and replies when there is what to reply. Takes the ask. */
+void policy_call_start(PolicyServer *server, SoupServerMessage *msg, PolicyAsk *ask,
+                       gint64 arrived_us);
 void policy_call_abort(PolicyCall *call);
+/* A comment on a stream on which nothing was said for so long. */
+void policy_call_ping(PolicyCall *call, gint64 now_us, gint64 after_us);
+/* After a step: hands the tokens of all calls to the main loop. A PolicyJob; data: the server. */
+void policy_calls_flush(PolicyThread *thread, gpointer data);

@@ -108,8 +108,7 @@ int cli_policy_tokenize(Cli *cli)
     return CLI_OK;
 }
 
-/* Ids between white space, commas and brackets, so that a JSON array is one as well. */
-static gboolean read_ids(const char *text, GArray *ids, GError **error)
+gboolean cli_ids_read(const char *text, GArray *ids, GError **error)
 {
     g_auto(GStrv) words = g_strsplit_set(text, " \t\r\n,[]", -1);
     for (char **word = words; *word != NULL; word++) {
@@ -138,7 +137,7 @@ int cli_policy_detokenize(Cli *cli)
     gsize len;
     g_autoptr(GArray) ids = tokens_new();
     g_autoptr(GString) text = g_string_new(NULL), valid = g_string_new(NULL);
-    if (!read_ids(as_text(bytes, &len), ids, &error) ||
+    if (!cli_ids_read(as_text(bytes, &len), ids, &error) ||
         !tokenizer_decode(tokenizer, (const gint32 *)(gconstpointer)ids->data, ids->len, flags,
                           text, &error))
         return cli_error(cli, error, NULL);

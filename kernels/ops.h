@@ -181,8 +181,8 @@ typedef struct Ops {
      *   dQ = dP K + diag(lambda^(i+1)) dO S^T      dK = dP^T Q + diag(lambda^(C-1-j)) V G^T
      *   dV = P^T dO + diag(lambda^(C-1-j)) K G     G <- lambda^C G + sum_i lambda^(i+1) q_i^T dO_i
      * (the terms with G only for a filled chunk). The states at chunk starts are made anew from
-     * state_in into scratch, real [max over spans of chunks][d][d]. `spans[].open` holds k, v of
-     * the rows of the first chunk that came before the span. */
+     * state_in into scratch, real [H][N + 2][d][d], N the most chunks that a span has rows in, at
+     * least 1. `spans[].open` holds k, v of the rows of the first chunk that came before it. */
     void (*lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
                           const OpsSpanGrad *grads, int n_spans, size_t state_offset,
                           size_t open_offset, const void *decay, OpsHeads heads, void *scratch);
@@ -193,6 +193,11 @@ typedef struct Ops {
     void (*route_fwd)(int *ids, void *weights, const void *z, int rows, int experts, int topk);
     void (*route_bwd)(void *dz, const void *dweights, const int *ids, const void *weights, int rows,
                       int experts, int topk);
+
+    /* Even loads: with f_e the share of the plan's choices that expert e got and P_e the mean over
+     * rows of p = softmax(z), L = scale E sum_e f_e P_e, f without gradient (arXiv 2101.03961, 2.2).
+     * Adds dL/dz = scale E / T p_te (f_e - sum_j f_j p_tj) to dz [T, E]. */
+    void (*route_balance_bwd)(void *dz, const void *z, const MoePlan *plan, double scale);
 
     /* Sorted slot r of expert e: a = W1 x, b = W3 x, act = SiLU(a) (.) b. a, b may be NULL (not
      * kept). x [T, D]; a, b, act [R, F]. Then y [T, D] = sum_c weights[t, c] W2 act. */
@@ -208,12 +213,14 @@ typedef struct Ops {
                     const MoeWeights *w, void *dact, void *dout);
 
     /* Over z = logits / temperature, ids >= valid left out: lse [T], logp [T] of ids, entropy [T]
-     * (may be NULL). Backward, in place: logits <- coef[t] (softmax - [j = id]) / temperature, 0
-     * from `valid` on. */
+     * (may be NULL). Backward, in place: logits <- coef[t] (p - [j = id]) / temperature with p the
+     * softmax, and where `bonus` is not NULL (then `entropy` is as left by fwd) + bonus[t] p (log p
+     * + entropy[t]) / temperature, the gradient of -bonus times the entropy; 0 from `valid` on. */
     void (*logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
                         int rows, int vocab, int valid, double temperature);
-    void (*logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef, int rows,
-                        int vocab, int valid, double temperature);
+    void (*logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,
+                        const void *bonus, const void *entropy, int rows, int vocab, int valid,
+                        double temperature);
 
     /* Decoupled weight decay, bias correction, eps outside the root (arXiv 1711.05101). */
     void (*adamw)(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *step);

@@ -6,7 +6,8 @@
  *
  * Invariants
  *  1. Gradients of weights are added to; of activations, overwritten.
- *  2. Activations are read as forward kept them: nothing is made anew here.
+ *  2. Activations are read as forward kept them, or made anew from each layer's kept input: the
+ *     same bits.
  *
  * Not here: losses, the optimiser.
  */
@@ -25,53 +26,11 @@ struct Backward {
     void *dq, *dk, *dv;                /* [T, H d], [T, G d] */
     void *drouter, *droute;            /* [T, E], [T, K] */
     void *dact, *dout;                 /* [R, 2 F], [R, D] */
-    void *states;                      /* chunk states of the longest span */
+    void *states;                      /* scratch of lightning_bwd */
     void **dw1, **dw3, **dw2;          /* [E] */
+    double balance;                    /* weight of even loads */
     char *memory;
 };
-
-/* ---- gradients of the weights ---- */
-
-Grads *grads_new(const Model *m, GError **error)
-{
-    guint tensors = tensors_count(&m->config);
-    g_autoptr(Grads) grads = g_new0(Grads, 1);
-
-    grads->model = m;
-    grads->offset = g_new0(gsize, tensors);
-    for (guint i = 0; i < tensors; i++) {
-        grads->offset[i] = grads->count;
-        grads->count += (tensors_info(&m->config, i).count + 15) / 16 * 16;
-    }
-    if (posix_memalign(&grads->data, 64, grads->count * ops_real_size(m->ops->real))) {
-        grads->data = NULL;
-        error_set_errno(error, ENOMEM, "gradients of %" G_GSIZE_FORMAT " numbers", grads->count);
-        return NULL;
-    }
-    grads_zero(grads);
-    return g_steal_pointer(&grads);
-}
-
-void grads_free(Grads *grads)
-{
-    if (!grads)
-        return;
-    free(grads->data);
-    g_free(grads->offset);
-    g_free(grads);
-}
-
-void grads_zero(Grads *grads)
-{
-    memset(grads->data, 0, grads->count * ops_real_size(grads->model->ops->real));
-}
-
-void *grads_tensor(const Grads *grads, guint layer, TensorSlot slot, guint expert)
-{
-    guint i = tensors_index(&grads->model->config, layer, slot, expert);
-
-    return (char *)grads->data + grads->offset[i] * ops_real_size(grads->model->ops->real);
-}
 
 /* ---- room ---- */
 
@@ -79,12 +38,14 @@ typedef struct {
     gsize field, elements;
 } Room;
 
-Backward *backward_new(const Model *m, int rows_max, int64_t positions_max, GError **error)
+#define ROOMS 15
+
+static void rooms_of(const Model *m, int rows_max, int64_t positions_max, Room rooms[ROOMS])
 {
     const ModelConfig *c = &m->config;
     gsize rows = (gsize)rows_max, choices = rows * c->experts_per_token;
-    gsize chunks = (gsize)(positions_max / c->chunk) + 2, used = 0;
-    const Room rooms[] = {
+    gsize chunks = (gsize)(positions_max / c->chunk) + 2;
+    const Room all[ROOMS] = {
         {G_STRUCT_OFFSET(Backward, dx), rows * c->hidden},
         {G_STRUCT_OFFSET(Backward, dh), rows * c->hidden},
         {G_STRUCT_OFFSET(Backward, dbranch), rows * c->hidden},
@@ -99,26 +60,54 @@ Backward *backward_new(const Model *m, int rows_max, int64_t positions_max, GErr
         {G_STRUCT_OFFSET(Backward, droute), choices},
         {G_STRUCT_OFFSET(Backward, dact), choices * 2 * c->ffn},
         {G_STRUCT_OFFSET(Backward, dout), choices * c->hidden},
-        {G_STRUCT_OFFSET(Backward, states), chunks * c->head_dim * c->head_dim},
+        {G_STRUCT_OFFSET(Backward, states), c->heads * (chunks + 2) * c->head_dim * c->head_dim},
     };
-    g_autoptr(Backward) b = g_new0(Backward, 1);
 
-    for (guint i = 0; i < G_N_ELEMENTS(rooms); i++)
-        used += (rooms[i].elements + 15) / 16 * 16 * ops_real_size(m->ops->real);
-    if (posix_memalign((void **)&b->memory, 64, used)) {
+    memcpy(rooms, all, sizeof all);
+}
+
+static gsize room_bytes(const Model *m, const Room *room)
+{
+    return (room->elements + 15) / 16 * 16 * ops_real_size(m->ops->real);
+}
+
+gsize backward_bytes(const Model *m, int rows_max, int64_t positions_max)
+{
+    Room rooms[ROOMS];
+    gsize bytes = 0;
+
+    rooms_of(m, rows_max, positions_max, rooms);
+    for (guint i = 0; i < ROOMS; i++)
+        bytes += room_bytes(m, &rooms[i]);
+    return bytes;
+}
+
+Backward *backward_new(const Model *m, int rows_max, int64_t positions_max, GError **error)
+{
+    guint experts = m->config.experts;
+    gsize bytes = backward_bytes(m, rows_max, positions_max), used = 0;
+    g_autoptr(Backward) b = g_new0(Backward, 1);
+    Room rooms[ROOMS];
+
+    if (posix_memalign((void **)&b->memory, 64, bytes)) {
         b->memory = NULL;
-        error_set_errno(error, ENOMEM, "backward pass, %" G_GSIZE_FORMAT " bytes", used);
+        error_set_errno(error, ENOMEM, "backward pass, %" G_GSIZE_FORMAT " bytes", bytes);
         return NULL;
     }
-    used = 0;
-    for (guint i = 0; i < G_N_ELEMENTS(rooms); i++) {
+    rooms_of(m, rows_max, positions_max, rooms);
+    for (guint i = 0; i < ROOMS; i++) {
         *(void **)G_STRUCT_MEMBER_P(b, rooms[i].field) = b->memory + used;
-        used += (rooms[i].elements + 15) / 16 * 16 * ops_real_size(m->ops->real);
+        used += room_bytes(m, &rooms[i]);
     }
-    b->dw1 = g_new0(void *, c->experts);
-    b->dw3 = g_new0(void *, c->experts);
-    b->dw2 = g_new0(void *, c->experts);
+    b->dw1 = g_new0(void *, experts);
+    b->dw3 = g_new0(void *, experts);
+    b->dw2 = g_new0(void *, experts);
     return g_steal_pointer(&b);
+}
+
+void backward_balance(Backward *b, double weight)
+{
+    b->balance = weight;
 }
 
 void backward_free(Backward *b)
@@ -143,7 +132,7 @@ static void linear_bwd(const Model *m, void *dx, void *dw, const void *dy, const
 }
 
 /* b->dbranch is the gradient of the block's output; adds to b->dh. */
-static void attention_lightning_bwd(Backward *b, const Model *m, Grads *g, guint l,
+static void attention_lightning_bwd(Backward *b, const Model *m, Params *g, guint l,
                                     const LayerActs *s, const Batch *batch,
                                     const OpsSpanGrad *caches)
 {
@@ -151,39 +140,39 @@ static void attention_lightning_bwd(Backward *b, const Model *m, Grads *g, guint
     const ModelConfig *c = &m->config;
     int rows = batch->rows;
 
-    linear_bwd(m, b->dmixed, grads_tensor(g, l, SLOT_ATTN_OUT, 0), b->dbranch, s->mixed, &w->out,
+    linear_bwd(m, b->dmixed, params_tensor(g, l, SLOT_ATTN_OUT, 0), b->dbranch, s->mixed, &w->out,
                rows, 0);
-    m->ops->gatenorm_bwd(b->do_, b->dgate, grads_tensor(g, l, SLOT_ATTN_NORM, 0), b->dmixed, s->o,
+    m->ops->gatenorm_bwd(b->do_, b->dgate, params_tensor(g, l, SLOT_ATTN_NORM, 0), b->dmixed, s->o,
                          s->gate, s->rstd_attn, w->attn_norm, rows, (int)c->attn_dim);
     m->ops->lightning_bwd(b->dqkv, b->do_, s->qkv, batch->spans, caches, batch->n_spans,
                           m->cache.state[l], m->cache.open[l], w->decay, model_heads(c), b->states);
     m->ops->silu_bwd(b->dqkv, b->dqkv, s->z, (size_t)rows * c->qkv_dim);
-    linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_QKV, 0), b->dqkv, s->h, &w->qkv, rows, 1);
-    linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_OUTPUT_GATE, 0), b->dgate, s->h, &w->gate, rows,
+    linear_bwd(m, b->dh, params_tensor(g, l, SLOT_QKV, 0), b->dqkv, s->h, &w->qkv, rows, 1);
+    linear_bwd(m, b->dh, params_tensor(g, l, SLOT_OUTPUT_GATE, 0), b->dgate, s->h, &w->gate, rows,
                1);
 }
 
-static void attention_softmax_bwd(Backward *b, const Model *m, Grads *g, guint l,
+static void attention_softmax_bwd(Backward *b, const Model *m, Params *g, guint l,
                                   const LayerActs *s, const Batch *batch, const OpsSpanGrad *caches)
 {
     const LayerWeights *w = &m->layers[l];
     const ModelConfig *c = &m->config;
     int rows = batch->rows, half = (int)c->rotary_dim / 2;
 
-    linear_bwd(m, b->do_, grads_tensor(g, l, SLOT_O, 0), b->dbranch, s->o, &w->o, rows, 0);
+    linear_bwd(m, b->do_, params_tensor(g, l, SLOT_O, 0), b->dbranch, s->o, &w->o, rows, 0);
     m->ops->attn_bwd(b->dq, b->dk, b->dv, b->do_, s->o, s->lse, s->q, batch->spans, caches,
                      batch->n_spans, m->cache.page[l], model_heads(c));
     m->ops->rope(b->dq, batch->positions, m->inv_freq, half, rows, (int)c->heads, (int)c->head_dim,
                  -1);
     m->ops->rope(b->dk, batch->positions, m->inv_freq, half, rows, (int)c->kv_heads,
                  (int)c->head_dim, -1);
-    linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_Q, 0), b->dq, s->h, &w->q, rows, 1);
-    linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_K, 0), b->dk, s->h, &w->k, rows, 1);
-    linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_V, 0), b->dv, s->h, &w->v, rows, 1);
+    linear_bwd(m, b->dh, params_tensor(g, l, SLOT_Q, 0), b->dq, s->h, &w->q, rows, 1);
+    linear_bwd(m, b->dh, params_tensor(g, l, SLOT_K, 0), b->dk, s->h, &w->k, rows, 1);
+    linear_bwd(m, b->dh, params_tensor(g, l, SLOT_V, 0), b->dv, s->h, &w->v, rows, 1);
 }
 
 /* dx of the experts' input into b->dh, from b->dbranch. */
-static void experts_bwd(Backward *b, const Model *m, Grads *g, guint l, const LayerActs *s,
+static void experts_bwd(Backward *b, const Model *m, Params *g, guint l, const LayerActs *s,
                         int rows)
 {
     const LayerWeights *w = &m->layers[l];
@@ -191,15 +180,18 @@ static void experts_bwd(Backward *b, const Model *m, Grads *g, guint l, const La
     MoeWeights mats = {w->w1, w->w3, w->w2};
 
     for (guint e = 0; e < c->experts; e++) {
-        b->dw1[e] = grads_tensor(g, l, SLOT_W1, e);
-        b->dw3[e] = grads_tensor(g, l, SLOT_W3, e);
-        b->dw2[e] = grads_tensor(g, l, SLOT_W2, e);
+        b->dw1[e] = params_tensor(g, l, SLOT_W1, e);
+        b->dw3[e] = params_tensor(g, l, SLOT_W3, e);
+        b->dw2[e] = params_tensor(g, l, SLOT_W2, e);
     }
     m->ops->moe_bwd(b->dh, b->droute, b->dw1, b->dw3, b->dw2, b->dbranch, s->g, s->a, s->b, s->act,
                     s->expert_out, s->route, &s->plan, &mats, b->dact, b->dout);
     m->ops->route_bwd(b->drouter, b->droute, s->choice, s->route, rows, (int)c->experts,
                       (int)c->experts_per_token);
-    linear_bwd(m, b->dh, grads_tensor(g, l, SLOT_ROUTER, 0), b->drouter, s->g, &w->router, rows, 1);
+    if (b->balance > 0)
+        m->ops->route_balance_bwd(b->drouter, s->router, &s->plan, b->balance);
+    linear_bwd(m, b->dh, params_tensor(g, l, SLOT_ROUTER, 0), b->drouter, s->g, &w->router, rows,
+               1);
 }
 
 /* dbranch = beta dx: what flows into the block beside the stream. */
@@ -211,7 +203,7 @@ static void branch(Backward *b, const Model *m, double beta, int rows)
     m->ops->axpby(b->dbranch, beta, b->dx, 0, n);
 }
 
-static void layer_bwd(Backward *b, const Model *m, Grads *g, guint l, const LayerActs *s,
+static void layer_bwd(Backward *b, const Model *m, Params *g, guint l, const LayerActs *s,
                       const Batch *batch, const OpsSpanGrad *caches)
 {
     const LayerWeights *w = &m->layers[l];
@@ -222,33 +214,36 @@ static void layer_bwd(Backward *b, const Model *m, Grads *g, guint l, const Laye
     branch(b, m, c->beta_mlp, batch->rows);
     experts_bwd(b, m, g, l, s, batch->rows);
     m->ops->axpby(b->dh, c->alpha_mlp, b->dx, 1, n);
-    m->ops->rmsnorm_bwd(b->dx, grads_tensor(g, l, SLOT_POST_NORM, 0), b->dh, s->x_mid, s->rstd_post,
-                        w->post_norm, batch->rows, (int)c->hidden);
+    m->ops->rmsnorm_bwd(b->dx, params_tensor(g, l, SLOT_POST_NORM, 0), b->dh, s->x_mid,
+                        s->rstd_post, w->post_norm, batch->rows, (int)c->hidden);
 
     branch(b, m, softmax ? c->beta_full : c->beta_linear, batch->rows);
     memset(b->dh, 0, n * ops_real_size(m->ops->real));
     m->ops->axpby(b->dh, softmax ? c->alpha_full : c->alpha_linear, b->dx, 0, n);
     (softmax ? attention_softmax_bwd : attention_lightning_bwd)(b, m, g, l, s, batch, caches);
-    m->ops->rmsnorm_bwd(b->dx, grads_tensor(g, l, SLOT_INPUT_NORM, 0), b->dh, s->x_in, s->rstd_in,
+    m->ops->rmsnorm_bwd(b->dx, params_tensor(g, l, SLOT_INPUT_NORM, 0), b->dh, s->x_in, s->rstd_in,
                         w->input_norm, batch->rows, (int)c->hidden);
 }
 
-void backward_logits(const Model *m, Grads *g, void *dhidden, const void *dlogits,
+void backward_logits(const Model *m, Params *g, void *dhidden, const void *dlogits,
                      const void *hidden, int rows)
 {
-    linear_bwd(m, dhidden, grads_tensor(g, 0, SLOT_HEAD, 0), dlogits, hidden, &m->head, rows, 0);
+    linear_bwd(m, dhidden, params_tensor(g, 0, SLOT_HEAD, 0), dlogits, hidden, &m->head, rows, 0);
 }
 
-void backward(Backward *b, const Model *m, Grads *g, const Acts *acts, const Batch *batch,
+void backward(Backward *b, const Model *m, Params *g, Acts *acts, const Batch *batch,
               const OpsSpanGrad *cache_grads, const void *dhidden)
 {
     const ModelConfig *c = &m->config;
 
-    g_assert(acts->keep);
-    m->ops->rmsnorm_bwd(b->dx, grads_tensor(g, 0, SLOT_FINAL_NORM, 0), dhidden, acts->x_out,
+    g_assert(acts->keep != ACTS_KEEP_NOTHING);
+    m->ops->rmsnorm_bwd(b->dx, params_tensor(g, 0, SLOT_FINAL_NORM, 0), dhidden, acts->x_out,
                         acts->rstd_final, m->final_norm, batch->rows, (int)c->hidden);
-    for (guint l = c->layers; l-- > 0;)
+    for (guint l = c->layers; l-- > 0;) {
+        if (acts->keep == ACTS_KEEP_INPUTS)
+            forward_layer(m, acts, l, batch);
         layer_bwd(b, m, g, l, &acts->layers[l], batch, cache_grads);
-    m->ops->embed_bwd(grads_tensor(g, 0, SLOT_EMBED, 0), b->dx, batch->ids, batch->rows,
+    }
+    m->ops->embed_bwd(params_tensor(g, 0, SLOT_EMBED, 0), b->dx, batch->ids, batch->rows,
                       (int)c->hidden);
 }

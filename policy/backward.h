@@ -9,33 +9,24 @@
 #pragma once
 
 #include "policy/forward.h"
-
-/* Gradients of all tensors, real, row-major, in the order of tensors.h; one allocation. */
-typedef struct Grads {
-    const Model *model;
-    gsize count; /* elements */
-    void *data;
-    gsize *offset; /* [tensors] in elements */
-} Grads;
-
-Grads *grads_new(const Model *model, GError **error);
-void grads_free(Grads *grads);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(Grads, grads_free)
-void grads_zero(Grads *grads);
-void *grads_tensor(const Grads *grads, guint layer, TensorSlot slot, guint expert);
+#include "policy/params.h"
 
 /* dlogits [rows, V] of hidden states [rows, D]: adds the head's gradient, writes dhidden. */
-void backward_logits(const Model *model, Grads *grads, void *dhidden, const void *dlogits,
+void backward_logits(const Model *model, Params *grads, void *dhidden, const void *dlogits,
                      const void *hidden, int rows);
 
 /* Room for the gradients of activations: as many rows as `acts`. */
 typedef struct Backward Backward;
 Backward *backward_new(const Model *model, int rows_max, int64_t positions_max, GError **error);
+gsize backward_bytes(const Model *model, int rows_max, int64_t positions_max);
 void backward_free(Backward *backward);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Backward, backward_free)
+/* Weight of the auxiliary loss that evens out the loads of experts (route_balance_bwd), over the
+ * rows of each batch. 0 at first. */
+void backward_balance(Backward *backward, double weight);
 
 /* dhidden [T, D] as left by backward_logits; adds to every tensor's gradient. `acts` must have been
- * kept, from the same batch, and the caches of its spans must be as forward left them. `grads_of`
+ * kept (all, or inputs), from the same batch, and the caches of its spans must be as forward left them. `grads_of`
  * are the gradients of the spans' caches, zero at first. */
-void backward(Backward *backward, const Model *model, Grads *grads, const Acts *acts,
-              const Batch *batch, const OpsSpanGrad *cache_grads, const void *dhidden);
+void backward(Backward *backward, const Model *model, Params *grads, Acts *acts, const Batch *batch,
+              const OpsSpanGrad *cache_grads, const void *dhidden);

@@ -9,7 +9,7 @@
  */
 #include "policy/bench.h"
 
-#include "policy/forward.h"
+#include "policy/backward.h"
 #include "policy/init.h"
 
 #include <omp.h>
@@ -235,7 +235,8 @@ static void run_step(gpointer data)
     forward_logits(s->bench->model, s->logits, s->acts->hidden, (int)s->seqs->len);
 }
 
-static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 context, GError **error)
+static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 context, ActsKeep keep,
+                      GError **error)
 {
     const ModelConfig *c = &b->model->config;
     Step *s = g_new0(Step, 1);
@@ -245,7 +246,7 @@ static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 conte
     s->rows_each = rows_each;
     s->pool = cache_pool_new(b->model, G_MAXSIZE);
     s->seqs = g_ptr_array_new_with_free_func((GDestroyNotify)seq_cache_free);
-    s->acts = acts_new(b->model, rows, FALSE, error);
+    s->acts = acts_new(b->model, rows, keep, error);
     s->logits = aligned((gsize)rows * c->vocab * sizeof(float));
     s->ids = g_new0(int, rows);
     s->positions = g_new0(int64_t, rows);
@@ -327,7 +328,7 @@ static double step_flops(const Step *s)
 static gboolean measure_step(const Bench *b, const char *group, int sequences, int rows_each,
                              gint64 context, GError **error)
 {
-    Step *s = step_new(b, sequences, rows_each, context, error);
+    Step *s = step_new(b, sequences, rows_each, context, ACTS_KEEP_NOTHING, error);
     double seconds, bound, tokens = (double)sequences * rows_each;
 
     if (!s->acts) {
@@ -339,6 +340,131 @@ static gboolean measure_step(const Bench *b, const char *group, int sequences, i
     report(b, group, "token/s", tokens / seconds, tokens / bound,
            "%d sequences, %d rows each, at %" G_GINT64_FORMAT, sequences, rows_each, context);
     step_free(s);
+    return TRUE;
+}
+
+/* ---- training ---- */
+
+/* Gradients and the optimiser's moments of a larger model would not fit beside it. */
+#define TRAIN_PARAMS_MAX (256u << 20)
+#define TRAIN_ROWS       1024
+
+typedef struct {
+    Step *step; /* one sequence; its activations are kept */
+    Backward *backward;
+    Params *grads;
+    GPtrArray *dpages;
+    OpsSpanGrad caches;
+    void *dhidden;
+    float *logp, *lse, *coef;
+} Train;
+
+static void train_free(Train *t)
+{
+    if (t->step)
+        step_free(t->step);
+    backward_free(t->backward);
+    params_free(t->grads);
+    g_ptr_array_unref(t->dpages);
+    free(t->dhidden);
+    g_free(t->logp);
+    g_free(t->lse);
+    g_free(t->coef);
+    g_free(t);
+}
+
+static Train *train_new(const Bench *b, GError **error)
+{
+    const Model *m = b->model;
+    Train *t = g_new0(Train, 1);
+
+    t->dpages = g_ptr_array_new_with_free_func(free);
+    t->step = step_new(b, 1, TRAIN_ROWS, 0, ACTS_KEEP_ALL, error);
+    t->backward = t->step->acts ? backward_new(m, TRAIN_ROWS, TRAIN_ROWS, error) : NULL;
+    t->grads = t->backward ? params_new(m, error) : NULL;
+    if (!t->grads) {
+        train_free(t);
+        return NULL;
+    }
+    for (guint i = 0; i <= TRAIN_ROWS / m->config.chunk; i++)
+        g_ptr_array_add(t->dpages, aligned(m->cache.page_bytes));
+    t->caches.dpages = t->dpages->pdata;
+    t->dhidden = aligned((gsize)TRAIN_ROWS * m->config.hidden * sizeof(float));
+    t->logp = g_new0(float, TRAIN_ROWS);
+    t->lse = g_new0(float, TRAIN_ROWS);
+    t->coef = g_new0(float, TRAIN_ROWS);
+    for (guint i = 0; i < TRAIN_ROWS; i++)
+        t->coef[i] = 1.0f / TRAIN_ROWS;
+    return t;
+}
+
+/* Forward, log-probabilities of every row, and the gradient of every weight. */
+static void run_train(gpointer data)
+{
+    Train *t = data;
+    Step *s = t->step;
+    const Model *m = s->bench->model;
+    int vocab = (int)m->config.vocab, valid = (int)m->config.vocab_valid;
+    Batch batch = {.rows = TRAIN_ROWS,
+                   .n_spans = 1,
+                   .ids = s->ids,
+                   .positions = s->positions,
+                   .spans = s->spans};
+
+    for (guint i = 0; i < t->dpages->len; i++)
+        memset(g_ptr_array_index(t->dpages, i), 0, m->cache.page_bytes);
+    forward(m, s->acts, &batch);
+    forward_logits(m, s->logits, s->acts->hidden, TRAIN_ROWS);
+    m->ops->logprob_fwd(t->logp, t->lse, NULL, s->logits, s->ids, TRAIN_ROWS, vocab, valid, 1);
+    m->ops->logprob_bwd(s->logits, t->lse, s->ids, t->coef, NULL, NULL, TRAIN_ROWS, vocab, valid,
+                        1);
+    backward_logits(m, t->grads, t->dhidden, s->logits, s->acts->hidden, TRAIN_ROWS);
+    backward(t->backward, m, t->grads, s->acts, &batch, &t->caches, t->dhidden);
+}
+
+typedef struct {
+    const Bench *bench;
+    float *w, *m, *v;
+    const float *grad;
+    gsize n;
+} Update;
+
+static void run_update(gpointer data)
+{
+    const Update *u = data;
+    AdamwStep step = {.lr = 1e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .step = 1};
+
+    u->bench->ops->adamw(u->w, u->m, u->v, u->grad, u->n, &step);
+}
+
+/* Bound: three forwards at the peak. The optimiser reads four numbers and writes three a weight. */
+static gboolean measure_train(const Bench *b, GError **error)
+{
+    Train *t;
+    Update u = {.bench = b};
+    double seconds, work;
+
+    if (tensors_params(&b->model->config) > TRAIN_PARAMS_MAX)
+        return TRUE;
+    t = train_new(b, error);
+    if (!t)
+        return FALSE;
+    seconds = timed(b, run_train, t);
+    work = 3 * (step_flops(t->step) +
+                2.0 * (TRAIN_ROWS - 1) * b->model->config.vocab * b->model->config.hidden);
+    report(b, "train", "token/s", TRAIN_ROWS / seconds, TRAIN_ROWS * b->peak / work,
+           "forward and backward of %d rows", TRAIN_ROWS);
+    u.n = t->grads->count;
+    u.grad = t->grads->data;
+    u.w = aligned(u.n * sizeof(float));
+    u.m = aligned(u.n * sizeof(float));
+    u.v = aligned(u.n * sizeof(float));
+    report(b, "train", "GB/s", 28.0 * (double)u.n / timed(b, run_update, &u) / 1e9,
+           b->bandwidth / 1e9, "optimiser, %" G_GSIZE_FORMAT " weights", u.n);
+    free(u.w);
+    free(u.m);
+    free(u.v);
+    train_free(t);
     return TRUE;
 }
 
@@ -356,6 +482,18 @@ static gboolean model_open(Bench *b, const ModelConfig *config, WeightFormat for
         model_set(b->model, &t, rows);
     }
     return b->model != NULL;
+}
+
+/* The same model with one expert for all rows: what a batch costs that reads no more weights. */
+static gboolean measure_dense(Bench *b, const ModelConfig *config, WeightFormat format,
+                              GError **error)
+{
+    ModelConfig dense = *config;
+
+    dense.experts = dense.experts_per_token = 1;
+    return model_config_check(&dense, error) && model_open(b, &dense, format, error) &&
+           measure_step(b, "dense", 1, 1, 1024, error) &&
+           measure_step(b, "dense", 16, 1, 1024, error);
 }
 
 gboolean bench_run(const Ops *ops, const ModelConfig *config, WeightFormat format, guint rounds,
@@ -376,6 +514,10 @@ gboolean bench_run(const Ops *ops, const ModelConfig *config, WeightFormat forma
     ok = ok && measure_step(&b, "prefill", 1, 1024, 0, error);
     for (gint64 context = 1024; ok && context <= context_max; context *= 32)
         ok = measure_step(&b, "context", 1, 1, context, error);
+    ok = ok && measure_train(&b, error);
+    model_free(b.model);
+    b.model = NULL;
+    ok = ok && measure_dense(&b, config, format, error);
     model_free(b.model);
     return ok;
 }

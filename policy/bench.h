@@ -11,7 +11,7 @@
 #include "policy/cache.h"
 
 typedef struct BenchRow {
-    const char *group; /* "ceiling", "kernel", "decode", "prefill", "context" */
+    const char *group; /* "ceiling", "kernel", "decode", "prefill", "context", "train", "dense" */
     char what[96];
     double value;
     const char *unit;
@@ -22,6 +22,7 @@ typedef void (*BenchFunc)(const BenchRow *row, gpointer user);
 
 /* Ceilings and kernels, then the model at batches 1, 16 and 64, its prefill, and the time of a
  * decoded token at contexts up to `context_max` (filled without computing them: their values do
- * not change the time). Nothing is read from files; the weights are random. */
+ * not change the time), a training step of a model that is not too large, and decoding with one
+ * expert for all rows. Nothing is read from files; the weights are random. */
 gboolean bench_run(const Ops *ops, const ModelConfig *config, WeightFormat format, guint rounds,
                    gint64 context_max, BenchFunc func, gpointer user, GError **error);

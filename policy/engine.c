@@ -44,6 +44,7 @@ static void request_unref(Request *request)
     if (--request->refs > 0)
         return;
     g_free(request->stops);
+    g_free(request->allowed);
     g_free(request);
 }
 
@@ -101,11 +102,12 @@ Engine *engine_new(Model *model, const EngineLimits *limits, GError **error)
     e->positions = g_array_new(FALSE, FALSE, sizeof(int64_t));
     e->hidden = g_new0(float, (gsize)HEAD_ROWS * c->hidden);
     e->logits = g_new0(float, (gsize)HEAD_ROWS * c->vocab);
+    e->masked = g_new0(float, c->vocab);
     e->lse = g_new0(float, HEAD_ROWS);
     e->logp = g_new0(float, HEAD_ROWS);
     e->zeros = g_new0(int, HEAD_ROWS);
     e->entries = g_new0(SampleEntry, c->vocab);
-    e->acts = acts_new(model, e->limits.rows_max, FALSE, error);
+    e->acts = acts_new(model, e->limits.rows_max, ACTS_KEEP_NOTHING, error);
     return e->acts ? g_steal_pointer(&e) : NULL;
 }
 
@@ -123,6 +125,7 @@ void engine_free(Engine *e)
     g_array_unref(e->positions);
     g_free(e->hidden);
     g_free(e->logits);
+    g_free(e->masked);
     g_free(e->lse);
     g_free(e->logp);
     g_free(e->zeros);
@@ -143,14 +146,67 @@ gboolean engine_ids_check(const Engine *e, const int *ids, gint64 n, const char 
     return TRUE;
 }
 
+/* A sequence may hold a second state and copies while it is cut off from others. */
+static gsize cache_need(const Engine *e, gint64 tokens)
+{
+    return cache_pool_need(e->pool, tokens) + e->pool->size[BLOCK_STATE] +
+           e->pool->size[BLOCK_PAGE] + e->pool->size[BLOCK_OPEN];
+}
+
+gint64 engine_context(const Engine *e)
+{
+    gint64 fits = 0, beyond = e->limits.context_max + 1;
+
+    while (beyond - fits > 1) {
+        gint64 middle = fits + (beyond - fits) / 2;
+
+        *(cache_need(e, middle) <= e->pool->bytes_max ? &fits : &beyond) = middle;
+    }
+    return fits;
+}
+
+static guint live_count(const Engine *e)
+{
+    guint n = 0;
+
+    for (guint i = 0; i < e->seqs->len; i++)
+        n += ((const Seq *)e->seqs->pdata[i])->done ? 0 : 1;
+    return n;
+}
+
+/* The allowed ids, and that one is left where stop tokens may not be drawn. */
+static gboolean choices_check(const Engine *e, const EngineRequest *r, GError **error)
+{
+    guint32 vocab = e->model->config.vocab_valid, left = vocab;
+    g_autofree gboolean *out = NULL;
+
+    if (r->n_allowed > ENGINE_ALLOWED_MAX)
+        return error_set(error, ASSAY_ERROR_LIMIT, "allowed_token_ids: %u, at most %d",
+                         r->n_allowed, ENGINE_ALLOWED_MAX);
+    if (!engine_ids_check(e, r->allowed, r->n_allowed, "allowed_token_ids", error) ||
+        !engine_ids_check(e, r->stops, r->n_stops, "stop_token_ids", error))
+        return FALSE;
+    out = g_new0(gboolean, vocab);
+    for (guint32 id = 0; r->n_allowed > 0 && id < vocab; id++)
+        out[id] = TRUE;
+    for (guint i = 0; i < r->n_allowed; i++)
+        out[r->allowed[i]] = FALSE;
+    for (guint i = 0; r->tokens_min > 0 && i < r->n_stops; i++)
+        out[r->stops[i]] = TRUE;
+    for (guint32 id = 0; id < vocab; id++)
+        left -= out[id] ? 1 : 0;
+    return left > 0 || error_set(error, ASSAY_ERROR_INPUT,
+                                 "min_tokens: every token that is allowed is a stop token");
+}
+
 gboolean engine_request_check(const Engine *e, const EngineRequest *r, GError **error)
 {
     gint64 all = r->prompt_len + r->tokens_max;
-    gsize need = 0;
+    gsize need;
 
     if (r->prompt_len < 1 || r->tokens_max < 1 || r->tokens_min < 0 || r->repetition < 0)
-        return error_set(error, ASSAY_ERROR_INPUT,
-                         "prompt and max_tokens must be at least one token long");
+        return error_set(error, ASSAY_ERROR_INPUT, "%s: must be at least one token long",
+                         r->prompt_len < 1 ? "prompt" : "max_tokens");
     if (r->n > ENGINE_SAMPLES_MAX)
         return error_set(error, ASSAY_ERROR_LIMIT, "n: %u samples, at most %d", r->n,
                          ENGINE_SAMPLES_MAX);
@@ -159,23 +215,21 @@ gboolean engine_request_check(const Engine *e, const EngineRequest *r, GError **
                          ENGINE_STOPS_MAX);
     if (r->tokens_max > e->limits.context_max || all > e->limits.context_max)
         return error_set(error, ASSAY_ERROR_LIMIT,
-                         "prompt of %" G_GINT64_FORMAT " and max_tokens of %" G_GINT64_FORMAT
-                         " tokens are more than the context of %" G_GINT64_FORMAT,
-                         r->prompt_len, r->tokens_max, e->limits.context_max);
-    /* a sequence may hold a second state and copies while it is cut off from others */
-    need = cache_pool_need(e->pool, all) + e->pool->size[BLOCK_STATE] + e->pool->size[BLOCK_PAGE] +
-           e->pool->size[BLOCK_OPEN];
+                         "max_tokens: %" G_GINT64_FORMAT " after a prompt of %" G_GINT64_FORMAT
+                         " are more than the context of %" G_GINT64_FORMAT,
+                         r->tokens_max, r->prompt_len, e->limits.context_max);
+    need = cache_need(e, all);
     if (need > e->pool->bytes_max)
         return error_set(error, ASSAY_ERROR_LIMIT,
-                         "%" G_GINT64_FORMAT " tokens take %" G_GSIZE_FORMAT
+                         "max_tokens: %" G_GINT64_FORMAT " with the prompt take %" G_GSIZE_FORMAT
                          " bytes of cache, there are %" G_GSIZE_FORMAT,
                          all, need, e->pool->bytes_max);
-    if (e->seqs->len + MAX(r->n, 1) > e->limits.sequences_max)
-        return error_set(error, ASSAY_ERROR_LIMIT, "%u sequences are open, %u more pass %u",
-                         e->seqs->len, MAX(r->n, 1), e->limits.sequences_max);
+    if (live_count(e) + MAX(r->n, 1) > e->limits.sequences_max)
+        return error_set(error, ASSAY_ERROR_LIMIT, "n: %u sequences are open, %u more pass %u",
+                         live_count(e), MAX(r->n, 1), e->limits.sequences_max);
     return sample_params_check(&r->params, error) &&
            engine_ids_check(e, r->prompt, r->prompt_len, "prompt", error) &&
-           engine_ids_check(e, r->stops, r->n_stops, "stop_token_ids", error);
+           choices_check(e, r, error);
 }
 
 guint64 engine_submit(Engine *e, const EngineRequest *r, GError **error)
@@ -195,9 +249,12 @@ guint64 engine_submit(Engine *e, const EngineRequest *r, GError **error)
         .repetition = r->repetition,
         .stops = g_memdup2(r->stops, r->n_stops * sizeof(int)),
         .n_stops = r->n_stops,
+        .allowed = g_memdup2(r->allowed, r->n_allowed * sizeof(int)),
+        .n_allowed = r->n_allowed,
         .n = MAX(r->n, 1),
         .no_prefix = r->no_prefix,
         .on_token = r->on_token,
+        .on_prompt = r->on_prompt,
         .user = r->user,
     };
     seq = engine_seq_new(e, request, r->prompt, r->prompt_len);
@@ -217,6 +274,7 @@ static gboolean tell(Engine *e, Seq *seq, EngineToken *token)
     token->request = seq->request->id;
     token->sample = seq->sample;
     token->version = e->model->version;
+    token->started_us = seq->request->started_us;
     on = seq->request->on_token ? seq->request->on_token(token, seq->request->user) : TRUE;
     if (!on && token->finish == FINISH_NONE && !seq->done) {
         *token = (EngineToken){.request = token->request,
@@ -224,6 +282,7 @@ static gboolean tell(Engine *e, Seq *seq, EngineToken *token)
                                .position = token->position,
                                .token = {.id = -1},
                                .version = token->version,
+                               .started_us = token->started_us,
                                .finish = FINISH_CALLER};
         seq->request->on_token(token, seq->request->user);
     }
@@ -313,7 +372,8 @@ static void look_up(Engine *e, Seq *seq)
 {
     PrefixMiss miss;
 
-    if (seq->cache->length > 0 || seq->request->no_prefix)
+    if (seq->cache->length > 0 || seq->request->no_prefix ||
+        (seq->request->on_prompt && seq->scored < seq->request->prompt_len - 1))
         return;
     seq_cache_free(seq->cache);
     seq->cache = seq_cache_new(e->pool);
@@ -350,6 +410,8 @@ static void piece_add(Engine *e, Seq *seq, int rows, const int *drafts, guint n_
         .seq = seq, .row0 = (int)e->ids->len, .rows = rows + (int)n_drafts, .drafts = n_drafts};
     OpsSpan span = seq_cache_span(seq->cache, piece.row0, piece.rows);
 
+    if (seq->request->started_us == 0)
+        seq->request->started_us = g_get_monotonic_time();
     g_array_append_val(e->pieces, piece);
     g_array_append_val(e->spans, span);
     g_array_append_vals(e->ids, seq_ids(seq) + seq->cache->length, (guint)rows);
@@ -407,24 +469,33 @@ static void head(Engine *e, const int *rows, int n)
                                (int)c->vocab_valid, 1);
 }
 
+/* The logits with all that may not be drawn put out of reach. */
+static const float *masked(Engine *e, const Request *r, const float *logits, gboolean early)
+{
+    if (r->n_allowed == 0 && (!early || r->n_stops == 0))
+        return logits;
+    if (r->n_allowed == 0)
+        memcpy(e->masked, logits, e->model->config.vocab * sizeof(float));
+    for (guint32 id = 0; r->n_allowed > 0 && id < e->model->config.vocab; id++)
+        e->masked[id] = -G_MAXFLOAT;
+    for (guint i = 0; i < r->n_allowed; i++)
+        e->masked[r->allowed[i]] = logits[r->allowed[i]];
+    for (guint i = 0; early && i < r->n_stops; i++)
+        e->masked[r->stops[i]] = -G_MAXFLOAT;
+    return e->masked;
+}
+
 /* Draws the next token of a sample from one row of logits; returns whether it goes on. */
-static gboolean draw(Engine *e, Seq *seq, float *logits, float lse)
+static gboolean draw(Engine *e, Seq *seq, const float *logits, float lse)
 {
     const Request *r = seq->request;
     SampleParams params = r->params;
     EngineToken token = {.position = seq->ids->len, .logits = logits, .lse = lse};
-    float held[ENGINE_STOPS_MAX];
     gboolean early = seq->ids->len - r->prompt_len < r->tokens_min;
 
     params.seed += seq->sample;
-    for (guint i = 0; early && i < r->n_stops; i++) {
-        held[i] = logits[r->stops[i]];
-        logits[r->stops[i]] = -G_MAXFLOAT;
-    }
-    token.token = sample_token(logits, (int)e->model->config.vocab_valid, lse, &params,
-                               token.position, e->entries);
-    for (guint i = r->n_stops; early && i-- > 0;)
-        logits[r->stops[i]] = held[i];
+    token.token = sample_token(masked(e, r, logits, early), (int)e->model->config.vocab_valid, lse,
+                               &params, token.position, e->entries);
     g_array_append_val(seq->ids, token.token.id);
     seq->certain = exp(token.token.logprob) > CERTAIN ? seq->certain + 1 : 0;
     token.finish = finish_of(seq, token.token.id);
@@ -433,7 +504,7 @@ static gboolean draw(Engine *e, Seq *seq, float *logits, float lse)
 }
 
 /* The prompt is computed: its samples part. The first takes the parent over. */
-static void part(Engine *e, Seq *seq, float *logits, float lse)
+static void part(Engine *e, Seq *seq, const float *logits, float lse)
 {
     guint n = seq->request->n;
     g_autoptr(GPtrArray) samples = g_ptr_array_new();
@@ -447,6 +518,7 @@ static void part(Engine *e, Seq *seq, float *logits, float lse)
         seq->request->refs++;
         fork->request = seq->request;
         fork->sample = s;
+        fork->scored = seq->scored;
         fork->ids = g_array_copy(seq->ids);
         fork->cache = seq_cache_fork(seq->cache);
         g_ptr_array_add(samples, fork);
@@ -468,7 +540,7 @@ static void piece_sample(Engine *e, const Piece *piece)
         rows[i] = piece->row0 + first + i;
     head(e, rows, count);
     for (int i = 0; i < count && !seq->done; i++) {
-        float *logits = e->logits + (gsize)i * e->model->config.vocab;
+        const float *logits = e->logits + (gsize)i * e->model->config.vocab;
         const int *drafts = &g_array_index(e->ids, int, (guint)rows[i]);
 
         if (i > 0) {
@@ -485,12 +557,34 @@ static void piece_sample(Engine *e, const Piece *piece)
     }
 }
 
+/* Tells on_prompt of the piece's rows that it was not told of; the first is at position `from`. */
+static void piece_score(Engine *e, const Piece *piece, gint64 from)
+{
+    Seq *seq = piece->seq;
+    const Request *r = seq->request;
+    gint64 end = MIN(from + piece->rows, r->prompt_len - 1);
+
+    while (!seq->done && MAX(from, seq->scored) < end) {
+        gint64 at = MAX(from, seq->scored);
+        int rows[HEAD_ROWS], n = (int)MIN(HEAD_ROWS, end - at);
+
+        for (int i = 0; i < n; i++)
+            rows[i] = piece->row0 + (int)(at - from) + i;
+        head(e, rows, n);
+        seq->scored = at + n;
+        for (int i = 0; i < n; i++)
+            r->on_prompt(at + i, e->logits + (gsize)i * e->model->config.vocab, e->lse[i], r->user);
+    }
+}
+
 static void piece_finish(Engine *e, const Piece *piece)
 {
     Seq *seq = piece->seq;
     int rows = piece->rows - (int)piece->drafts;
     gboolean whole = rows == seq_left(seq);
 
+    if (seq->request->on_prompt)
+        piece_score(e, piece, seq->cache->length);
     seq_cache_advance(seq->cache, rows);
     if (seq->done)
         return;

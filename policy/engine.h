@@ -18,6 +18,7 @@
 
 #define ENGINE_STOPS_MAX   1024
 #define ENGINE_SAMPLES_MAX 4096
+#define ENGINE_ALLOWED_MAX 65536
 
 typedef enum FinishReason {
     FINISH_NONE = 0,
@@ -40,10 +41,15 @@ typedef struct EngineToken {
     FinishReason finish;
     const float *logits; /* [vocab], for who wants the next likely ones; NULL without a token */
     float lse;
+    gint64 started_us; /* monotonic: when the first token of the prompt was computed; 0: not yet */
 } EngineToken;
 
 /* FALSE ends the sample with FINISH_CALLER. */
 typedef gboolean (*EngineTokenFunc)(const EngineToken *token, gpointer user);
+
+/* What the model makes of a prompt: `logits` [vocab], of the token after prompt[position], and their
+ * log sum of exponentials. For each position but the last, once and in order. */
+typedef void (*EnginePromptFunc)(gint64 position, const float *logits, float lse, gpointer user);
 
 typedef struct EngineRequest {
     const int *prompt;
@@ -54,9 +60,12 @@ typedef struct EngineRequest {
     SampleParams params; /* sample i draws with seed + i */
     const int *stops;    /* ids that end a sample; the id is part of it */
     guint n_stops;
+    const int *allowed; /* the only ids that are drawn; n_allowed 0: all. The raw log-probability */
+    guint n_allowed;    /* of a token does not know of it */
     gint64 repetition;  /* that many tokens in a row above 0.99 end it; 0: never */
     gboolean no_prefix; /* neither look up nor keep */
     EngineTokenFunc on_token;
+    EnginePromptFunc on_prompt; /* NULL: nobody asks. Else all of the prompt is computed */
     gpointer user;
 } EngineRequest;
 
@@ -82,6 +91,9 @@ typedef struct Engine Engine;
 Engine *engine_new(Model *model, const EngineLimits *limits, GError **error);
 void engine_free(Engine *engine);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Engine, engine_free)
+
+/* Tokens of the longest sequence that can run: the context, or what the cache has room for. */
+gint64 engine_context(const Engine *engine);
 
 /* Copies what it needs. Refuses what can never run, with the numbers: ids outside the vocabulary,
  * more context or memory than there is. 0 on error. */

@@ -25,7 +25,7 @@ static const char magic[8] = {'A', 'S', 'S', 'A', 'Y', 'S', 'E', 'Q'};
 #define DIGEST_BYTES    32
 #define HEADER_MAX      (1u << 20)
 #define SNAPSHOT_MAX    (3u << 30) /* of caches: GLib's arrays count in 32 bits */
-#define SNAPSHOT_FORMAT 1
+#define SNAPSHOT_FORMAT 2
 
 /* What the arithmetic depends on beside the weights. */
 static char *numerics_id(const Model *m)
@@ -56,23 +56,31 @@ static gsize caches_bytes(const Engine *e, gint64 computed)
 
 /* ---- writing ---- */
 
+static json_t *ids_json(const int *ids, guint n)
+{
+    json_t *list = json_array();
+
+    for (guint i = 0; i < n; i++)
+        json_array_append_new(list, json_integer(ids[i]));
+    return list;
+}
+
 static json_t *header_json(Engine *e, const Seq *seq)
 {
     const Request *r = seq->request;
     g_autofree char *numerics = numerics_id(e->model);
-    json_t *stops = json_array();
 
-    for (guint i = 0; i < r->n_stops; i++)
-        json_array_append_new(stops, json_integer(r->stops[i]));
-    return json_pack(
-        "{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:s, s:b}",
-        "format", SNAPSHOT_FORMAT, "numerics", numerics, "weights", model_digest(e->model),
-        "tokens", (json_int_t)seq->ids->len, "computed", (json_int_t)seq->cache->length,
-        "prompt_tokens", (json_int_t)r->prompt_len, "tokens_max", (json_int_t)r->tokens_max,
-        "tokens_min", (json_int_t)r->tokens_min, "repetition", (json_int_t)r->repetition, "certain",
-        (json_int_t)seq->certain, "stops", stops, "temperature", r->params.temperature, "top_p",
-        r->params.top_p, "min_p", r->params.min_p, "top_k", (json_int_t)r->params.top_k, "seed", "",
-        "no_prefix", (int)r->no_prefix);
+    return json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:f, s:f, s:f, "
+                     "s:I, s:s, s:b}",
+                     "format", SNAPSHOT_FORMAT, "numerics", numerics, "weights",
+                     model_digest(e->model), "tokens", (json_int_t)seq->ids->len, "computed",
+                     (json_int_t)seq->cache->length, "prompt_tokens", (json_int_t)r->prompt_len,
+                     "tokens_max", (json_int_t)r->tokens_max, "tokens_min",
+                     (json_int_t)r->tokens_min, "repetition", (json_int_t)r->repetition, "certain",
+                     (json_int_t)seq->certain, "stops", ids_json(r->stops, r->n_stops), "allowed",
+                     ids_json(r->allowed, r->n_allowed), "temperature", r->params.temperature,
+                     "top_p", r->params.top_p, "min_p", r->params.min_p, "top_k",
+                     (json_int_t)r->params.top_k, "seed", "", "no_prefix", (int)r->no_prefix);
 }
 
 static void append_block(GByteArray *out, const Block *block, gsize size)
@@ -137,7 +145,7 @@ typedef struct {
     gint64 tokens, computed, prompt_len, tokens_max, tokens_min, repetition, certain, top_k;
     double temperature, top_p, min_p;
     const char *numerics, *weights, *seed;
-    json_t *stops;
+    json_t *stops, *allowed;
     int format, no_prefix;
 } Header;
 
@@ -146,15 +154,15 @@ static gboolean header_parse(json_t *json, Header *h, GError **error)
     json_error_t why;
     json_int_t n[8];
 
-    if (json_unpack_ex(json, &why, JSON_STRICT,
-                       "{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:F, s:F, s:F, "
-                       "s:I, s:s, s:b}",
-                       "format", &h->format, "numerics", &h->numerics, "weights", &h->weights,
-                       "tokens", &n[0], "computed", &n[1], "prompt_tokens", &n[2], "tokens_max",
-                       &n[3], "tokens_min", &n[4], "repetition", &n[5], "certain", &n[6], "stops",
-                       &h->stops, "temperature", &h->temperature, "top_p", &h->top_p, "min_p",
-                       &h->min_p, "top_k", &n[7], "seed", &h->seed, "no_prefix",
-                       &h->no_prefix) != 0)
+    if (json_unpack_ex(
+            json, &why, JSON_STRICT,
+            "{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:F, s:F, s:F, "
+            "s:I, s:s, s:b}",
+            "format", &h->format, "numerics", &h->numerics, "weights", &h->weights, "tokens", &n[0],
+            "computed", &n[1], "prompt_tokens", &n[2], "tokens_max", &n[3], "tokens_min", &n[4],
+            "repetition", &n[5], "certain", &n[6], "stops", &h->stops, "allowed", &h->allowed,
+            "temperature", &h->temperature, "top_p", &h->top_p, "min_p", &h->min_p, "top_k", &n[7],
+            "seed", &h->seed, "no_prefix", &h->no_prefix) != 0)
         return error_set(error, ASSAY_ERROR_INPUT, "snapshot: header: %s", why.text);
     for (guint i = 0; i < G_N_ELEMENTS(n); i++)
         if (n[i] < 0 || n[i] > G_MAXINT32)
@@ -220,22 +228,23 @@ static const guint8 *body_check(GBytes *bytes, json_t **header, gsize *left, GEr
     return *header ? data + prefix + header_len : NULL;
 }
 
-static gboolean stops_read(const Engine *e, const Header *h, int **stops, guint *n, GError **error)
+/* Numbers that are no ids become -1, which engine_request_check refuses. */
+static gboolean ids_read(const json_t *list, gsize max, int **ids, guint *n, GError **error)
 {
-    json_t *stop;
+    json_t *item;
     size_t i;
 
-    if (!json_is_array(h->stops) || json_array_size(h->stops) > ENGINE_STOPS_MAX)
-        return error_set(error, ASSAY_ERROR_INPUT, "snapshot: stops");
-    *n = (guint)json_array_size(h->stops);
-    *stops = g_new0(int, *n);
-    json_array_foreach(h->stops, i, stop)
+    if (!json_is_array(list) || json_array_size(list) > max)
+        return error_set(error, ASSAY_ERROR_INPUT, "snapshot: a list of ids");
+    *n = (guint)json_array_size(list);
+    *ids = g_new0(int, *n);
+    json_array_foreach(list, i, item)
     {
-        json_int_t id = json_is_integer(stop) ? json_integer_value(stop) : -1;
+        json_int_t id = json_is_integer(item) ? json_integer_value(item) : -1;
 
-        (*stops)[i] = id >= 0 && id < e->model->config.vocab_valid ? (int)id : -1;
+        (*ids)[i] = id >= 0 && id <= G_MAXINT32 ? (int)id : -1;
     }
-    return engine_ids_check(e, *stops, *n, "snapshot: stops", error);
+    return TRUE;
 }
 
 static void fill_block(const guint8 **from, const Block *block, gsize size)
@@ -263,23 +272,21 @@ static gboolean caches_read(Engine *e, Seq *seq, const guint8 *from, gint64 comp
     return TRUE;
 }
 
-static Request *request_of(Engine *e, const Header *h, int *stops, guint n_stops,
+static Request *request_of(Engine *e, const Header *h, const EngineRequest *like,
                            EngineTokenFunc on_token, gpointer user)
 {
     Request *r = g_new0(Request, 1);
 
     *r = (Request){.id = ++e->next_id,
-                   .params = {.temperature = h->temperature,
-                              .top_p = h->top_p,
-                              .min_p = h->min_p,
-                              .top_k = (guint32)h->top_k,
-                              .seed = g_ascii_strtoull(h->seed, NULL, 10)},
+                   .params = like->params,
                    .prompt_len = h->prompt_len,
                    .tokens_max = h->tokens_max,
                    .tokens_min = h->tokens_min,
                    .repetition = h->repetition,
-                   .stops = stops,
-                   .n_stops = n_stops,
+                   .stops = g_memdup2(like->stops, like->n_stops * sizeof(int)),
+                   .n_stops = like->n_stops,
+                   .allowed = g_memdup2(like->allowed, like->n_allowed * sizeof(int)),
+                   .n_allowed = like->n_allowed,
                    .n = 1,
                    .no_prefix = h->no_prefix,
                    .on_token = on_token,
@@ -291,9 +298,9 @@ static guint64 restore(Engine *e, const Header *h, const guint8 *body, gsize lef
                        EngineTokenFunc on_token, gpointer user, GError **error)
 {
     gsize ids_bytes = (gsize)h->tokens * sizeof(int);
-    g_autofree int *stops = NULL, *ids = NULL;
-    EngineRequest like = {.prompt_len = h->prompt_len, .tokens_max = h->tokens_max};
-    guint n_stops = 0;
+    g_autofree int *stops = NULL, *allowed = NULL, *ids = NULL;
+    EngineRequest like = {
+        .prompt_len = h->prompt_len, .tokens_max = h->tokens_max, .tokens_min = h->tokens_min};
     Request *request;
     Seq *seq;
 
@@ -303,15 +310,22 @@ static guint64 restore(Engine *e, const Header *h, const guint8 *body, gsize lef
                   ids_bytes + caches_bytes(e, h->computed));
         return 0;
     }
-    like.params =
-        (SampleParams){.temperature = h->temperature, .top_p = h->top_p, .min_p = h->min_p};
+    like.params = (SampleParams){.temperature = h->temperature,
+                                 .top_p = h->top_p,
+                                 .min_p = h->min_p,
+                                 .top_k = (guint32)h->top_k,
+                                 .seed = g_ascii_strtoull(h->seed, NULL, 10)};
+    if (!ids_read(h->stops, ENGINE_STOPS_MAX, &stops, &like.n_stops, error) ||
+        !ids_read(h->allowed, ENGINE_ALLOWED_MAX, &allowed, &like.n_allowed, error))
+        return 0;
     ids = g_memdup2(body, ids_bytes);
     like.prompt = ids;
+    like.stops = stops;
+    like.allowed = allowed;
     if (!header_check(e, h, stale, error) || !engine_request_check(e, &like, error) ||
-        !engine_ids_check(e, ids, h->tokens, "snapshot", error) ||
-        !stops_read(e, h, &stops, &n_stops, error))
+        !engine_ids_check(e, ids, h->tokens, "snapshot", error))
         return 0;
-    request = request_of(e, h, g_steal_pointer(&stops), n_stops, on_token, user);
+    request = request_of(e, h, &like, on_token, user);
     seq = engine_seq_new(e, request, ids, h->tokens);
     seq->certain = h->certain;
     g_ptr_array_add(e->seqs, seq);

@@ -10,11 +10,12 @@ typedef struct Request {
     guint refs;
     guint64 id;
     SampleParams params;
-    gint64 prompt_len, tokens_max, tokens_min, repetition;
-    int *stops;
-    guint n_stops, n;
+    gint64 prompt_len, tokens_max, tokens_min, repetition, started_us;
+    int *stops, *allowed;
+    guint n_stops, n_allowed, n;
     gboolean no_prefix;
     EngineTokenFunc on_token;
+    EnginePromptFunc on_prompt;
     gpointer user;
 } Request;
 
@@ -25,6 +26,7 @@ typedef struct Seq {
     gboolean parent; /* stands for all n samples, until the prompt is done */
     GArray *ids;     /* int */
     SeqCache *cache;
+    gint64 scored;  /* tokens of the prompt that on_prompt was told of */
     gint64 certain; /* tokens in a row above CERTAIN */
     gboolean done;
 } Seq;
@@ -47,7 +49,7 @@ struct Engine {
     EngineStats stats;
     /* room of a step */
     GArray *pieces, *spans, *ids, *positions;
-    float *hidden, *logits, *lse, *logp;
+    float *hidden, *logits, *lse, *logp, *masked;
     SampleEntry *entries;
     int *zeros;
 };

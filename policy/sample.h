@@ -6,8 +6,6 @@
 
 #include <glib.h>
 
-#define SAMPLE_ALLOWED_MAX 65536
-
 /* Zeros are safe: temperature 0 takes the most likely token. */
 typedef struct SampleParams {
     double temperature; /* 0: greedy; at most 100 */

@@ -1,352 +1,295 @@
 /*
- * Softmax attention over pages and chunked lightning attention.
+ * Softmax attention over pages, forward.
  *
- * Both work in blocks of ROWS_BLOCK rows whose positions share a multiple of ROWS_BLOCK, so that a
- * row meets the same columns, in the same order, whether its neighbours are in the call or not:
- * columns up to the end of its block of positions, those after it weighted with an exact 0. Pages
- * and open chunks begin as zeros, so what lies there is always finite.
+ * The pages of a row are cut into at most RANGES runs of whole pages, by the row's position alone.
+ * Each run is a softmax of its own, and the runs are put together in ascending order: so a long
+ * context can be shared out among threads without a sum that depends on their number.
+ *
+ * A block is the rows of one page, and the query heads of one key-value head, that are worked
+ * together: keys and values are read once for all of them.
  *
  * Invariants
- *  1. A row's sums run over ascending positions, page by page: prefill and decode agree in bits.
- *  2. Threads split rows and heads (softmax) or heads (lightning); no sum is split.
- *  3. A chunk's state is folded once, when its last row is written.
+ *  1. A row's sums run over ascending positions within a run, then over ascending runs: prefill and
+ *     decode agree in bits. Columns after the row, which others of its block want, weigh an
+ *     exact 0; what was never written is not read.
+ *  2. All keys and values of a call are written before any are read.
+ *
+ * Not here: the backward (attention_bwd.c).
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vec.h"
 
-#define ROWS_BLOCK 4
-#define CHUNK_VECS (OPS_CHUNK_MAX / W)
-#define DIM_VECS   (OPS_DIM_MAX / W)
+#define RANGES      16
+#define RANGE_PAGES 8  /* a run is not shorter */
+#define BLOCK_MAX   24 /* rows times heads of a block: whole tiles of every build */
 
-static float *behind(const void *base, size_t offset)
-{
-    return (float *)(uintptr_t)((const char *)base + offset);
-}
-
-/*
- * out[i][0 .. cols) (+)= a[i][0 .. kn) * b[k * ldb + col]; rows a few, cols any. Columns beyond
- * `cols` in the last vector are read only where the row of b has them (`pad`), else part-wise.
- */
-INLINE void product_cols(int mr, float *const *out, const float *const *a, const float *b,
-                         size_t ldb, int kn, int nv)
-{
-    vf acc[TILE_ROWS][TILE_COLS];
-    const void *cols[TILE_COLS];
-
-    for (int j = 0; j < nv; j++)
-        cols[j] = b + j * W;
-    for (int i = 0; i < mr; i++)
-        for (int j = 0; j < nv; j++)
-            acc[i][j] = vload(out[i] + j * W);
-    tile(mr, nv, kn, a, cols, ldb, 0, acc);
-    for (int i = 0; i < mr; i++)
-        for (int j = 0; j < nv; j++)
-            vstore(out[i] + j * W, acc[i][j]);
-}
-
-/* The columns of the last, unfilled vector: in plain numbers, each its own chain. */
-static void product_rest(int mr, float *const *out, const float *const *a, const float *b,
-                         size_t ldb, int kn, int col, int cols)
-{
-    for (int i = 0; i < mr; i++)
-        for (int k = 0; k < kn; k++) {
-            vf x = vset(a[i][k]), y = vload_part(b + (size_t)k * ldb + col, cols - col);
-
-            vstore_part(out[i] + col, vfma(x, y, vload_part(out[i] + col, cols - col)), cols - col);
-        }
-}
-
-static void product(int mr, float *const *out, const float *const *a, const float *b, size_t ldb,
-                    int kn, int cols)
-{
-    int col = 0;
-
-    for (; col + 2 * W <= cols && mr == ROWS_BLOCK; col += 2 * W) {
-        float *to[ROWS_BLOCK];
-
-        for (int i = 0; i < ROWS_BLOCK; i++)
-            to[i] = out[i] + col;
-        product_cols(ROWS_BLOCK, to, a, b + col, ldb, kn, 2);
-    }
-    for (int i = 0; i < mr; i++) {
-        int at = col;
-
-        for (; at + 4 * W <= cols; at += 4 * W)
-            product_cols(1, &(float *){out[i] + at}, a + i, b + at, ldb, kn, 4);
-        for (; at + W <= cols; at += W)
-            product_cols(1, &(float *){out[i] + at}, a + i, b + at, ldb, kn, 1);
-        if (at < cols)
-            product_rest(1, out + i, a + i, b, ldb, kn, at, cols);
-    }
-}
-
-/* Rows at positions pos .. pos + rows - 1 of one block; the columns that they all meet. */
-static int block_rows(int64_t pos, int left)
-{
-    int to_end = ROWS_BLOCK - (int)(pos % ROWS_BLOCK);
-
-    return left < to_end ? left : to_end;
-}
-
-static int block_columns(int64_t pos, int chunk)
-{
-    int end = (int)(pos % chunk) / ROWS_BLOCK * ROWS_BLOCK + ROWS_BLOCK;
-
-    return end < chunk ? end : chunk;
-}
-
-/* ---- softmax attention ---- */
-
+/* The softmax so far of every row of a block. */
 typedef struct {
-    float top, sum;
-    float out[OPS_DIM_MAX];
+    float top[BLOCK_MAX], sum[BLOCK_MAX];
+    float out[BLOCK_MAX][OPS_DIM_MAX];
 } Running;
+
+/* Rows at positions pos .. of one page, `heads` heads from the h-th on, of key-value head g. */
+typedef struct {
+    OpsHeads s;
+    const OpsSpan *span;
+    size_t offset;
+    int64_t pos;
+    int row, rows, h, heads, g;
+    const float *q;
+    float *o, *lse;
+} Block;
 
 static void kv_write(const OpsSpan *span, const float *k, const float *v, size_t offset, OpsHeads s)
 {
-    size_t keys = (size_t)s.kv_heads * s.dim * s.chunk;
+    size_t keys = (size_t)s.kv_heads * s.dim * s.chunk, row = (size_t)s.kv_heads * s.dim;
 
-    for (int t = 0; t < span->rows; t++) {
+    for (int t = 0; t < span->rows;) {
         int64_t p = span->pos0 + t;
-        float *page = behind(span->pages[p / s.chunk], offset);
-        size_t c = (size_t)(p % s.chunk), from = (size_t)(span->row0 + t) * s.kv_heads * s.dim;
+        int c = (int)(p % s.chunk), left = span->rows - t;
+        int rows = left < s.chunk - c ? left : s.chunk - c;
+        float *page = cpu_behind(span->pages[p / s.chunk], offset);
 
-        for (int g = 0; g < s.kv_heads; g++)
-            for (int i = 0; i < s.dim; i++) {
-                page[((size_t)g * s.dim + i) * s.chunk + c] = k[from + (size_t)g * s.dim + i];
-                page[keys + ((size_t)g * s.chunk + c) * s.dim + i] =
-                    v[from + (size_t)g * s.dim + i];
-            }
+        for (int g = 0; g < s.kv_heads; g++) {
+            size_t from = (size_t)(span->row0 + t) * row + (size_t)g * s.dim;
+            float *to = page + keys + ((size_t)g * s.chunk + c) * s.dim;
+
+            CPU(transpose)
+            (page + (size_t)g * s.dim * s.chunk + c, (size_t)s.chunk, k + from, row, rows, s.dim);
+            for (int i = 0; i < rows; i++)
+                memcpy(to + (size_t)i * s.dim, v + from + (size_t)i * row,
+                       (size_t)s.dim * sizeof(float));
+        }
+        t += rows;
     }
 }
 
-/* The running softmax of one row takes in the scores of one page; s becomes the probabilities. */
-static void softmax_page(Running *run, float *s, int cols, int seen, int dim, float scale)
+static void rescale(float *out, int dim, float by)
 {
-    float top = run->top, shrink;
-    vf sum = {0};
+    for (int i = 0; i < dim; i += W)
+        vstore_n(out + i, vload_n(out + i, dim - i) * by, dim - i);
+}
 
-    for (int c = 0; c < seen; c++) {
-        s[c] *= scale;
-        top = s[c] > top ? s[c] : top;
-    }
+/* Row i takes in its scores of one page, of which it sees the first `seen`; they become weights. */
+static void softmax_page(Running *run, int i, float *s, int cols, int seen, int dim, float scale)
+{
+    vf high = vset(-INFINITY), sum = {0};
+    float top = run->top[i];
+
     for (int c = seen; c < cols; c++)
         s[c] = -INFINITY;
     for (int c = 0; c < cols; c += W) {
+        vf v = vload_n(s + c, cols - c) * scale;
+
+        for (int n = cols - c; n < W; n++)
+            v[n] = -INFINITY;
+        vstore_n(s + c, v, cols - c);
+        high = vmax(v, high);
+    }
+    top = vtop(high) > top ? vtop(high) : top;
+    for (int c = 0; c < cols; c += W) {
         vf e = vexp(vload_n(s + c, cols - c) - top);
 
-        for (int i = cols - c; i < W; i++)
-            e[i] = 0;
+        for (int n = cols - c; n < W; n++)
+            e[n] = 0;
         vstore_n(s + c, e, cols - c);
         sum += e;
     }
-    shrink = vexp(vset(run->top - top))[0];
-    if (top > run->top) {
-        for (int i = 0; i < dim; i += W)
-            vstore_n(run->out + i, vload_n(run->out + i, dim - i) * shrink, dim - i);
-        run->sum *= shrink;
+    if (top > run->top[i]) {
+        float shrink = vexp(vset(run->top[i] - top))[0];
+
+        rescale(run->out[i], dim, shrink);
+        run->sum[i] *= shrink;
+        run->top[i] = top;
     }
-    run->sum += vsum(sum);
-    run->top = top;
+    run->sum[i] += vsum(sum);
 }
 
-/* Up to ROWS_BLOCK rows of one head. q, o: row strides of H * d. */
-static void attn_block(float *o, float *lse, const float *q, int rows, int64_t pos,
-                       const OpsSpan *span, size_t offset, int g, OpsHeads s)
+/* The softmax of the block's rows over pages first .. end - 1. */
+static void range_run(Running *run, const Block *b, int64_t first, int64_t end)
 {
-    size_t stride = (size_t)s.heads * s.dim, keys = (size_t)s.kv_heads * s.dim * s.chunk;
-    float scores[ROWS_BLOCK][OPS_CHUNK_MAX], scale = 1.0f / sqrtf((float)s.dim);
-    Running run[ROWS_BLOCK];
-    const float *in[ROWS_BLOCK] = {0}, *prob[ROWS_BLOCK] = {0};
-    float *score[ROWS_BLOCK] = {0}, *out[ROWS_BLOCK] = {0};
-    int64_t last = pos / s.chunk;
+    float scores[BLOCK_MAX][OPS_CHUNK_MAX], scale = 1.0f / sqrtf((float)b->s.dim);
+    const float *in[BLOCK_MAX] = {0}, *prob[BLOCK_MAX] = {0};
+    float *score[BLOCK_MAX] = {0}, *out[BLOCK_MAX] = {0};
+    int n = b->rows * b->heads, d = b->s.dim, chunk = b->s.chunk;
+    int last = (int)(b->pos % chunk) + b->rows;
+    size_t keys = (size_t)b->s.kv_heads * d * chunk;
 
-    for (int i = 0; i < rows; i++) {
-        run[i].top = -INFINITY;
-        run[i].sum = 0;
-        memset(run[i].out, 0, (size_t)s.dim * sizeof(float));
-        in[i] = q + i * stride;
+    for (int i = 0; i < n; i++) {
+        run->top[i] = -INFINITY;
+        run->sum[i] = 0;
+        memset(run->out[i], 0, (size_t)d * sizeof(float));
+        in[i] =
+            b->q + ((size_t)(b->row + i / b->heads) * b->s.heads + b->h + i % b->heads) * (size_t)d;
         score[i] = scores[i];
         prob[i] = scores[i];
-        out[i] = run[i].out;
+        out[i] = run->out[i];
     }
-    for (int64_t n = 0; n <= last; n++) {
-        const float *page = behind(span->pages[n], offset);
-        int cols = n < last ? s.chunk : block_columns(pos, s.chunk);
+    for (int64_t p = first; p < end; p++) {
+        const float *page = cpu_behind(b->span->pages[p], b->offset);
+        int whole = p < b->pos / chunk, cols = whole ? chunk : (last + W - 1) / W * W;
 
-        memset(scores, 0, sizeof scores);
-        product(rows, score, in, page + (size_t)g * s.dim * s.chunk, (size_t)s.chunk, s.dim, cols);
-        for (int i = 0; i < rows; i++)
-            softmax_page(&run[i], scores[i], cols,
-                         n < last ? s.chunk : (int)((pos + i) % s.chunk) + 1, s.dim, scale);
-        product(rows, out, prob, page + keys + (size_t)g * s.chunk * s.dim, (size_t)s.dim, cols,
-                s.dim);
+        cols = cols < chunk ? cols : chunk;
+        for (int i = 0; i < n; i++)
+            memset(scores[i], 0, (size_t)cols * sizeof(float));
+        CPU(product)
+        (score, in, 1, n, page + (size_t)b->g * d * chunk, (size_t)chunk, d, cols);
+        for (int i = 0; i < n; i++)
+            softmax_page(run, i, scores[i], cols,
+                         whole ? cols : (int)(b->pos % chunk) + i / b->heads + 1, d, scale);
+        CPU(product)
+        (out, prob, 1, n, page + keys + (size_t)b->g * chunk * d, (size_t)d, whole ? chunk : last,
+         d);
     }
+}
+
+/* `run` takes in the softmax of the positions after its own. */
+static void range_add(Running *run, const Running *more, int rows, int dim)
+{
     for (int i = 0; i < rows; i++) {
-        for (int c = 0; c < s.dim; c++)
-            o[i * stride + c] = run[i].out[c] / run[i].sum;
-        if (lse)
-            lse[(size_t)i * s.heads] = run[i].top + logf(run[i].sum);
+        float top = more->top[i] > run->top[i] ? more->top[i] : run->top[i];
+        float mine = vexp(vset(run->top[i] - top))[0], theirs = vexp(vset(more->top[i] - top))[0];
+
+        run->top[i] = top;
+        run->sum[i] = run->sum[i] * mine + more->sum[i] * theirs;
+        for (int c = 0; c < dim; c += W) {
+            vf a = vload_n(run->out[i] + c, dim - c), b = vload_n(more->out[i] + c, dim - c);
+
+            vstore_n(run->out[i] + c, vfma(b, vset(theirs), a * mine), dim - c);
+        }
     }
 }
 
-/* Blocks of rows of a span, on the grid of positions. */
-static int span_blocks(const OpsSpan *span)
+static void block_end(const Running *run, const Block *b)
 {
-    int64_t first = span->pos0 / ROWS_BLOCK;
+    for (int i = 0; i < b->rows * b->heads; i++) {
+        size_t at = (size_t)(b->row + i / b->heads) * b->s.heads + b->h + i % b->heads;
 
-    return span->rows ? (int)((span->pos0 + span->rows - 1) / ROWS_BLOCK - first) + 1 : 0;
-}
-
-static void attn_span(float *o, float *lse, const float *q, const OpsSpan *span, size_t offset,
-                      OpsHeads s)
-{
-    int blocks = span_blocks(span), group = s.heads / s.kv_heads;
-    double work = (double)span->rows * s.heads * s.dim * (double)(span->pos0 + span->rows);
-
-#pragma omp parallel for schedule(static, 1) if (work > CPU_PARALLEL_WORK)
-    for (int task = 0; task < blocks * s.heads; task++) {
-        int h = task % s.heads, b = task / s.heads;
-        int64_t pos = (span->pos0 / ROWS_BLOCK + b) * ROWS_BLOCK;
-        int64_t start = pos > span->pos0 ? pos : span->pos0;
-        int t = (int)(start - span->pos0);
-        size_t row = (size_t)(span->row0 + t) * s.heads + h;
-
-        attn_block(o + row * s.dim, lse ? lse + row : NULL, q + row * s.dim,
-                   block_rows(start, span->rows - t), start, span, offset, h / group, s);
+        for (int c = 0; c < b->s.dim; c++)
+            b->o[at * b->s.dim + c] = run->out[i][c] / run->sum[i];
+        if (b->lse)
+            b->lse[at] = run->top[i] + logf(run->sum[i]);
     }
 }
+
+static int64_t range_pages(int64_t pages)
+{
+    int64_t even = (pages + RANGES - 1) / RANGES;
+
+    return even > RANGE_PAGES ? even : RANGE_PAGES;
+}
+
+static void block_run(const Block *b)
+{
+    int64_t pages = b->pos / b->s.chunk + 1, length = range_pages(pages);
+    Running run, more;
+
+    for (int64_t p = 0; p < pages; p += length) {
+        range_run(p ? &more : &run, b, p, p + length < pages ? p + length : pages);
+        if (p)
+            range_add(&run, &more, b->rows * b->heads, b->s.dim);
+    }
+    block_end(&run, b);
+}
+
+/* The same, its runs of pages shared out. */
+static void block_run_wide(const Block *b)
+{
+    int64_t pages = b->pos / b->s.chunk + 1, length = range_pages(pages);
+    int ranges = (int)((pages + length - 1) / length);
+    Running runs[RANGES];
+
+#pragma omp parallel for schedule(static, 1)
+    for (int r = 0; r < ranges; r++)
+        range_run(&runs[r], b, r * length, (r + 1) * length < pages ? (r + 1) * length : pages);
+    for (int r = 1; r < ranges; r++)
+        range_add(&runs[0], &runs[r], b->rows * b->heads, b->s.dim);
+    block_end(&runs[0], b);
+}
+
+/* ---- sharing out ---- */
+
+/* How the heads of a group and the rows of a page are cut into blocks. */
+typedef struct {
+    int group, heads, parts; /* heads of a group; of a block; blocks across a group */
+    int rows;                /* of a block, at most */
+} Cut;
+
+static Cut cut_of(OpsHeads s)
+{
+    Cut cut = {.group = s.heads / s.kv_heads};
+
+    cut.heads = cut.group < BLOCK_MAX ? cut.group : BLOCK_MAX;
+    cut.parts = (cut.group + cut.heads - 1) / cut.heads;
+    cut.rows = BLOCK_MAX / cut.heads;
+    return cut;
+}
+
+/* Rows of the span's block that begins at row t: no more than its page has. */
+static int rows_at(const OpsSpan *span, const Cut *cut, OpsHeads s, int t)
+{
+    int c = (int)((span->pos0 + t) % s.chunk), rows = cut->rows;
+
+    rows = rows < span->rows - t ? rows : span->rows - t;
+    return rows < s.chunk - c ? rows : s.chunk - c;
+}
+
+typedef struct {
+    void (*run)(const Block *b);
+    int index, every; /* does the blocks whose number is index modulo every */
+    int blocks;       /* how many there were */
+} Walk;
+
+/* All blocks of a call in order. */
+static void walk(Walk *w, const Block *call, const OpsSpan *spans, int n_spans)
+{
+    Cut cut = cut_of(call->s);
+    Block b = *call;
+
+    for (int n = 0; n < n_spans; n++)
+        for (int t = 0; t < spans[n].rows; t += b.rows) {
+            b.span = &spans[n];
+            b.pos = spans[n].pos0 + t;
+            b.row = spans[n].row0 + t;
+            b.rows = rows_at(&spans[n], &cut, b.s, t);
+            for (int part = 0; part < b.s.kv_heads * cut.parts; part++) {
+                int first = part % cut.parts * cut.heads;
+
+                b.g = part / cut.parts;
+                b.h = b.g * cut.group + first;
+                b.heads = cut.group - first < cut.heads ? cut.group - first : cut.heads;
+                if (w->run && w->blocks % w->every == w->index)
+                    w->run(&b);
+                w->blocks++;
+            }
+        }
+}
+
+/* Blocks this few are not worth sharing out whole. */
+#define BLOCKS_FEW 16
 
 void CPU(attn_fwd)(void *o, void *lse, const void *q, const void *k, const void *v,
                    const OpsSpan *spans, int n_spans, size_t page_offset, OpsHeads s)
 {
-    for (int n = 0; n < n_spans; n++) {
-        kv_write(&spans[n], k, v, page_offset, s);
-        attn_span(o, lse, q, &spans[n], page_offset, s);
-    }
-}
-
-/* ---- lightning attention ---- */
-
-/* One head of one span. */
-typedef struct {
-    OpsHeads s;
-    const OpsSpan *span;
-    const float *lambda;
-    float *open_k, *open_v; /* [d][C], [C][d] */
-    size_t row;             /* floats from one row of qkv to the next */
-} Head;
-
-static void open_write(const Head *h, const float *qkv, int64_t pos)
-{
-    int c = (int)(pos % h->s.chunk);
-
-    for (int i = 0; i < h->s.dim; i++) {
-        h->open_k[(size_t)i * h->s.chunk + c] = qkv[h->s.dim + i];
-        h->open_v[(size_t)c * h->s.dim + i] = qkv[2 * h->s.dim + i];
-    }
-}
-
-/* o[i] = lambda^(i+1) q_i S + sum_j lambda^(i-j) (q_i . k_j) v_j for the rows of one block. */
-static void light_block(float *const *out, const float *const *q, int rows, int64_t pos,
-                        const float *state, const Head *h)
-{
-    float weights[ROWS_BLOCK][OPS_CHUNK_MAX] = {0};
-    float *to[ROWS_BLOCK] = {0};
-    const float *from[ROWS_BLOCK] = {0};
-    int d = h->s.dim, cols = block_columns(pos, h->s.chunk), first = (int)(pos % h->s.chunk);
-
-    for (int i = 0; i < rows; i++) {
-        memset(out[i], 0, (size_t)d * sizeof(float));
-        to[i] = weights[i];
-        from[i] = weights[i];
-    }
-    if (state) {
-        product(rows, out, q, state, (size_t)d, d, d);
-        for (int i = 0; i < rows; i++)
-            for (int c = 0; c < d; c++)
-                out[i][c] *= h->lambda[first + i + 1];
-    }
-    product(rows, to, q, h->open_k, (size_t)h->s.chunk, d, cols);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++)
-            weights[i][j] = j <= first + i ? weights[i][j] * h->lambda[first + i - j] : 0;
-    product(rows, out, from, h->open_v, (size_t)d, cols, d);
-}
-
-/* to = lambda^C from + sum_j lambda^(C-1-j) k_j^T v_j, rows of the state a few at a time. */
-static void light_fold(float *to, const float *from, const Head *h)
-{
-    int d = h->s.dim, chunk = h->s.chunk;
-    float keys[ROWS_BLOCK][OPS_CHUNK_MAX];
-    float *out[ROWS_BLOCK] = {0};
-    const float *a[ROWS_BLOCK] = {0};
-
-    for (int r = 0; r < d; r += ROWS_BLOCK) {
-        int rows = d - r < ROWS_BLOCK ? d - r : ROWS_BLOCK;
-
-        for (int i = 0; i < rows; i++) {
-            out[i] = to + (size_t)(r + i) * d;
-            a[i] = keys[i];
-            for (int c = 0; c < d; c++)
-                out[i][c] = from ? h->lambda[chunk] * from[(size_t)(r + i) * d + c] : 0;
-            for (int j = 0; j < chunk; j++)
-                keys[i][j] = h->lambda[chunk - 1 - j] * h->open_k[(size_t)(r + i) * chunk + j];
-        }
-        product(rows, out, a, h->open_v, (size_t)d, chunk, d);
-    }
-}
-
-static void light_span(float *o, const float *qkv, const float *state_in, float *state_out,
-                       const Head *h)
-{
-    const OpsSpan *span = h->span;
-    size_t stride = (size_t)h->s.heads * h->s.dim;
-    const float *state = state_in;
-
-    for (int t = 0; t < span->rows;) {
-        int64_t pos = span->pos0 + t;
-        int rows = block_rows(pos, span->rows - t);
-        float *out[ROWS_BLOCK] = {0};
-        const float *q[ROWS_BLOCK] = {0};
-
-        for (int i = 0; i < rows; i++) {
-            out[i] = o + (size_t)(span->row0 + t + i) * stride;
-            q[i] = qkv + (size_t)(span->row0 + t + i) * h->row;
-            open_write(h, q[i], pos + i);
-        }
-        light_block(out, q, rows, pos, state, h);
-        t += rows;
-        if ((pos + rows) % h->s.chunk == 0) {
-            light_fold(state_out, state, h);
-            state = state_out;
-        }
-    }
-}
-
-void CPU(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_spans,
-                        size_t state_offset, size_t open_offset, const void *decay, OpsHeads s)
-{
+    Block call = {.s = s, .offset = page_offset, .q = q, .o = o, .lse = lse};
+    Walk count = {.every = 1};
     double work = 0;
+    int64_t longest = 0;
 
-    for (int n = 0; n < n_spans; n++)
-        work += 2.0 * spans[n].rows * s.heads * s.dim * s.dim;
+    for (int n = 0; n < n_spans; n++) {
+        int64_t end = spans[n].pos0 + spans[n].rows;
+
+        kv_write(&spans[n], k, v, page_offset, s);
+        work += (double)spans[n].rows * s.heads * s.dim * (double)end;
+        longest = end > longest ? end : longest;
+    }
+    walk(&count, &call, spans, n_spans);
+    if (count.blocks < BLOCKS_FEW && longest > 4 * RANGE_PAGES * s.chunk &&
+        work > CPU_PARALLEL_WORK) {
+        walk(&(Walk){.run = block_run_wide, .every = 1}, &call, spans, n_spans);
+        return;
+    }
 #pragma omp parallel for schedule(static, 1) if (work > CPU_PARALLEL_WORK)
-    for (int head = 0; head < s.heads; head++)
-        for (int n = 0; n < n_spans; n++) {
-            size_t one = (size_t)head * s.dim * s.dim, keys = (size_t)s.heads * s.dim * s.chunk;
-            float *open = behind(spans[n].open, open_offset);
-            size_t at = (size_t)head * s.chunk * s.dim;
-            Head h = {.s = s,
-                      .span = &spans[n],
-                      .lambda = (const float *)decay + (size_t)head * (s.chunk + 1),
-                      .open_k = open + at,
-                      .open_v = open + keys + at,
-                      .row = 3 * (size_t)s.heads * s.dim};
-
-            light_span(
-                (float *)o + (size_t)head * s.dim, (const float *)qkv + 3 * (size_t)head * s.dim,
-                spans[n].state_in ? behind(spans[n].state_in, state_offset) + one : NULL,
-                spans[n].state_out ? behind(spans[n].state_out, state_offset) + one : NULL, &h);
-        }
+    for (int i = 0; i < BLOCKS_FEW; i++)
+        walk(&(Walk){.run = block_run, .index = i, .every = BLOCKS_FEW}, &call, spans, n_spans);
 }

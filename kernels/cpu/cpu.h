@@ -22,11 +22,34 @@ void CPU(weight_unpack)(void *rows, const OpsWeight *w);
 void CPU(embed_fwd)(void *y, const OpsWeight *w, const int *ids, int rows);
 void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision);
 
+/* Rows of a task: as many as keep their inputs in the second-level cache beside a panel. */
+#define ROWS_MAX 96
+
 /* `panels` panels from `panel` on of x[i] W^T for `rows` rows, which are given by pointer so that
- * they may be gathered. out[i] is where the first of those columns goes. panels <= PANELS_MAX. */
+ * they may be gathered. out[i] is where the first of those columns goes. panels <= PANELS_MAX,
+ * rows <= ROWS_MAX. */
 #define PANELS_MAX 4
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels);
+
+/* Rows k .. k + kn - 1 of a panel in f32: to [kn][PANEL]. */
+void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn);
+
+/* out[i][c] += sum over k of a[i][k * lda] b[k * ldb + c], each element one chain over ascending k:
+ * small dense matrices, any number of rows and columns. */
+void CPU(product)(float *const *out, const float *const *a, size_t lda, int rows, const float *b,
+                  size_t ldb, int kn, int cols);
+/* The same for evenly spaced rows: out + i * ldo, a + i * row. */
+void CPU(product_even)(float *out, size_t ldo, const float *a, size_t row, size_t lda, int rows,
+                       const float *b, size_t ldb, int kn, int cols);
+/* to[c * ldt + r] = from[r * ldf + c]. */
+void CPU(transpose)(float *to, size_t ldt, const float *from, size_t ldf, int rows, int cols);
+
+/* The array that lies `offset` bytes behind a cache's beginning. */
+static inline float *cpu_behind(const void *base, size_t offset)
+{
+    return (float *)(uintptr_t)((const char *)base + offset);
+}
 
 void CPU(rmsnorm_fwd)(void *y, void *rstd, const void *x, const void *w, int rows, int width,
                       double eps);

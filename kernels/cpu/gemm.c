@@ -2,7 +2,8 @@
  * Packed weights and the products with them.
  *
  * A matrix W [n, k] is kept as panels of PANEL outputs, each [k][PANEL], the last one filled up
- * with zeros: a product streams it once, in order, for any number of rows.
+ * with zeros: a product streams it once, in order, for any number of rows. In bf16 the two vectors
+ * of a panel are kept as pairs, so that one load and two operations widen both.
  *
  * Invariants
  *  1. y[t, n] is one chain of fused multiply-adds over ascending k, whatever the rows around it.
@@ -38,13 +39,21 @@ size_t CPU(weight_bytes)(WeightFormat format, int n, int k)
     return (size_t)panels_of(n) * PANEL * (size_t)k * element_size(format);
 }
 
+static size_t index_of(const OpsWeight *w, int n, int k)
+{
+    size_t at = (size_t)(n / PANEL) * panel_elements(w) + (size_t)k * PANEL;
+    int c = n % PANEL;
+
+    return at + (size_t)(w->format == WEIGHT_BF16 ? c % W * 2 + c / W : c);
+}
+
 void CPU(weight_pack)(const OpsWeight *w, const void *rows)
 {
     const float *from = rows;
 
     for (int n = 0; n < panels_of(w->n) * PANEL; n++)
         for (int k = 0; k < w->k; k++) {
-            size_t to = (size_t)(n / PANEL) * panel_elements(w) + (size_t)k * PANEL + n % PANEL;
+            size_t to = index_of(w, n, k);
             float x = n < w->n ? from[(size_t)n * w->k + k] : 0;
 
             if (w->format == WEIGHT_BF16)
@@ -56,7 +65,7 @@ void CPU(weight_pack)(const OpsWeight *w, const void *rows)
 
 static float weight_at(const OpsWeight *w, int n, int k)
 {
-    size_t at = (size_t)(n / PANEL) * panel_elements(w) + (size_t)k * PANEL + n % PANEL;
+    size_t at = index_of(w, n, k);
 
     return w->format == WEIGHT_BF16 ? bf16_float(((const uint16_t *)w->data)[at])
                                     : ((const float *)w->data)[at];
@@ -81,12 +90,12 @@ INLINE void block(float *const *out, int to, const float *const *x, const OpsWei
                   int mr, int np, int bf16)
 {
     vf acc[TILE_ROWS][TILE_COLS] = {0};
-    const void *cols[TILE_COLS];
+    const void *cols[TILE_COLS / 2];
 
-    for (int j = 0; j < 2 * np; j++)
-        cols[j] = panel_at(w, panel + j / 2) +
-                  (size_t)(j % 2) * W * (bf16 ? sizeof(uint16_t) : sizeof(float));
-    tile(mr, 2 * np, w->k, x, cols, PANEL, bf16, acc);
+    for (int j = 0; j < np; j++)
+        cols[j] = panel_at(w, panel + j);
+    tile(mr, 2 * np, w->k, x, 1, cols, PANEL, bf16,
+         (size_t)np * panel_elements(w) * element_size(w->format), acc);
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < 2 * np; j++) {
             int n = panel * PANEL + j * W;
@@ -106,20 +115,7 @@ static void block_tall(float *const *out, int to, const float *const *x, const O
                        int panel, int mr, int bf16)
 {
     switch (mr) {
-        BLOCK_CASE(1)
-        BLOCK_CASE(2)
-        BLOCK_CASE(3)
-        BLOCK_CASE(4)
-        BLOCK_CASE(5)
-        BLOCK_CASE(6)
-#if CPU_WIDTH == 16
-        BLOCK_CASE(7)
-        BLOCK_CASE(8)
-        BLOCK_CASE(9)
-        BLOCK_CASE(10)
-        BLOCK_CASE(11)
-        BLOCK_CASE(12)
-#endif
+        FOR_TILE_ROWS(BLOCK_CASE)
     default:
         break;
     }
@@ -134,10 +130,60 @@ static void block_wide(float *const *out, int to, const float *const *x, const O
         bf16 ? block(out, to, x, w, panel, 2, 2, 1) : block(out, to, x, w, panel, 2, 2, 0);
 }
 
+void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn)
+{
+    const char *from = panel_at(w, panel) + (size_t)k * PANEL * element_size(w->format);
+
+    if (w->format == WEIGHT_REAL)
+        memcpy(to, from, (size_t)kn * PANEL * sizeof(float));
+    for (int i = 0; w->format == WEIGHT_BF16 && i < kn; i++) {
+        vf first, second;
+
+        vload_pairs(from + (size_t)i * PANEL * sizeof(uint16_t), &first, &second);
+        vstore(to + (size_t)i * PANEL, first);
+        vstore(to + (size_t)i * PANEL + W, second);
+    }
+}
+
+/* Many rows are worth widening bf16 once for all of them, as much of k as stays in the first-level
+ * cache. The chains are the same. */
+#define WIDEN_ROWS (2 * TILE_ROWS)
+#define WIDEN_K    192
+
+static void panels_widened(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+                           int panel, int panels)
+{
+    float wide[WIDEN_K * PANEL] __attribute__((aligned(64)));
+    float *to[ROWS_MAX];
+    const float *from[ROWS_MAX];
+
+    for (int p = 0; p < panels; p++) {
+        int n = w->n - (panel + p) * PANEL, cols = n < PANEL ? n : PANEL;
+
+        for (int i = 0; i < rows; i++) {
+            to[i] = out[i] + p * PANEL;
+            memset(to[i], 0, (size_t)cols * sizeof(float));
+        }
+        for (int k = 0; k < w->k; k += WIDEN_K) {
+            int kn = w->k - k < WIDEN_K ? w->k - k : WIDEN_K;
+
+            for (int i = 0; i < rows; i++)
+                from[i] = x[i] + k;
+            CPU(panel_widen)(wide, w, panel + p, k, kn);
+            CPU(product)(to, from, 1, rows, wide, PANEL, kn, cols);
+        }
+    }
+}
+
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels)
 {
     int bf16 = w->format == WEIGHT_BF16;
+
+    if (bf16 && rows >= WIDEN_ROWS) {
+        panels_widened(out, x, rows, w, panel, panels);
+        return;
+    }
 
     for (int t = 0; t < rows; t += TILE_ROWS) {
         int mr = rows - t < TILE_ROWS ? rows - t : TILE_ROWS;
@@ -149,9 +195,6 @@ void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const 
             block_tall(out + t, p * PANEL, x + t, w, panel + p, mr, bf16);
     }
 }
-
-/* Rows of a task: as many as keep their inputs in the second-level cache beside a panel. */
-#define ROWS_MAX 96
 
 void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision)
 {

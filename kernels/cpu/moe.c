@@ -24,9 +24,6 @@ static void tasks_make(Tasks *tasks, const MoePlan *plan, int n)
             tasks->active[tasks->count++] = e;
 }
 
-/* Rows of one expert taken at a time. */
-#define ROWS_MAX 96
-
 static void silu_mul(float *act, float *a, float *b, const float *gate, const float *up, int n)
 {
     for (int i = 0; i < n; i += W) {

@@ -22,7 +22,6 @@ typedef float vf __attribute__((vector_size(4 * W)));
 typedef float vf_any __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
-typedef uint16_t vh_any __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
 #define INLINE static inline __attribute__((always_inline, unused))
 
@@ -68,11 +67,13 @@ INLINE void vstore_n(float *p, vf v, int n)
         vstore_part(p, v, n);
 }
 
-INLINE vf vload_bf16(const uint16_t *p)
+/* Two vectors of bf16, kept as pairs: lane i of the first, then lane i of the second. */
+INLINE void vload_pairs(const void *p, vf *first, vf *second)
 {
-    vu bits = __builtin_convertvector(*(const vh_any *)p, vu) << 16;
+    vu bits = (vu)vload(p);
 
-    return (vf)bits;
+    *first = (vf)(bits << 16);
+    *second = (vf)(bits & 0xffff0000u);
 }
 
 /* a * b + c, rounded once where the machine can. */
@@ -84,6 +85,19 @@ INLINE vf vfma(vf a, vf b, vf c)
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     return a * b + c;
+#endif
+}
+
+INLINE vf vsqrt(vf v)
+{
+#if W == 16
+    return (vf)_mm512_sqrt_ps((__m512)v);
+#elif W == 8
+    return (vf)_mm256_sqrt_ps((__m256)v);
+#else
+    for (int i = 0; i < W; i++)
+        v[i] = sqrtf(v[i]);
+    return v;
 #endif
 }
 
@@ -141,25 +155,65 @@ INLINE vf vsigmoid(vf z)
     return 1.0f / (1.0f + vexp(-z));
 }
 
+/* The square of v turned over: rows become columns. */
+INLINE void vtranspose(vf v[W])
+{
+#pragma GCC unroll 4
+    for (int h = 1; h < W; h *= 2) {
+        vi low = {0}, high = {0};
+
+#pragma GCC unroll 16
+        for (int l = 0; l < W; l++) {
+            low[l] = l & h ? W + l - h : l;
+            high[l] = l & h ? W + l : l + h;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++)
+            if (!(i & h)) {
+                vf a = v[i], b = v[i + h];
+
+                v[i] = __builtin_shuffle(a, b, low);
+                v[i + h] = __builtin_shuffle(a, b, high);
+            }
+    }
+}
+
 /*
- * acc[i][j] += sum over k of a[i][k] * b[j][k * ldb .. + W]: the one product of all kernels.
- * mr, nv and bf16 are constants at every call, so the loops unroll and acc lives in registers.
+ * acc[i][j] += sum over k of a[i][k * lda] * b[k * ldb + j * W ..]: the one product of all kernels.
+ * With bf16, b holds pairs of vectors. b[] has a pointer for every two vectors; mr, nv and bf16 are
+ * constants at every call, so the loops unroll and acc lives in registers. What lies `ahead` bytes
+ * after b is asked for meanwhile; 0: nothing.
  * Every element sums over k in ascending order: its bits do not depend on mr or nv.
  */
-#define TILE_ROWS (W == 16 ? 12 : 6)
 #define TILE_COLS 8
+#if CPU_WIDTH == 16
+#define TILE_ROWS 12
+#define FOR_TILE_ROWS(CASE)                                                                        \
+    CASE(1)                                                                                        \
+    CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#else
+#define TILE_ROWS           6
+#define FOR_TILE_ROWS(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
 
-INLINE void tile(int mr, int nv, int kn, const float *const *a, const void *const *b, size_t ldb,
-                 int bf16, vf acc[][TILE_COLS])
+INLINE void tile(int mr, int nv, int kn, const float *const *a, size_t lda, const void *const *b,
+                 size_t ldb, int bf16, size_t ahead, vf acc[][TILE_COLS])
 {
     for (int k = 0; k < kn; k++) {
         vf col[TILE_COLS];
 
-        for (int j = 0; j < nv; j++)
-            col[j] = bf16 ? vload_bf16((const uint16_t *)b[j] + (size_t)k * ldb)
-                          : vload((const float *)b[j] + (size_t)k * ldb);
+        for (int j = 0; ahead && j < nv; j += 2)
+            __builtin_prefetch((const char *)b[j / 2] +
+                                   (size_t)k * ldb * (bf16 ? sizeof(uint16_t) : sizeof(float)) +
+                                   ahead,
+                               0, 2);
+
+        for (int j = 0; bf16 && j < nv; j += 2)
+            vload_pairs((const uint16_t *)b[j / 2] + (size_t)k * ldb, &col[j], &col[j + 1]);
+        for (int j = 0; !bf16 && j < nv; j++)
+            col[j] = vload((const float *)b[j / 2] + (size_t)k * ldb + j % 2 * W);
         for (int i = 0; i < mr; i++) {
-            vf x = vset(a[i][k]);
+            vf x = vset(a[i][(size_t)k * lda]);
 
             for (int j = 0; j < nv; j++)
                 acc[i][j] = vfma(x, col[j], acc[i][j]);

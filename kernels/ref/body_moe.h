@@ -28,6 +28,30 @@ static void ref_route_fwd(int *ids, void *weights, const void *z, int rows, int 
     }
 }
 
+static void ref_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double scale)
+{
+    int e_n = plan->experts;
+    REAL share = (REAL)1 / (REAL)((int64_t)plan->rows * plan->topk);
+    REAL by = (REAL)scale * (REAL)e_n / (REAL)plan->rows, p[OPS_EXPERTS_MAX];
+
+    for (int t = 0; t < plan->rows; t++) {
+        const REAL *row = (const REAL *)z + (size_t)t * e_n;
+        REAL top = row[0], sum = 0, mean = 0;
+
+        for (int e = 1; e < e_n; e++)
+            top = MATH(fmax)(top, row[e]);
+        for (int e = 0; e < e_n; e++)
+            sum += p[e] = MATH(exp)(row[e] - top);
+        for (int e = 0; e < e_n; e++) {
+            p[e] /= sum;
+            mean += (REAL)(plan->offsets[e + 1] - plan->offsets[e]) * share * p[e];
+        }
+        for (int e = 0; e < e_n; e++)
+            ((REAL *)dz)[(size_t)t * e_n + e] +=
+                by * p[e] * ((REAL)(plan->offsets[e + 1] - plan->offsets[e]) * share - mean);
+    }
+}
+
 static void ref_route_bwd(void *dz, const void *dweights, const int *ids, const void *weights,
                           int rows, int experts, int topk)
 {
@@ -170,15 +194,21 @@ static void ref_logprob_fwd(void *logp, void *lse, void *entropy, const void *lo
 }
 
 static void ref_logprob_bwd(void *logits, const void *lse, const int *ids, const void *coef,
-                            int rows, int vocab, int valid, double temperature)
+                            const void *bonus, const void *entropy, int rows, int vocab, int valid,
+                            double temperature)
 {
     REAL beta = (REAL)(1 / temperature);
 
     for (int t = 0; t < rows; t++) {
         REAL *z = (REAL *)logits + (size_t)t * vocab, c = ((const REAL *)coef)[t] * beta;
+        REAL b = bonus ? ((const REAL *)bonus)[t] * beta : 0;
+        REAL h = bonus ? ((const REAL *)entropy)[t] : 0;
 
-        for (int j = 0; j < valid; j++)
-            z[j] = c * (MATH(exp)(z[j] * beta - ((const REAL *)lse)[t]) - (j == ids[t] ? 1 : 0));
+        for (int j = 0; j < valid; j++) {
+            REAL log_p = z[j] * beta - ((const REAL *)lse)[t];
+
+            z[j] = MATH(exp)(log_p) * (c + b * (log_p + h)) - (j == ids[t] ? c : 0);
+        }
         for (int j = valid; j < vocab; j++)
             z[j] = 0;
     }

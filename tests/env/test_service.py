@@ -129,6 +129,26 @@ def hostile_http_is_refused_and_the_daemon_lives():
 
 
 @case
+def one_connection_serves_many_requests():
+    with Daemon(ASSAYD) as daemon:
+        connection = daemon.connect()
+        connection.connect()
+        first = connection.sock
+        for path, status in [("/_ping", 200), ("/v1/tasks", 200), ("/v1/grades/grd_none", 404), ("/version", 200)]:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            reply.read()
+            same(reply.status, status)
+            check(connection.sock is first, f"{path}: hung up on")
+        # two at once, each answered in its turn
+        first.sendall(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        got = b""
+        while got.count(b"HTTP/1.1 200") < 2:
+            got += first.recv(4096) or check(False, got)
+        connection.close()
+
+
+@case
 def bad_rows_are_reported_by_line_and_the_rest_is_stored():
     with Daemon(ASSAYD) as daemon:
         text = rows([task_row(1)]) + "{broken\n" + rows([{"instance_id": "x"}, task_row(2, FAIL_TO_PASS=3), task_row(3)])

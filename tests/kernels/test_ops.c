@@ -223,7 +223,11 @@ static void case_logprob(Lab *lab)
     keep(lab, logp, lab->rows);
     keep(lab, lse, lab->rows);
     keep(lab, entropy, lab->rows);
-    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), lab->rows, WIDE, valid, 0.7);
+    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), in(lab, lab->rows, 1), entropy,
+                          lab->rows, WIDE, valid, 0.7);
+    keep(lab, logits, n);
+    lab->ops->logprob_bwd(logits, lse, id, in(lab, lab->rows, 1), NULL, NULL, lab->rows, WIDE,
+                          valid, 0.7);
     keep(lab, logits, n);
 }
 
@@ -506,7 +510,7 @@ static void test_lightning_identity(void)
 
     lab.ops->lightning_fwd(o, qkv, f->spans, 3, 0, 0, decay, shape);
     lab.ops->lightning_bwd(dqkv, up, qkv, f->spans, f->grads, 3, 0, 0, decay, shape,
-                           out(&lab, 8 * d * d));
+                           out(&lab, 8 * shape.heads * d * d));
     want = dot(up, o, rows, d, 0, d);
     for (gsize part = 0; part < 3; part++)
         g_assert_cmpfloat_with_epsilon(dot(dqkv, qkv, rows, 3 * d, part * d, d), want, 1e-9);
@@ -562,6 +566,47 @@ static void test_ties(void)
     g_assert_cmpint(id[1], ==, 1);
 }
 
+/* L of route_balance_bwd's formula, the shares as the plan has them. */
+static double balance_loss(const double *z, const MoePlan *plan, double scale)
+{
+    double sum = 0;
+
+    for (int t = 0; t < plan->rows; t++) {
+        double all = 0;
+
+        for (int e = 0; e < EXPERTS; e++)
+            all += exp(z[t * EXPERTS + e]);
+        for (int e = 0; e < EXPERTS; e++)
+            sum += (plan->offsets[e + 1] - plan->offsets[e]) * exp(z[t * EXPERTS + e]) / all;
+    }
+    return scale * EXPERTS * sum / (plan->rows * TOPK) / plan->rows;
+}
+
+static void test_balance(void)
+{
+    enum { FEW = 9 };
+    double z[FEW * EXPERTS], dz[FEW * EXPERTS] = {0}, w[FEW * TOPK];
+    int id[FEW * TOPK], offsets[EXPERTS + 1], source[FEW * TOPK], slot[FEW * TOPK];
+    int order[FEW * TOPK];
+    MoePlan plan = {.offsets = offsets, .source = source, .slot = slot, .order = order};
+
+    for (int i = 0; i < FEW * EXPERTS; i++)
+        z[i] = number(7, (gsize)i);
+    ops_ref_f64.route_fwd(id, w, z, FEW, EXPERTS, TOPK);
+    moe_plan(&plan, id, FEW, TOPK, EXPERTS);
+    ops_ref_f64.route_balance_bwd(dz, z, &plan, 0.3);
+    for (int i = 0; i < FEW * EXPERTS; i++) {
+        double at = z[i], h = 1e-5, up, down;
+
+        z[i] = at + h;
+        up = balance_loss(z, &plan, 0.3);
+        z[i] = at - h;
+        down = balance_loss(z, &plan, 0.3);
+        z[i] = at;
+        g_assert_cmpfloat_with_epsilon(dz[i], (up - down) / (2 * h), 1e-9);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -572,6 +617,7 @@ int main(int argc, char **argv)
     }
     g_test_add_func("/ops/lightning/sums_of_gradients_are_equal", test_lightning_identity);
     g_test_add_func("/ops/lightning/the_closed_form", test_lightning_closed_form);
+    g_test_add_func("/ops/route/the_loss_of_uneven_loads", test_balance);
     g_test_add_func("/ops/route/ties_go_to_the_lower_number", test_ties);
     return g_test_run();
 }

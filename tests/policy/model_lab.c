@@ -125,6 +125,12 @@ static void *zeroed(gsize bytes)
     return memset(at, 0, bytes + 64);
 }
 
+/* What an op must not read before it was written. */
+static void *poisoned(gsize bytes)
+{
+    return memset(zeroed(bytes), 0xff, bytes); /* NaN in every width */
+}
+
 LabSeq *lab_seq_new(const Model *m, int tokens_max)
 {
     LabSeq *seq = g_new0(LabSeq, 1);
@@ -134,11 +140,11 @@ LabSeq *lab_seq_new(const Model *m, int tokens_max)
     seq->pages = g_new0(void *, seq->n_pages);
     seq->dpages = g_new0(void *, seq->n_pages);
     for (gsize i = 0; i < seq->n_pages; i++) {
-        seq->pages[i] = zeroed(m->cache.page_bytes);
+        seq->pages[i] = poisoned(m->cache.page_bytes);
         seq->dpages[i] = zeroed(m->cache.page_bytes);
     }
     seq->state = zeroed(m->cache.state_bytes);
-    seq->open = zeroed(m->cache.open_bytes);
+    seq->open = poisoned(m->cache.open_bytes);
     return seq;
 }
 

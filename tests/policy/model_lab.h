@@ -21,7 +21,7 @@ void lab_golden_ids(int ids[GOLDEN_TOKENS]);
 /* Normal numbers by seed for every tensor: a model of any shape. */
 Model *lab_random_model(const Ops *ops, const ModelConfig *config, WeightFormat format, guint seed);
 
-/* One sequence: zeroed caches for up to `tokens_max` positions. */
+/* One sequence: caches for up to `tokens_max` positions, NaN where nothing was written yet. */
 typedef struct LabSeq {
     const Model *model;
     void **pages, **dpages;

@@ -54,6 +54,7 @@ typedef struct {
     int stops[2];
     guint n;
     Stream *streams;
+    GArray *prompt_logprobs;
 } Ask;
 
 static gboolean on_token(const EngineToken *token, gpointer user)
@@ -79,6 +80,7 @@ static Ask *ask_new(guint n, gint64 prompt_len, gint64 tokens_max)
         ask->prompt[i] = (int)((i * i + 5 * i) % 7 + i % 13);
     ask->n = n;
     ask->streams = g_new0(Stream, n);
+    ask->prompt_logprobs = g_array_new(FALSE, FALSE, sizeof(float));
     for (guint s = 0; s < n; s++) {
         ask->streams[s].ids = g_array_new(FALSE, FALSE, sizeof(int));
         ask->streams[s].logprobs = g_array_new(FALSE, FALSE, sizeof(float));
@@ -99,6 +101,7 @@ static void ask_free(Ask *ask)
         g_array_unref(ask->streams[s].ids);
         g_array_unref(ask->streams[s].logprobs);
     }
+    g_array_unref(ask->prompt_logprobs);
     g_free(ask->streams);
     g_free(ask);
 }
@@ -121,7 +124,7 @@ static void run(World *w)
 static void assert_naive(World *w, const Ask *ask, guint sample)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(Acts) acts = acts_new(w->model, 512, FALSE, &error);
+    g_autoptr(Acts) acts = acts_new(w->model, 512, ACTS_KEEP_NOTHING, &error);
     g_autoptr(LabSeq) seq = lab_seq_new(w->model, 512);
     const Stream *s = &ask->streams[sample];
     SampleParams params = ask->request.params;
@@ -199,6 +202,89 @@ static void test_logprobs(void)
             g_assert_true(logprobs[20 + i] == g_array_index(ask->streams[s].logprobs, float, i));
     }
     ask_free(ask);
+    world_close(&w);
+}
+
+static void on_prompt(gint64 position, const float *logits, float lse, gpointer user)
+{
+    GArray *logprobs = ((Ask *)user)->prompt_logprobs;
+    float logprob = logits[((Ask *)user)->prompt[position + 1]] - lse;
+
+    g_assert_cmpint(position, ==, logprobs->len);
+    g_array_append_val(logprobs, logprob);
+}
+
+/* Asked for beside others, in a cache that is too small for all and knows the prompt already. */
+static void test_prompt_logprobs(void)
+{
+    EngineLimits tight = roomy;
+    Ask *asks[8];
+    EngineStats stats;
+
+    tight.cache_bytes = 300000;
+    tight.rows_max = 24;
+    World w = world_open(&tight);
+    for (guint i = 0; i < G_N_ELEMENTS(asks); i++) {
+        asks[i] = ask_new(1 + i % 3, 90 + i, 40);
+        asks[i]->request.on_prompt = i == 0 ? NULL : on_prompt;
+        submit(&w, asks[i]);
+        if (i == 0)
+            run(&w);
+    }
+    run(&w);
+    engine_stats(w.engine, &stats);
+    g_assert_cmpuint(stats.preempted, >, 0);
+    for (guint i = 0; i < G_N_ELEMENTS(asks); i++) {
+        float want[LENGTH_MAX];
+
+        g_assert_cmpuint(asks[i]->prompt_logprobs->len, ==, i == 0 ? 0 : 89 + i);
+        g_assert_true(engine_logprobs(w.engine, asks[i]->prompt, 90 + i, want, NULL));
+        for (guint t = 0; t < asks[i]->prompt_logprobs->len; t++)
+            g_assert_true(g_array_index(asks[i]->prompt_logprobs, float, t) == want[t]);
+        for (guint s = 0; s < asks[i]->n; s++)
+            assert_naive(&w, asks[i], s);
+        ask_free(asks[i]);
+    }
+    world_close(&w);
+}
+
+static void test_allowed(void)
+{
+    static const int allowed[] = {3, 17, 20};
+    World w = world_open(&roomy);
+    Ask *free = ask_new(4, 20, 60), *bound = ask_new(4, 20, 60), *early = ask_new(1, 20, 60);
+    guint seen[GOLDEN_VOCAB] = {0};
+
+    bound->request.allowed = early->request.allowed = allowed;
+    bound->request.n_allowed = early->request.n_allowed = 3;
+    early->request.stops = allowed;
+    early->request.n_stops = 2;
+    early->request.tokens_min = 30;
+    submit(&w, free);
+    submit(&w, bound);
+    submit(&w, early);
+    run(&w);
+    for (guint s = 0; s < 4; s++) {
+        int ids[80];
+        float raw[80];
+
+        assert_naive(&w, free, s); /* others in the batch do not notice */
+        g_assert_cmpuint(bound->streams[s].ids->len, ==, 60);
+        memcpy(ids, bound->prompt, 20 * sizeof(int));
+        memcpy(ids + 20, bound->streams[s].ids->data, 60 * sizeof(int));
+        g_assert_true(engine_logprobs(w.engine, ids, 80, raw, NULL));
+        for (guint i = 0; i < 60; i++) {
+            seen[ids[20 + i]]++;
+            g_assert_true(g_array_index(bound->streams[s].logprobs, float, i) == raw[19 + i]);
+        }
+    }
+    g_assert_cmpuint(seen[3] + seen[17] + seen[20], ==, 240);
+    g_assert_true(seen[3] > 0 && seen[17] > 0 && seen[20] > 0);
+    for (guint i = 0; i < 30; i++)
+        g_assert_cmpint(g_array_index(early->streams[0].ids, int, i), ==, 20);
+    ask_free(free);
+    ask_free(bound);
+    ask_free(early);
     world_close(&w);
 }
 
@@ -434,7 +520,9 @@ static void test_snapshot_refused(void)
         {"\"tokens_max\":70", "\"tokens_may\":70", "header"},
         {"\"temperature\":1.0", "\"temperature\":1e9", "temperature"},
         {"chunk 8", "chunk 4", "made with"},
-        {"\"format\":1", "\"format\":7", "format 7"},
+        {"\"format\":2", "\"format\":7", "format 7"},
+        {"\"stops\":[]", "\"stops\":77", "list of ids"},
+        {"\"allowed\":[]", "\"allowed\":77", "list of ids"},
     };
     gsize size = g_bytes_get_size(bytes);
 
@@ -495,10 +583,16 @@ static void test_refused(void)
             EngineRequest request;
             const char *message;
         } cases[] = {
-            {r, "context of 512"},          {r, "bytes of cache, there are 100000"},
-            {r, "at least one token"},      {r, "id 29 at 0"},
-            {r, "temperature: nan"},        {r, "top_p: 1.5"},
-            {r, "stop_token_ids: 1000000"}, {r, "300"},
+            {r, "context of 512"},
+            {r, "bytes of cache, there are 100000"},
+            {r, "prompt: must be at least one token"},
+            {r, "id 29 at 0"},
+            {r, "temperature: nan"},
+            {r, "top_p: 1.5"},
+            {r, "stop_token_ids: 1000000"},
+            {r, "n: 0 sequences are open, 300 more"},
+            {r, "allowed_token_ids: id 29 at 0"},
+            {r, "min_tokens: every token"},
         };
 
         cases[0].request.tokens_max = 1000;
@@ -510,6 +604,10 @@ static void test_refused(void)
         cases[5].request.params.top_p = 1.5;
         cases[6].request.n_stops = 1000000;
         cases[7].request.n = 300;
+        cases[8].request.allowed = &bad;
+        cases[9].request.allowed = cases[9].request.stops = ask->prompt;
+        cases[8].request.n_allowed = cases[9].request.n_allowed = cases[9].request.n_stops = 1;
+        cases[9].request.tokens_min = 1;
         for (guint i = 0; i < G_N_ELEMENTS(cases); i++)
             refuse(&w, cases[i].request, cases[i].message);
     }
@@ -576,6 +674,9 @@ int main(int argc, char **argv)
     g_test_add_func("/engine/a_sample_alone", test_alone);
     g_test_add_func("/engine/samples_of_one_prompt", test_samples);
     g_test_add_func("/engine/the_packed_pass_gives_the_recorded_logprobs", test_logprobs);
+    g_test_add_func("/engine/logprobs_of_a_prompt_whatever_the_scheduler_does",
+                    test_prompt_logprobs);
+    g_test_add_func("/engine/only_allowed_tokens_are_drawn", test_allowed);
     g_test_add_func("/engine/a_known_prefix_is_not_computed_again", test_prefix);
     g_test_add_func("/engine/drafts_change_nothing_but_the_steps", test_drafts);
     g_test_add_func("/engine/every_way_to_end", test_ends);

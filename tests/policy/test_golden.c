@@ -29,7 +29,7 @@ static Golden golden_run(const Ops *ops, guint chunk)
                 .tolerance = ops->real == OPS_F64 ? PRINTED : 1e-4};
 
     lab_golden_ids(g.ids);
-    g.acts = acts_new(g.model, GOLDEN_TOKENS, TRUE, &error);
+    g.acts = acts_new(g.model, GOLDEN_TOKENS, ACTS_KEEP_ALL, &error);
     g_assert_no_error(error);
     g.seq = lab_seq_new(g.model, GOLDEN_TOKENS);
     g.logits = lab_run(g.seq, g.acts, g.ids, GOLDEN_TOKENS);
@@ -317,7 +317,7 @@ static double cispo(const double logp[19], double coef[19])
 }
 
 typedef struct {
-    Grads *grads;
+    Params *grads;
     double loss;
 } Step;
 
@@ -336,7 +336,7 @@ static Step golden_step(Golden *g, double coef[19], gboolean make)
     Batch batch = {
         .rows = GOLDEN_TOKENS, .n_spans = 1, .ids = g->ids, .positions = positions, .spans = &span};
     g_autoptr(Backward) b = backward_new(m, GOLDEN_TOKENS, GOLDEN_TOKENS, &error);
-    Step step = {.grads = grads_new(m, &error)};
+    Step step = {.grads = params_new(m, &error)};
 
     g_assert_no_error(error);
     for (int t = 0; t < GOLDEN_TOKENS; t++)
@@ -348,16 +348,17 @@ static Step golden_step(Golden *g, double coef[19], gboolean make)
         for (int t = 0; t < 19; t++)
             step.loss -= coef[t] * logp[t];
     }
-    m->ops->logprob_bwd(g->logits, lse, g->ids + 1, coef, 19, GOLDEN_VOCAB, GOLDEN_VOCAB, 1);
+    m->ops->logprob_bwd(g->logits, lse, g->ids + 1, coef, NULL, NULL, 19, GOLDEN_VOCAB,
+                        GOLDEN_VOCAB, 1);
     backward_logits(m, step.grads, dhidden, g->logits, g->acts->hidden, 19);
     backward(b, m, step.grads, g->acts, &batch, &cache, dhidden);
     return step;
 }
 
-static double tensor_norm(const Grads *grads, guint tensor)
+static double tensor_norm(const Params *grads, guint tensor)
 {
     TensorInfo info = tensors_info(&grads->model->config, tensor);
-    const double *values = grads_tensor(grads, info.layer, info.slot, info.expert);
+    const double *values = params_tensor(grads, info.layer, info.slot, info.expert);
 
     return sqrt(grads->model->ops->sumsq(values, info.count));
 }
@@ -375,7 +376,7 @@ static void check_gradients(guint chunk)
                                      gradients[i].expert);
         TensorInfo info = tensors_info(&g.model->config, tensor);
         const double *dw =
-            grads_tensor(step.grads, gradients[i].layer, gradients[i].slot, gradients[i].expert);
+            params_tensor(step.grads, gradients[i].layer, gradients[i].slot, gradients[i].expert);
         gsize cols = info.rank == 1 ? 0 : info.dims[1];
 
         g_assert_cmpfloat_with_epsilon(dw[gradients[i].row * cols + gradients[i].col],
@@ -384,7 +385,7 @@ static void check_gradients(guint chunk)
     }
     for (guint t = 0; t < tensors_count(&g.model->config); t++) {
         TensorInfo info = tensors_info(&g.model->config, t);
-        const double *dw = grads_tensor(step.grads, info.layer, info.slot, info.expert);
+        const double *dw = params_tensor(step.grads, info.layer, info.slot, info.expert);
 
         for (gsize j = 0; j < info.count; j++) {
             zeros += dw[j] == 0;
@@ -395,7 +396,7 @@ static void check_gradients(guint chunk)
     g_assert_cmpfloat_with_epsilon(sqrt(all), 2.220361925605827, 1e-11);
     g_assert_cmpint(zeros, ==, 160);
     g_assert_cmpfloat_with_epsilon(least, 2.26e-8, 1e-10);
-    grads_free(step.grads);
+    params_free(step.grads);
     golden_clear(&g);
 }
 
@@ -428,7 +429,7 @@ static void update_adamw(const Ops *ops, double *w, double *m, double *v, const 
     ops->adamw(w, m, v, g, n, &s);
 }
 
-static void update_model(Model *m, const Grads *grads, double *moments, Update update, int step,
+static void update_model(Model *m, const Params *grads, double *moments, Update update, int step,
                          double eps)
 {
     gsize n = grads->count;
@@ -439,7 +440,7 @@ static void update_model(Model *m, const Grads *grads, double *moments, Update u
 
         model_get(m, &info, w);
         update(m->ops, w, moments + grads->offset[t], moments + n + grads->offset[t],
-               grads_tensor(grads, info.layer, info.slot, info.expert), info.count, step, eps);
+               params_tensor(grads, info.layer, info.slot, info.expert), info.count, step, eps);
         model_set(m, &info, w);
     }
 }
@@ -459,7 +460,7 @@ static void optimise(Update update, double eps, double losses[2])
         if (!moments)
             moments = g_new0(double, 2 * step.grads->count);
         update_model(g.model, step.grads, moments, update, n + 1, eps);
-        grads_free(step.grads);
+        params_free(step.grads);
         free(g.logits);
         lab_seq_free(g.seq);
         g.seq = lab_seq_new(g.model, GOLDEN_TOKENS);

@@ -53,7 +53,7 @@ static void world_open(World *w, const char *isa, guint chunk)
     g_assert_true(ops_cpu_table(isa, &w->ops));
     config_of(&config, chunk);
     w->model = lab_random_model(&w->ops, &config, WEIGHT_BF16, 7);
-    w->acts = acts_new(w->model, TOKENS, FALSE, &error);
+    w->acts = acts_new(w->model, TOKENS, ACTS_KEEP_NOTHING, &error);
     g_assert_no_error(error);
     for (int t = 0; t < TOKENS; t++)
         w->ids[t] = (t * 31 + t * t / 7) % (VOCAB - 4);
@@ -203,8 +203,8 @@ static void test_accuracy(gconstpointer data)
         g_autoptr(GError) error = NULL;
         g_autoptr(Model) exact = lab_random_model(&ops_ref_f64, &config, WEIGHT_REAL, 7);
         g_autoptr(Model) fast = lab_random_model(&ops, &config, (WeightFormat)format, 7);
-        g_autoptr(Acts) exact_acts = acts_new(exact, TOKENS, FALSE, &error);
-        g_autoptr(Acts) fast_acts = acts_new(fast, TOKENS, FALSE, &error);
+        g_autoptr(Acts) exact_acts = acts_new(exact, TOKENS, ACTS_KEEP_NOTHING, &error);
+        g_autoptr(Acts) fast_acts = acts_new(fast, TOKENS, ACTS_KEEP_NOTHING, &error);
         g_autoptr(LabSeq) a = lab_seq_new(exact, TOKENS), b = lab_seq_new(fast, TOKENS);
         void *want, *got;
 

@@ -5,97 +5,18 @@
 import http.client
 import json
 import os
-import pathlib
 import resource
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import traceback
 
-ASSAY = sys.argv[1]
-WORDS = [word for word in sys.argv[2:] if not word.startswith("--")]
-WHO = {"user": 61234, "group": 61234, "extra_groups": []} if "--as-user" in sys.argv else {}
-CORPUS = pathlib.Path(__file__).with_name("corpus.txt").read_bytes()
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+from serve_lab import ASSAY, ENV, WHO, Server, main, wait_for
+
 CASES = []
 
 
 def case(function):
     CASES.append(function)
     return function
-
-
-class Unix(http.client.HTTPConnection):
-    def __init__(self, path):
-        super().__init__("localhost", timeout=60)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-class Server:
-    def __init__(self, tmp, *options):
-        self.path = str(tmp / "policy.sock")
-        where = options or ("--listen", self.path)
-        self.process = subprocess.Popen(
-            [ASSAY, "policy", "serve", "--model", str(tmp / "m"), "--context", "512", *where],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, **WHO)
-        self.ready = self.process.stdout.readline().split()
-
-    def __enter__(self):
-        assert self.ready[:1] == ["ready"], self.process.stderr.read()
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
-        _, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0 and not err, (self.process.returncode, err)
-
-    def connect(self):
-        return Unix(self.path)
-
-    def send(self, method, path, body=None):
-        connection = self.connect()
-        text = body if isinstance(body, (bytes, str, type(None))) else json.dumps(body)
-        connection.request(method, path, text)
-        return connection, connection.getresponse()
-
-    def ask(self, method, path, body=None, status=200):
-        connection, reply = self.send(method, path, body)
-        data = reply.read()
-        connection.close()
-        assert reply.status == status, (reply.status, data)
-        return json.loads(data) if reply.headers["Content-Type"] == "application/json" else data.decode()
-
-    def post(self, path, status=200, /, **body):
-        return self.ask("POST", path, body, status)
-
-    def events(self, path, **body):
-        connection, reply = self.send("POST", path, {**body, "stream": True})
-        assert reply.status == 200, reply.read()
-        assert reply.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        parts = reply.read().decode().split("\n\n")
-        connection.close()
-        assert parts[-2:] == ["data: [DONE]", ""], parts[-2:]
-        return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
-
-    def metric(self, name):
-        lines = dict(line.rsplit(" ", 1) for line in self.ask("GET", "/metrics").splitlines())
-        return float(lines[name])
-
-
-def wait_for(what, seconds=20):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.02)
 
 
 @case
@@ -254,17 +175,14 @@ def a_thousand_idle_connections_cost_little(tmp):
         return "needs 2200 descriptors"
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2200), hard))
     with Server(tmp) as s:
-        def resident():
-            return int(pathlib.Path(f"/proc/{s.process.pid}/statm").read_text().split()[1]) * 4096
-
         s.post("/v1/completions", prompt="x", n=64, max_tokens=8)
-        before = resident()
+        before = s.resident()
         idle = [s.connect() for _ in range(1000)]
         for connection in idle:
             connection.connect()
         wait_for(lambda: s.metric("assay_policy_connections") >= 1000)
         s.post("/v1/completions", prompt="x", n=64, max_tokens=8)
-        grown = resident() - before
+        grown = s.resident() - before
         # sanitizers keep what was freed
         assert grown < 64 << 20 or "ASAN_OPTIONS" in os.environ, grown
         for connection in idle:
@@ -273,41 +191,4 @@ def a_thousand_idle_connections_cost_little(tmp):
     return None
 
 
-def prepare(tmp):
-    def run(*args):
-        subprocess.run([ASSAY, "policy", *map(str, args)], check=True, capture_output=True, env=ENV, **WHO)
-
-    (tmp / "corpus.txt").write_bytes(CORPUS)
-    run("train-tokenizer", "--vocab", 400, "--out", tmp / "t", tmp / "corpus.txt")
-    run("init", "--preset", "tiny", "--out", tmp / "tiny")
-    config = json.loads((tmp / "tiny" / "config.json").read_text())
-    config.update(vocab_size=400)
-    config.pop("vocab_valid", None)
-    for name, seed, theta in [("m", 1, 10000.0), ("m2", 2, 10000.0), ("m3", 1, 12345.0)]:
-        (tmp / "config.json").write_text(json.dumps({**config, "rope_theta": theta}))
-        run("init", "--config", tmp / "config.json", "--seed", seed, "--out", tmp / name)
-        for file in (tmp / "t").iterdir():
-            shutil.copy(file, tmp / name)
-
-
-def main():
-    chosen = [c for c in CASES if not WORDS or any(w in c.__name__ for w in WORDS)]
-    print(f"1..{len(chosen)}")
-    failed = 0
-    with tempfile.TemporaryDirectory(prefix="assay-test-") as name:
-        tmp = pathlib.Path(name)
-        tmp.chmod(0o777)
-        prepare(tmp)
-        for number, function in enumerate(chosen, 1):
-            title = function.__name__.replace("_", " ")
-            try:
-                skip = function(tmp)
-                print(f"ok {number} {title}" + (f" # SKIP {skip}" if skip else ""), flush=True)
-            except Exception:
-                failed += 1
-                print("".join("# " + line + "\n" for line in traceback.format_exc().splitlines()), end="")
-                print(f"not ok {number} {title}", flush=True)
-    return 1 if failed else 0
-
-
-sys.exit(main())
+sys.exit(main(CASES))

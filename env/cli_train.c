@@ -1,0 +1,106 @@
+/*
+ * assay train: a run from a configuration file, and what there is to configure.
+ *
+ * 1. No daemon is asked: policy, boxes and trainer are of this process.
+ * 2. Ctrl-C ends the run after the update under way, with a checkpoint; twice: at once.
+ */
+#include "env/cli.h"
+
+#include "env/train.h"
+
+#include "base/error.h"
+
+#include <glib-unix.h>
+
+#include <signal.h>
+#include <string.h>
+
+#define TRAIN_SLOT_FIRST 200 /* of the boxes; the daemon's workers have theirs from 0 on */
+#define WARMUP_EVERY     50  /* steps from line to line */
+
+static Train *running;
+
+static void on_signal(int number)
+{
+    if (running->stop)
+        _exit(128 + number);
+    running->stop = 1;
+}
+
+static void watch_signals(Train *train)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
+
+    running = train;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+static int finish(Cli *cli, const Train *train)
+{
+    if (cli->json) {
+        g_autoptr(json_t) end =
+            json_pack("{s:s, s:I, s:I, s:I, s:I, s:b}", "dir", train->dir, "warmup",
+                      (json_int_t)train->warmup, "update", (json_int_t)train->update, "episodes",
+                      (json_int_t)train->episodes, "tokens", (json_int_t)train->tokens, "complete",
+                      train->update >= train->config->run_updates);
+        cli_print_json(end);
+    }
+    if (!train->stop)
+        return CLI_OK;
+    cli_say(cli, "stopped at update %" G_GINT64_FORMAT "; the same command goes on", train->update);
+    return CLI_INTERRUPTED;
+}
+
+int cli_train(Cli *cli)
+{
+    GError *error = NULL;
+    const char *set = cli_option(cli, "set");
+    g_auto(GStrv) settings = g_strsplit(set ? set : "", "\n", -1);
+    g_autoptr(TrainConfig) config =
+        train_config_load(cli_arg(cli, 0), (const char *const *)settings, &error);
+    VerdictOptions boxes = {.slot_first = TRAIN_SLOT_FIRST,
+                            .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
+    g_autoptr(VerdictRunner) verdicts = config ? verdict_runner_new(&boxes, &error) : NULL;
+    g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &error) : NULL;
+
+    if (!train)
+        return cli_error(cli, error, "assay train keys");
+    if (!cli->quiet)
+        train_log_talk(train->log, WARMUP_EVERY);
+    cli_say(cli, "%s: %u tasks, %" G_GSIZE_FORMAT " parameters, %s, loss %s", train->dir,
+            train->tasks->len, (gsize)tensors_params(&train->model->config),
+            train->model->ops->name, config->loss_name);
+    watch_signals(train);
+    if (!train_run(train, &error))
+        return cli_error(cli, error, NULL);
+    return finish(cli, train);
+}
+
+int cli_train_keys(Cli *cli)
+{
+    static const char *const columns[] = {"key", "default", "from", "to", "meaning", NULL};
+    CliTable *table = cli_table_new(cli, columns);
+
+    for (const TrainKey *key = train_keys; key->name; key++) {
+        gboolean bounded = key->type == TRAIN_INT || key->type == TRAIN_NUMBER;
+        g_autofree char *min = bounded ? g_strdup_printf("%g", key->min) : g_strdup("");
+        g_autofree char *max = bounded ? g_strdup_printf("%g", key->max) : g_strdup("");
+
+        cli_table_add(table, key->name, key->fallback, min, max, key->help, NULL);
+    }
+    cli_table_end(table);
+    return CLI_OK;
+}
+
+int cli_train_losses(Cli *cli)
+{
+    static const char *const columns[] = {"loss", "advantage", "normaliser", "weight", NULL};
+    CliTable *table = cli_table_new(cli, columns);
+
+    for (guint i = 0; losses[i]; i++)
+        cli_table_add(table, losses[i]->name, advantage_name(losses[i]->advantage),
+                      norm_name(losses[i]->norm), losses[i]->summary, NULL);
+    cli_table_end(table);
+    return CLI_OK;
+}

@@ -1,0 +1,57 @@
+/*
+ * A training run: tasks, model, engine and trainer in one process, from warm-up to the last update.
+ *
+ *     g_autoptr(Train) train = train_open(config, verdicts, error);    new, or where it stopped
+ *     train_run(train, error);
+ *
+ * Files of a run: docs/training.md.
+ */
+#pragma once
+
+#include "env/train_config.h"
+#include "env/train_log.h"
+#include "env/train_rollout.h"
+#include "policy/trainer.h"
+
+typedef struct TrainSet {
+    char *name;
+    GPtrArray *tasks; /* TrainTask */
+} TrainSet;
+
+typedef struct Train {
+    const TrainConfig *config;
+    char *dir;
+    GPtrArray *tasks; /* TrainTask: to learn from */
+    GArray *sets;     /* TrainSet: to be measured on */
+    Tokenizer *tokenizer;
+    Model *model;
+    Trainer *trainer;
+    Model *reference; /* the weights before the first rollout, where loss.kl wants them */
+    Engine *engine;
+    Roller roller;
+    TrainLog *log;
+    gint64 warmup, update; /* done so far */
+    gint64 episodes, tokens;
+    gint stop; /* set by a signal: end after this update */
+} Train;
+
+/* Opens the run of `config->run_dir`: what it holds is gone on with. */
+Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **error);
+void train_free(Train *train);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Train, train_free)
+
+/* Warm-up, updates, evaluations, checkpoints, until the end or until `stop`. */
+gboolean train_run(Train *train, GError **error);
+
+/* --- train_eval.c */
+
+/* Episodes on every set: pass@1 after the first and after all turns, pass@k; logged at the present
+ * update. */
+gboolean train_eval(Train *train, GError **error);
+
+/* --- train_setup.c */
+
+gboolean train_checkpoint(Train *train, GError **error);
+/* The model that loss.kl keeps near to: the weights as they are at the first rollout, kept for those
+ * who go on. Nothing where no such term is wanted. */
+gboolean train_reference(Train *train, GError **error);

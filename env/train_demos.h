@@ -1,0 +1,26 @@
+/*
+ * Demonstrations for the supervised warm-up: plain correct code, and episodes of a demonstrator who
+ * is right only sometimes. Imitating it cannot be better than it is; the rest is left to the tests.
+ *
+ * A share `text` of the demonstrations is a prompt of fixed code, every token of which is learnt.
+ * The others are episodes: each turn's action is the fix with probability `gold`, else a random
+ * edit, after which the environment says "fail" and the next turn follows. Actions are learnt,
+ * prompts and answers only read.
+ */
+#pragma once
+
+#include "env/train_tasks.h"
+#include "policy/rollout.h"
+
+typedef struct DemoOptions {
+    double gold, text; /* shares */
+    guint turns;
+    const char *fail_words; /* what the environment says to a wrong edit */
+} DemoOptions;
+
+/* Demonstrations of about `tokens` in all, groups of one rollout; by the state of `rand`. */
+GPtrArray *demos_make(const GPtrArray *tasks, const Tokenizer *tokenizer,
+                      const DemoOptions *options, gint64 tokens, GRand *rand, GError **error);
+
+/* All that prompts, actions and answers may say of these tasks: to train a vocabulary on. */
+void demos_corpus(const GPtrArray *tasks, GString *out);

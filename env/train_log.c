@@ -1,0 +1,208 @@
+/*
+ * A run's metrics: one JSON line per step and phase, the same numbers as TensorBoard events.
+ *
+ * 1. A line is written by one call, whole; after a crash the file is cut back to what the
+ *    checkpoint knows, so no step is there twice.
+ * 2. Numbers that are not finite are null in JSON.
+ */
+#include "env/train_log.h"
+
+#include "env/tensorboard.h"
+
+#include "base/error.h"
+#include "base/fd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+#define METRICS_FILE      "metrics.jsonl"
+#define METRICS_BYTES_MAX (1u << 30)
+#define METRICS_MAX       256u
+
+struct TrainLog {
+    int fd;
+    TensorBoard *board;
+    char *names[METRICS_MAX];
+    double values[METRICS_MAX];
+    guint n;
+    gint64 start_us;
+    guint talk; /* warm-up steps from line to line; 0: silent */
+};
+
+GPtrArray *train_log_read(const char *dir, GError **error)
+{
+    g_autofree char *path = g_build_filename(dir, METRICS_FILE, NULL);
+    g_autoptr(GPtrArray) rows = g_ptr_array_new_with_free_func((GDestroyNotify)json_decref);
+    g_autoptr(GBytes) bytes = file_read(path, METRICS_BYTES_MAX, error);
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+
+    if (!bytes)
+        return NULL;
+    text = g_strndup(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes));
+    lines = g_strsplit(text, "\n", -1);
+    for (guint i = 0; lines[i]; i++) {
+        json_t *row = *lines[i] ? json_parse(lines[i], strlen(lines[i]), NULL) : NULL;
+
+        if (json_is_object(row)) /* a torn last line is no row */
+            g_ptr_array_add(rows, row);
+        else
+            json_decref(row);
+    }
+    return g_steal_pointer(&rows);
+}
+
+/* Keeps the rows up to step_last. */
+static gboolean cut_back(const char *dir, gint64 step_last, GError **error)
+{
+    g_autofree char *path = g_build_filename(dir, METRICS_FILE, NULL);
+    g_autoptr(GString) kept = g_string_new(NULL);
+    g_autoptr(GPtrArray) rows = NULL;
+
+    if (!g_file_test(path, G_FILE_TEST_EXISTS))
+        return TRUE;
+    if (!(rows = train_log_read(dir, error)))
+        return FALSE;
+    for (guint i = 0; i < rows->len; i++) {
+        g_autofree char *line = json_print(rows->pdata[i]);
+
+        if (json_integer_value(json_object_get(rows->pdata[i], "step")) <= step_last)
+            g_string_append_printf(kept, "%s\n", line);
+    }
+    return file_write_atomic(path, kept->str, kept->len, error);
+}
+
+TrainLog *train_log_open(const char *dir, gint64 step_last, GError **error)
+{
+    g_autofree char *path = g_build_filename(dir, METRICS_FILE, NULL);
+    g_autofree char *board = g_build_filename(dir, "tensorboard", NULL);
+    g_autoptr(TrainLog) log = g_new0(TrainLog, 1);
+
+    log->fd = -1;
+    log->start_us = g_get_monotonic_time();
+    if (!cut_back(dir, step_last, error) || !(log->board = tensorboard_open(board, error)))
+        return NULL;
+    log->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (log->fd < 0) {
+        error_set_errno(error, errno, "%s", path);
+        return NULL;
+    }
+    return g_steal_pointer(&log);
+}
+
+static void forget(TrainLog *log)
+{
+    while (log->n > 0)
+        g_free(log->names[--log->n]);
+}
+
+void train_log_close(TrainLog *log)
+{
+    if (!log)
+        return;
+    forget(log);
+    tensorboard_close(log->board);
+    if (log->fd >= 0)
+        close(log->fd);
+    g_free(log);
+}
+
+static int find(const TrainLog *log, const char *name)
+{
+    for (guint i = 0; i < log->n; i++)
+        if (!strcmp(log->names[i], name))
+            return (int)i;
+    return -1;
+}
+
+void train_log_put(TrainLog *log, const char *name, double value)
+{
+    int at = find(log, name);
+
+    if (at < 0) {
+        g_assert(log->n < METRICS_MAX);
+        at = (int)log->n++;
+        log->names[at] = g_strdup(name);
+    }
+    log->values[at] = value;
+}
+
+double train_log_get(const TrainLog *log, const char *name)
+{
+    int at = find(log, name);
+
+    return at < 0 ? (double)NAN : log->values[at];
+}
+
+void train_log_talk(TrainLog *log, guint warmup_every)
+{
+    log->talk = warmup_every;
+}
+
+/* What a line for people shows of each phase; evaluations are shown whole. */
+static const struct {
+    const char *phase, *name, *label;
+    int digits;
+} columns[] = {
+    {"warmup", "loss/total", "loss", 3},
+    {"warmup", "optim/grad_norm", "grad", 2},
+    {"warmup", "time/update_s", "s", 2},
+    {"rl", "reward/mean", "reward", 3},
+    {"rl", "reward/resolved_first_turn", "first", 3},
+    {"rl", "signal/solve_none", "none", 2},
+    {"rl", "signal/solve_all", "all", 2},
+    {"rl", "policy/entropy", "entropy", 3},
+    {"rl", "policy/is_clipped_frac", "clipped", 3},
+    {"rl", "policy/logp_diff_max", "mismatch", 6},
+    {"rl", "optim/grad_norm", "grad", 2},
+    {"rl", "time/rollout_s", "rollout", 2},
+    {"rl", "time/grade_s", "grade", 2},
+    {"rl", "time/update_s", "update", 2},
+};
+
+static void talk(const TrainLog *log, const char *phase, gint64 step)
+{
+    g_autoptr(GString) line = g_string_new(NULL);
+
+    if (log->talk == 0 || (!strcmp(phase, "warmup") && step % log->talk != 0))
+        return;
+    g_string_append_printf(line, "%-6s %5" G_GINT64_FORMAT, phase, step);
+    for (guint i = 0; i < G_N_ELEMENTS(columns); i++) {
+        if (strcmp(columns[i].phase, phase) == 0 && find(log, columns[i].name) >= 0)
+            g_string_append_printf(line, "  %s %.*f", columns[i].label, columns[i].digits,
+                                   train_log_get(log, columns[i].name));
+    }
+    for (guint i = 0; !strcmp(phase, "eval") && i < log->n; i++)
+        g_string_append_printf(line, "  %s %.3f",
+                               g_str_has_prefix(log->names[i], "eval/") ? log->names[i] + 5
+                                                                        : log->names[i],
+                               log->values[i]);
+    g_printerr("%s\n", line->str);
+}
+
+gboolean train_log_end(TrainLog *log, const char *phase, gint64 step, GError **error)
+{
+    double wall = (double)g_get_real_time() / 1e6;
+    g_autoptr(json_t) row = NULL;
+    g_autofree char *line = NULL, *ended = NULL;
+    gboolean ok;
+
+    if (log->n == 0)
+        return TRUE;
+    row = json_pack("{s:s, s:I, s:f, s:f}", "phase", phase, "step", (json_int_t)step, "time", wall,
+                    "elapsed_s", (double)(g_get_monotonic_time() - log->start_us) / 1e6);
+    for (guint i = 0; i < log->n; i++)
+        json_object_set_new(row, log->names[i],
+                            isfinite(log->values[i]) ? json_real(log->values[i]) : json_null());
+    line = json_print(row);
+    ended = g_strconcat(line, "\n", NULL);
+    ok = fd_write_all(log->fd, ended, strlen(ended), error) &&
+         tensorboard_add(log->board, step, wall, (const char *const *)log->names, log->values,
+                         log->n, error);
+    talk(log, phase, step);
+    forget(log);
+    return ok;
+}

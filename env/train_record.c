@@ -1,0 +1,146 @@
+/*
+ * Rollouts to JSON lines and back, with every bit of their numbers.
+ *
+ * 1. What is read is checked: lengths agree, ids are whole numbers, masks are 0 and 1.
+ */
+#include "env/train_record.h"
+
+#include "base/error.h"
+#include "base/fd.h"
+
+#include <string.h>
+
+static json_t *ids_json(const int *ids, int n)
+{
+    json_t *list = json_array();
+
+    for (int i = 0; i < n; i++)
+        json_array_append_new(list, json_integer(ids[i]));
+    return list;
+}
+
+static json_t *rollout_json(const Rollout *r)
+{
+    g_autofree char *mask = g_malloc((gsize)r->n + 1);
+    json_t *logprobs = json_array();
+
+    for (int i = 0; i < r->n; i++) {
+        mask[i] = r->mask[i] ? '1' : '0';
+        json_array_append_new(logprobs, json_real((double)r->mu[i]));
+    }
+    mask[r->n] = '\0';
+    return json_pack("{s:o, s:s, s:o, s:f, s:f, s:b}", "ids", ids_json(r->ids, r->n), "mask", mask,
+                     "logprobs", logprobs, "reward", r->reward, "advantage", r->advantage,
+                     "unscorable", r->unscorable);
+}
+
+static json_t *group_json(const TrainTask *task, const RolloutGroup *group)
+{
+    json_t *rollouts = json_array();
+
+    for (guint i = 0; i < group->n; i++)
+        json_array_append_new(rollouts, rollout_json(&group->rollouts[i]));
+    return json_pack("{s:s, s:o, s:o}", "task", task->task->instance_id, "prompt",
+                     ids_json(group->prompt, group->prompt_n), "rollouts", rollouts);
+}
+
+gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
+                      GError **error)
+{
+    g_autoptr(GString) out = g_string_new(NULL);
+
+    for (guint g = 0; g < groups->len; g++) {
+        g_autoptr(json_t) group = group_json(tasks[g], groups->pdata[g]);
+        g_autofree char *line = json_print(group);
+
+        g_string_append_printf(out, "%s\n", line);
+    }
+    return file_write_atomic(path, out->str, out->len, error);
+}
+
+/* ---- reading ---- */
+
+static GArray *ids_read(const json_t *list)
+{
+    g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(int));
+    size_t i;
+    json_t *value;
+
+    json_array_foreach(list, i, value)
+    {
+        int id = (int)json_integer_value(value);
+
+        if (!json_is_integer(value) || json_integer_value(value) != id || id < 0)
+            return NULL;
+        g_array_append_val(ids, id);
+    }
+    return json_is_array(list) ? g_steal_pointer(&ids) : NULL;
+}
+
+static gboolean rollout_read(Rollout *rollout, const json_t *json)
+{
+    g_autoptr(GArray) ids = ids_read(json_object_get(json, "ids"));
+    const char *mask = json_string_value(json_object_get(json, "mask"));
+    const json_t *logprobs = json_object_get(json, "logprobs");
+
+    if (!ids || !mask || strlen(mask) != ids->len || strspn(mask, "01") != ids->len ||
+        json_array_size(logprobs) != ids->len)
+        return FALSE;
+    rollout_fill(rollout, (const int *)(gpointer)ids->data, NULL, NULL, (int)ids->len);
+    for (guint i = 0; i < ids->len; i++) {
+        rollout->mask[i] = mask[i] == '1';
+        rollout->mu[i] = (float)json_number_value(json_array_get(logprobs, i));
+    }
+    rollout->reward = json_number_value(json_object_get(json, "reward"));
+    rollout->advantage = json_number_value(json_object_get(json, "advantage"));
+    rollout->unscorable = json_is_true(json_object_get(json, "unscorable"));
+    return TRUE;
+}
+
+static RolloutGroup *group_read(const json_t *json)
+{
+    g_autoptr(GArray) prompt = ids_read(json_object_get(json, "prompt"));
+    const json_t *rollouts = json_object_get(json, "rollouts");
+    g_autoptr(RolloutGroup) group = NULL;
+
+    if (!prompt || prompt->len == 0 || !json_is_array(rollouts))
+        return NULL;
+    group = rollout_group_new((const int *)(gpointer)prompt->data, (int)prompt->len,
+                              (guint)json_array_size(rollouts));
+    for (guint i = 0; i < group->n; i++)
+        if (!rollout_read(&group->rollouts[i], json_array_get(rollouts, i)))
+            return NULL;
+    return g_steal_pointer(&group);
+}
+
+GPtrArray *record_read(const char *path, GStrv *ret_tasks, GError **error)
+{
+    g_autoptr(GPtrArray) groups =
+        g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
+    g_autoptr(GStrvBuilder) names = g_strv_builder_new();
+    g_autoptr(GBytes) bytes = file_read(path, RECORD_BYTES_MAX, error);
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+
+    if (!bytes)
+        return NULL;
+    text = g_strndup(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes));
+    lines = g_strsplit(text, "\n", -1);
+    for (guint i = 0; lines[i]; i++) {
+        g_autoptr(json_t) json = *lines[i] ? json_parse(lines[i], strlen(lines[i]), NULL) : NULL;
+        const char *name = json_string_value(json_object_get(json, "task"));
+        RolloutGroup *group = name ? group_read(json) : NULL;
+
+        if (!*lines[i])
+            continue;
+        if (!group) {
+            error_set(error, ASSAY_ERROR_INPUT, "%s: line %u is no group of rollouts", path, i + 1);
+            return NULL;
+        }
+        g_ptr_array_add(groups, group);
+        g_strv_builder_add(names, name);
+    }
+    if (ret_tasks)
+        *ret_tasks = g_strv_builder_end(names);
+    return g_steal_pointer(&groups);
+}

@@ -1,0 +1,21 @@
+/*
+ * Batches of rollouts as files: to be read by people, explained token by token, trained on again.
+ *
+ *     DIR/rollouts/NNNNNN.jsonl, a line per group:
+ *     {"task", "prompt": [ids], "rollouts": [{"ids", "mask", "logprobs", "reward", "advantage",
+ *      "unscorable"}]}
+ */
+#pragma once
+
+#include "env/train_tasks.h"
+#include "policy/rollout.h"
+
+#define RECORD_BYTES_MAX (1u << 30)
+
+/* Whole or not at all. */
+gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
+                      GError **error);
+
+/* Groups in the order of the file, advantages as they were. `ret_tasks` (may be NULL): their ids,
+ * to be freed. A damaged file is refused with the line. */
+GPtrArray *record_read(const char *path, GStrv *ret_tasks, GError **error);

@@ -1,0 +1,342 @@
+/*
+ * A run's beginnings and ends: vocabulary, model, optimiser, checkpoints.
+ *
+ * 1. A new run is a function of its configuration: vocabulary, weights and all that is drawn.
+ * 2. A run that goes on reads its last complete checkpoint; what came after it is done again.
+ * 3. A run's configuration cannot change under it, but for how long it goes on.
+ *
+ * Not here: what a run does (train_run.c).
+ */
+#include "env/train.h"
+
+#include "env/train_demos.h"
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/tree.h"
+#include "policy/checkpoint.h"
+#include "policy/init.h"
+#include "policy/token_train.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#define CHECKPOINTS_KEPT 3u
+
+/* ---- vocabulary ---- */
+
+/* Trained on the tasks to learn from, or read from where the run or the given model keeps it. */
+static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error)
+{
+    g_autoptr(TokenTrainer) trainer = NULL;
+    g_autoptr(GString) corpus = NULL;
+    Tokenizer *tokenizer;
+
+    if (g_file_test(kept, G_FILE_TEST_IS_DIR))
+        return tokenizer_load(kept, error);
+    if (*t->config->model_path) {
+        tokenizer = tokenizer_load(t->config->model_path, error);
+    } else {
+        trainer = token_trainer_new();
+        corpus = g_string_new(NULL);
+        demos_corpus(t->tasks, corpus);
+        if (!token_trainer_add(trainer, corpus->str, corpus->len, error))
+            return NULL;
+        tokenizer = token_trainer_finish(trainer, (guint)t->config->model_vocab, error);
+    }
+    if (tokenizer &&
+        (g_mkdir_with_parents(kept, 0755) != 0 || !tokenizer_save(tokenizer, kept, error)))
+        g_clear_pointer(&tokenizer, tokenizer_free);
+    return tokenizer;
+}
+
+/* ---- model ---- */
+
+static gboolean shape_of(const Train *t, ModelConfig *c, GError **error)
+{
+    const TrainConfig *config = t->config;
+    guint layers = (guint)strlen(config->model_pattern);
+    double alpha = pow(2.0 * layers, 0.25);
+
+    if (layers > MODEL_LAYERS_MAX || config->model_hidden % config->model_heads != 0)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "model.hidden must be a multiple of model.heads, layers at most %d",
+                         MODEL_LAYERS_MAX);
+    *c = (ModelConfig){.hidden = (guint32)config->model_hidden,
+                       .layers = layers,
+                       .heads = (guint32)config->model_heads,
+                       .kv_heads = (guint32)config->model_kv_heads,
+                       .head_dim = (guint32)(config->model_hidden / config->model_heads),
+                       .rotary_dim = (guint32)config->model_rotary,
+                       .experts = (guint32)config->model_experts,
+                       .experts_per_token = (guint32)config->model_topk,
+                       .ffn = (guint32)config->model_ffn,
+                       .vocab = (guint32)tokenizer_size(t->tokenizer),
+                       .vocab_valid = (guint32)tokenizer_size(t->tokenizer),
+                       .context_max = 1u << 20,
+                       .norm_eps = 1e-5,
+                       .lightning_norm_eps = 1e-6,
+                       .rope_theta = 1e4,
+                       .alpha_linear = alpha,
+                       .alpha_full = alpha,
+                       .alpha_mlp = alpha,
+                       .beta_linear = 1,
+                       .beta_full = 1,
+                       .beta_mlp = 1};
+    for (guint l = 0; l < layers; l++)
+        c->kinds[l] = config->model_pattern[l] == 's' ? ATTENTION_SOFTMAX : ATTENTION_LIGHTNING;
+    if (!model_config_check(c, error))
+        return FALSE;
+    c->chunk = (guint32)config->model_chunk;
+    return TRUE;
+}
+
+static Model *model_for(const Train *t, GError **error)
+{
+    g_autoptr(Weights) weights = NULL;
+    ModelConfig config;
+
+    if (*t->config->model_path)
+        return model_load(ops_cpu(), t->config->model_path, WEIGHT_REAL,
+                          (guint)t->config->model_chunk, error);
+    if (!shape_of(t, &config, error) ||
+        !(weights = init_weights(&config, (guint64)t->config->run_seed, TENSOR_F32, error)))
+        return NULL;
+    return model_from_weights(ops_cpu(), weights, WEIGHT_REAL, 0, error);
+}
+
+/* ---- checkpoints ---- */
+
+static int by_name(gconstpointer a, gconstpointer b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Names of complete checkpoints, oldest first. */
+static GPtrArray *checkpoints_of(const char *dir)
+{
+    GPtrArray *names = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GDir) entries = g_dir_open(dir, 0, NULL);
+    const char *name;
+
+    while (entries && (name = g_dir_read_name(entries)))
+        if (strspn(name, "0123456789") == strlen(name))
+            g_ptr_array_add(names, g_strdup(name));
+    g_ptr_array_sort(names, by_name);
+    return names;
+}
+
+static json_t *rates_of(const Train *t)
+{
+    json_t *rates = json_array();
+
+    for (guint i = 0; i < t->tasks->len; i++)
+        json_array_append_new(rates, json_real(((TrainTask *)t->tasks->pdata[i])->rate));
+    return rates;
+}
+
+gboolean train_checkpoint(Train *t, GError **error)
+{
+    g_autofree char *all = g_build_filename(t->dir, "checkpoints", NULL);
+    g_autofree char *name = g_strdup_printf("%06" G_GINT64_FORMAT, t->warmup + t->update);
+    g_autofree char *dir = g_build_filename(all, name, NULL);
+    g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
+    g_autoptr(json_t) state =
+        json_pack("{s:I, s:I, s:I, s:I, s:o}", "warmup", (json_int_t)t->warmup, "update",
+                  (json_int_t)t->update, "episodes", (json_int_t)t->episodes, "tokens",
+                  (json_int_t)t->tokens, "rates", rates_of(t));
+    g_autoptr(GPtrArray) names = NULL;
+
+    if (!checkpoint_write(dir, t->trainer, state, tokenizer, error))
+        return FALSE;
+    names = checkpoints_of(all);
+    for (guint i = 0; i + CHECKPOINTS_KEPT < names->len; i++) {
+        g_autofree char *old = g_build_filename(all, names->pdata[i], NULL);
+
+        if (!tree_remove(AT_FDCWD, old, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean resume(Train *t, GError **error)
+{
+    g_autofree char *all = g_build_filename(t->dir, "checkpoints", NULL);
+    g_autoptr(GPtrArray) names = checkpoints_of(all);
+    g_autofree char *dir = NULL;
+    g_autoptr(json_t) state = NULL;
+    const json_t *rates;
+
+    if (names->len == 0)
+        return TRUE;
+    dir = g_build_filename(all, names->pdata[names->len - 1], NULL);
+    if (!(state = checkpoint_read(dir, t->trainer, error)) ||
+        !json_opt_int(state, "warmup", 0, G_MAXINT32, 0, &t->warmup, error) ||
+        !json_opt_int(state, "update", 0, G_MAXINT32, 0, &t->update, error) ||
+        !json_opt_int(state, "episodes", 0, G_MAXINT64, 0, &t->episodes, error) ||
+        !json_opt_int(state, "tokens", 0, G_MAXINT64, 0, &t->tokens, error))
+        return FALSE;
+    rates = json_object_get(state, "rates");
+    if (json_array_size(rates) != t->tasks->len)
+        return error_set(error, ASSAY_ERROR_CONFLICT,
+                         "%s: made with %" G_GSIZE_FORMAT " tasks, there are %u", dir,
+                         json_array_size(rates), t->tasks->len);
+    for (guint i = 0; i < t->tasks->len; i++)
+        ((TrainTask *)t->tasks->pdata[i])->rate = json_number_value(json_array_get(rates, i));
+    return TRUE;
+}
+
+gboolean train_reference(Train *t, GError **error)
+{
+    g_autofree char *dir = g_build_filename(t->dir, "reference", NULL);
+
+    if (!strcmp(t->config->loss_kl, "none"))
+        return TRUE;
+    if (!g_file_test(dir, G_FILE_TEST_IS_DIR) && !checkpoint_write_model(dir, t->trainer, error))
+        return FALSE;
+    t->reference = model_load(ops_cpu(), dir, WEIGHT_REAL, (guint)t->config->model_chunk, error);
+    return t->reference != NULL;
+}
+
+/* ---- the run's directory ---- */
+
+/* Keys that may differ between a run and its continuation. */
+static gboolean may_change(const char *name)
+{
+    static const char *const names[] = {
+        "run.updates", "run.checkpoint_every", "run.threads", "run.dir",
+        "eval.every",  "eval.samples",         "eval.tasks",  "eval.sets",
+        "optim.rows",  "optim.recompute",      NULL};
+
+    return g_strv_contains(names, name);
+}
+
+static gboolean same_config(const char *path, const char *text, GError **error)
+{
+    g_autoptr(GKeyFile) was = g_key_file_new(), is = g_key_file_new();
+
+    if (!g_key_file_load_from_file(was, path, G_KEY_FILE_NONE, error) ||
+        !g_key_file_load_from_data(is, text, strlen(text), G_KEY_FILE_NONE, error))
+        return FALSE;
+    for (const TrainKey *key = train_keys; key->name; key++) {
+        const char *dot = strchr(key->name, '.');
+        g_autofree char *group = g_strndup(key->name, dot - key->name);
+        g_autofree char *before = g_key_file_get_string(was, group, dot + 1, NULL);
+        g_autofree char *now = g_key_file_get_string(is, group, dot + 1, NULL);
+
+        if (!may_change(key->name) && g_strcmp0(before, now) != 0)
+            return error_set(error, ASSAY_ERROR_CONFLICT,
+                             "%s: the run was begun with %s = %s, now it is %s", path, key->name,
+                             before ? before : "(nothing)", now);
+    }
+    return TRUE;
+}
+
+static gboolean keep_config(const Train *t, GError **error)
+{
+    g_autofree char *path = g_build_filename(t->dir, "config.conf", NULL);
+    g_autofree char *text = train_config_text(t->config);
+
+    if (g_mkdir_with_parents(t->dir, 0755) != 0)
+        return error_set_errno(error, errno, "%s", t->dir);
+    if (g_file_test(path, G_FILE_TEST_EXISTS) && !same_config(path, text, error))
+        return FALSE;
+    return file_write_atomic(path, text, strlen(text), error);
+}
+
+static gboolean read_sets(Train *t, GError **error)
+{
+    g_auto(GStrv) sets = g_strsplit(t->config->eval_sets, ",", -1);
+
+    for (guint i = 0; sets[i]; i++) {
+        char *name = g_strstrip(sets[i]), *equals = strchr(name, '=');
+        TrainSet set;
+
+        if (!*name)
+            continue;
+        if (!equals)
+            return error_set(error, ASSAY_ERROR_INPUT, "eval.sets: %s is not NAME=FILE", name);
+        set.name = g_strndup(name, equals - name);
+        set.tasks = train_tasks_read(equals + 1, (guint)t->config->eval_tasks, error);
+        g_array_append_val(t->sets, set);
+        if (!set.tasks)
+            return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean encode_all(Train *t, GError **error)
+{
+    gint64 longest =
+        t->config->optim_rows - t->config->rollout_turns * (t->config->rollout_tokens + 16);
+
+    if (!train_tasks_encode(t->tasks, t->tokenizer, longest, error))
+        return FALSE;
+    for (guint i = 0; i < t->sets->len; i++)
+        if (!train_tasks_encode(g_array_index(t->sets, TrainSet, i).tasks, t->tokenizer, longest,
+                                error))
+            return FALSE;
+    return TRUE;
+}
+
+static gboolean build(Train *t, GError **error)
+{
+    const TrainConfig *c = t->config;
+    g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
+    EngineLimits limits = {.cache_bytes = (gsize)c->rollout_cache_mib << 20,
+                           .rows_max = (int)c->rollout_rows,
+                           .sequences_max = (guint)MAX(c->rollout_groups * c->rollout_samples,
+                                                       c->eval_tasks * c->eval_samples) +
+                                            16};
+
+    return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
+           (t->model = model_for(t, error)) != NULL &&
+           (t->trainer = trainer_new(t->model, (int)c->optim_rows,
+                                     c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
+                                     error)) != NULL &&
+           resume(t, error) && (t->engine = engine_new(t->model, &limits, error)) != NULL &&
+           (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
+}
+
+Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **error)
+{
+    g_autoptr(Train) t = g_new0(Train, 1);
+
+    t->config = config;
+    t->dir = g_strdup(config->run_dir);
+    t->sets = g_array_new(FALSE, FALSE, sizeof(TrainSet));
+    if (!*t->dir || !*config->tasks_train) {
+        error_set(error, ASSAY_ERROR_INPUT, "%s is not set", *t->dir ? "tasks.train" : "run.dir");
+        return NULL;
+    }
+    if (config->run_threads > 0)
+        omp_set_num_threads((int)config->run_threads);
+    if (!keep_config(t, error) || !(t->tasks = train_tasks_read(config->tasks_train, 0, error)) ||
+        !read_sets(t, error) || !build(t, error))
+        return NULL;
+    t->roller = (Roller){t->engine, t->tokenizer, verdicts};
+    return g_steal_pointer(&t);
+}
+
+void train_free(Train *t)
+{
+    if (!t)
+        return;
+    train_log_close(t->log);
+    engine_free(t->engine);
+    trainer_free(t->trainer);
+    model_free(t->reference);
+    model_free(t->model);
+    tokenizer_free(t->tokenizer);
+    for (guint i = 0; i < t->sets->len; i++) {
+        g_free(g_array_index(t->sets, TrainSet, i).name);
+        g_clear_pointer(&g_array_index(t->sets, TrainSet, i).tasks, g_ptr_array_unref);
+    }
+    g_array_unref(t->sets);
+    g_clear_pointer(&t->tasks, g_ptr_array_unref);
+    g_free(t->dir);
+    g_free(t);
+}

@@ -1,0 +1,123 @@
+/*
+ * Tasks for training: rows to sources as they are and as they should be, prompts.
+ *
+ * 1. Only the sources that the tests call are shown.
+ * 2. Rows say what is wrong with them (tasks/repair.h); others are refused by name.
+ */
+#include "env/train_tasks.h"
+
+#include "base/error.h"
+#include "tasks/calls.h"
+#include "tasks/dataset.h"
+#include "tasks/repair.h"
+
+#include <string.h>
+
+static void train_task_free(TrainTask *task)
+{
+    task_free(task->task);
+    source_free(task->source);
+    source_free(task->fixed);
+    g_free(task->fix);
+    g_clear_pointer(&task->prompt, g_array_unref);
+    g_free(task);
+}
+
+/* The files of a row once its bug is undone. */
+static json_t *files_fixed(const Task *task, GError **error)
+{
+    g_autoptr(json_t) changes = repair_fix(task->json);
+    json_t *files = json_deep_copy(task->files);
+
+    if (changes && json_object_update(files, changes) == 0)
+        return files;
+    json_decref(files);
+    error_set(error, ASSAY_ERROR_UNSUPPORTED,
+              "it is no repair task: it does not say what is wrong");
+    return NULL;
+}
+
+static TrainTask *train_task_new(Task *task, GError **error)
+{
+    TrainTask *made = g_new0(TrainTask, 1);
+    g_autoptr(TaskCalls) calls = NULL;
+    g_autoptr(json_t) files = NULL, fixed = NULL;
+
+    made->task = task;
+    made->rate = -1;
+    if (!task->files) {
+        error_set(error, ASSAY_ERROR_UNSUPPORTED, "its repository is not in the row");
+    } else if ((calls = task_calls_read(task, error)) && (fixed = files_fixed(task, error))) {
+        const char *const *paths = (const char *const *)calls->sources;
+
+        files = json_deep_copy(task->files);
+        made->source = source_new(files, paths, error);
+        made->fixed = made->source ? source_new(fixed, paths, error) : NULL;
+    }
+    if (made->fixed) {
+        made->fix = dialect_fix(made->source, made->fixed);
+        return made;
+    }
+    g_prefix_error(error, "task %s: ", task->instance_id);
+    train_task_free(made);
+    return NULL;
+}
+
+typedef struct {
+    GPtrArray *tasks;
+    guint tasks_max;
+    GError *error;
+} Reading;
+
+static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
+{
+    Reading *reading = data;
+    TrainTask *made = NULL;
+
+    if (task)
+        made = train_task_new(task_from_json(task->json, NULL), &reading->error);
+    else
+        reading->error = g_error_copy(why);
+    if (!made) {
+        g_prefix_error(&reading->error, "line %u: ", line);
+        return FALSE;
+    }
+    g_ptr_array_add(reading->tasks, made);
+    return reading->tasks_max == 0 || reading->tasks->len < reading->tasks_max;
+}
+
+GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error)
+{
+    g_autoptr(GPtrArray) tasks = g_ptr_array_new_with_free_func((GDestroyNotify)train_task_free);
+    Reading reading = {tasks, tasks_max, NULL};
+
+    if (!dataset_read(path, NULL, on_row, &reading, error))
+        return NULL;
+    if (reading.error) {
+        g_propagate_prefixed_error(error, reading.error, "%s: ", path);
+        return NULL;
+    }
+    if (tasks->len == 0) {
+        error_set(error, ASSAY_ERROR_INPUT, "%s: no tasks", path);
+        return NULL;
+    }
+    return g_steal_pointer(&tasks);
+}
+
+gboolean train_tasks_encode(GPtrArray *tasks, const Tokenizer *tokenizer, gint64 tokens_max,
+                            GError **error)
+{
+    for (guint i = 0; i < tasks->len; i++) {
+        TrainTask *task = tasks->pdata[i];
+
+        g_clear_pointer(&task->prompt, g_array_unref);
+        task->prompt = tokens_new();
+        if (!dialect_prompt(tokenizer, task->source, task->prompt, error))
+            return FALSE;
+        if (task->prompt->len > tokens_max)
+            return error_set(error, ASSAY_ERROR_LIMIT,
+                             "task %s: its prompt has %u tokens, the limit is %" G_GINT64_FORMAT,
+                             task->task->instance_id, task->prompt->len, tokens_max);
+    }
+    return TRUE;
+}

@@ -1,0 +1,26 @@
+/*
+ * Where a training run stands, as a directory: the model, the optimiser, and what the run itself
+ * has to remember.
+ *
+ *     DIR/model/           config.json, model.safetensors, tokenizer.json: a model like any other
+ *     DIR/optimizer/       unrounded weights and both moments, f32
+ *     DIR/state.json       steps taken, and the caller's own numbers
+ *
+ * A checkpoint appears under its name only when complete.
+ */
+#pragma once
+
+#include "policy/trainer.h"
+
+#include "base/json.h"
+
+/* `state` is kept as it is; the tokenizer of `tokenizer_dir` goes along. What was there is
+ * replaced. */
+gboolean checkpoint_write(const char *dir, const Trainer *trainer, const json_t *state,
+                          const char *tokenizer_dir, GError **error);
+
+/* The model alone, in f32. */
+gboolean checkpoint_write_model(const char *dir, const Trainer *trainer, GError **error);
+
+/* Weights and optimiser into a trainer of the same shape. The caller's state, or NULL. */
+json_t *checkpoint_read(const char *dir, Trainer *trainer, GError **error);

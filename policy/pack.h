@@ -1,0 +1,53 @@
+/*
+ * Groups laid out for the model: rows of a batch, spans with their caches, and which rows predict
+ * trained tokens. The whole chunks of a prompt are one span that all its rollouts continue, so a
+ * prompt is worked once in both directions whatever the size of its group.
+ *
+ *     Packer *packer = packer_new(model, rows_max, error);
+ *     packer_begin(packer, groups, n);
+ *     while (packer_next(packer, error)) ... packer->batch, cache_grads, targets
+ *
+ * Groups come in their order, cut where a batch is full. By the contract of ops.h no number of a
+ * row depends on the cut.
+ */
+#pragma once
+
+#include "policy/forward.h"
+#include "policy/rollout.h"
+
+/* Row `row` predicts token `at` of `rollout`. */
+typedef struct PackTarget {
+    int row, id, at;
+    Rollout *rollout;
+    guint number; /* of the rollout in this batch */
+} PackTarget;
+
+typedef struct Packer {
+    Batch batch;
+    OpsSpanGrad *cache_grads; /* [n_spans] zeroed */
+    PackTarget *targets;      /* [n_targets] by rollout, then by row */
+    guint n_targets, n_rollouts;
+
+    const Model *model;
+    int rows_max;
+    int *ids;
+    gint64 *positions;
+    OpsSpan *spans;
+    void **state_grads;    /* [n_spans] of the state after a prompt's span; NULL: not continued */
+    GPtrArray *page_lists; /* what spans[].pages and cache_grads[].dpages point to */
+    struct PackBlocks *blocks;
+    RolloutGroup *const *groups;
+    guint n_groups, group, next; /* cursor: rollout `next` of `group` */
+} Packer;
+
+Packer *packer_new(const Model *model, int rows_max, GError **error);
+void packer_free(Packer *packer);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Packer, packer_free)
+
+void packer_begin(Packer *packer, RolloutGroup *const *groups, guint n);
+/* Lays out the next batch. FALSE at the end, and (with `error` set) when a rollout alone is too
+ * long, or memory is short. Skipped groups and rollouts without trained tokens take no rows. */
+gboolean packer_next(Packer *packer, GError **error);
+
+/* Rows of the prompt that its rollouts share: whole chunks, the last token never among them. */
+int pack_shared(const Model *model, const RolloutGroup *group);

@@ -1,0 +1,27 @@
+/*
+ * A number for every parameter of a model: gradients, moments of the optimiser, unrounded weights.
+ */
+#pragma once
+
+#include "policy/model.h"
+
+/* All tensors, real, row-major, in the order of tensors.h; one allocation, 64-byte aligned. */
+typedef struct Params {
+    const Model *model;
+    gsize count; /* elements, the padding between tensors (always 0) included */
+    void *data;
+    gsize *offset; /* [tensors] in elements */
+} Params;
+
+/* All zero. */
+Params *params_new(const Model *model, GError **error);
+void params_free(Params *params);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Params, params_free)
+void params_zero(Params *params);
+void *params_tensor(const Params *params, guint layer, TensorSlot slot, guint expert);
+void *params_at(const Params *params, guint tensor); /* by number, as tensors_info's */
+gsize params_bytes(const Params *params);
+
+/* Out of a model's packed weights, and into them. */
+void params_get(Params *params);
+void params_set(const Params *params, Model *model);

@@ -1,0 +1,81 @@
+/*
+ * The training half: log-probabilities of rollouts, gradients of a loss over them, and the step of
+ * the optimiser. The forward pass, the chunk grid and the order of sums are those of the engine, so
+ * the log-probabilities of a rollout are the very bits that sampling recorded.
+ *
+ *     advantages(groups, n, ...);  normalise(groups, n, ...);
+ *     trainer_gradients(trainer, groups, n, &loss, &stats, error);
+ *     trainer_step(trainer, &step, &stats, error);
+ *
+ * A minibatch is cut into batches of at most rows_max rows; gradients add up over them in order, so
+ * the cut changes no bit. The model's weights change in place at a step, and its version rises.
+ */
+#pragma once
+
+#include "policy/backward.h"
+#include "policy/loss.h"
+#include "policy/pack.h"
+
+typedef struct TrainerLoss {
+    const Loss *loss;
+    LossOptions options; /* as loss_options() gives them */
+    double balance;      /* weight of the routers' auxiliary loss, see backward_balance */
+    double temperature;  /* of sampling; log-probabilities are taken at it. 0: 1 */
+} TrainerLoss;
+
+typedef struct TrainerStep {
+    AdamwStep adamw;  /* `step` is the trainer's own business */
+    double clip_norm; /* gradients longer than this are shortened to it; 0: never */
+} TrainerStep;
+
+typedef struct TrainerStats {
+    LossStats loss;
+    double grad_norm;      /* before clipping */
+    double router_peak;    /* largest load of an expert, 1: all the same */
+    guint64 rows, batches; /* worked on */
+    double forward_s, head_s, backward_s, step_s;
+    gboolean stepped;
+} TrainerStats;
+
+typedef struct Trainer {
+    Model *model;
+    Params *master, *moment1, *moment2, *grads;
+    gint64 steps; /* taken */
+
+    Packer *packer;
+    Acts *acts;
+    Backward *backward;
+    int head_rows;                             /* rows of logits at once */
+    char *hidden, *dhidden, *logits, *scratch; /* [rows, D] twice; [head_rows, V]; by target */
+    LossToken *tokens;
+} Trainer;
+
+/* Takes the model's weights as they are. Everything is allocated here. `keep`: all activations of
+ * rows_max rows, or each layer's input, from which the rest is made a second time: a third more
+ * work, no other bits. */
+Trainer *trainer_new(Model *model, int rows_max, ActsKeep keep, GError **error);
+void trainer_free(Trainer *trainer);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
+
+/* Bytes that a trainer of this shape takes, the model apart. */
+gsize trainer_bytes(const Model *model, int rows_max, ActsKeep keep);
+
+/* Log-probabilities of all trained tokens into a field of each rollout that is made if need be,
+ * under the present weights, or those of `model`, of the same shape and ops. */
+typedef enum RolloutField { ROLLOUT_ANCHOR, ROLLOUT_REF } RolloutField;
+gboolean trainer_logprobs(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
+                          guint n, double temperature, RolloutField field, GError **error);
+
+/* Called with the tokens of each batch once their coefficients stand: assay train explain. */
+typedef void (*TrainerTokensFunc)(const Packer *packer, const LossToken *tokens, gpointer user);
+
+/* Adds the gradients of the groups' loss. On an error they are zeroed: nothing is left behind. */
+gboolean trainer_gradients(Trainer *trainer, RolloutGroup *const *groups, guint n,
+                           const TrainerLoss *loss, TrainerTokensFunc func, gpointer user,
+                           TrainerStats *stats, GError **error);
+
+/* Clips, steps, zeroes the gradients. Without any trained token since the last step nothing
+ * happens: no decay of moments, no new version. A gradient that is not finite is an error that
+ * leaves weights and moments alone. */
+gboolean trainer_step(Trainer *trainer, const TrainerStep *step, TrainerStats *stats,
+                      GError **error);

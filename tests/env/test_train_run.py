@@ -1,0 +1,226 @@
+"""Training runs from end to end: tasks, warm-up, boxes, rewards, updates, checkpoints, kills.
+
+    test_train_run.py ASSAY LIBEXEC        prints TAP
+
+One small model learns a few functions by heart, so that rewards vary; then what must hold of any
+run is looked at: the same seed gives the same bits, a killed run ends like one that was left alone,
+rollout and training agree, wrong settings are refused before anything is made.
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ASSAY, LIBEXEC = sys.argv[1], sys.argv[2]
+ENV = os.environ | {"ASSAY_LIBEXEC": LIBEXEC, "OMP_WAIT_POLICY": "passive"}
+CONF = """
+[run]
+updates = 12
+checkpoint_every = 2
+[model]
+hidden = 32
+heads = 2
+kv_heads = 2
+rotary = 8
+experts = 2
+ffn = 32
+vocab = 400
+pattern = ls
+[warmup]
+updates = 120
+tokens = 1024
+gold = 0.8
+text = 0.1
+lr = 0.01
+lr_end = 0.002
+[rollout]
+groups = 6
+samples = 6
+[optim]
+minibatches = 2
+[eval]
+every = 6
+samples = 2
+tasks = 8
+"""
+
+
+def assay(*args, **more):
+    return subprocess.run([ASSAY, *args], env=ENV, text=True, capture_output=True, timeout=170,
+                          check=False, **more)
+
+
+class Lab:
+    def __init__(self, top):
+        self.top = pathlib.Path(top)
+        for split in "train", "tune":
+            done = assay("task", "generate", "repair", "--seed", "3", "--count", "24", "--split",
+                         split, "--families", "max_of_two,clamp", "--out", str(self.top / split))
+            assert done.returncode == 0, done.stderr
+        (self.top / "run.conf").write_text(CONF + f"sets = tune={self.top}/tune\n"
+                                           f"[tasks]\ntrain = {self.top}/train\n")
+
+    def command(self, name, *settings):
+        words = [ASSAY, "train", str(self.top / "run.conf"), "--set", f"run.dir={self.top / name}"]
+        for setting in settings:
+            words += ["--set", setting]
+        return words
+
+    def run(self, name, *settings):
+        return subprocess.run(self.command(name, *settings), env=ENV, text=True,
+                              capture_output=True, timeout=170, check=False)
+
+    def weights(self, name):
+        last = max((self.top / name / "checkpoints").iterdir())
+        files = sorted(p for p in last.rglob("*") if p.is_file() and p.name != "config.json")
+        return last.name, [(p.relative_to(last), p.read_bytes()) for p in files]
+
+    def rows(self, name):
+        text = (self.top / name / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def check_run(lab):
+    """a_run_learns_from_rewards_and_says_so"""
+    done = lab.run("a", "run.seed=1")
+    assert done.returncode == 0, done.stderr
+    rows = lab.rows("a")
+    rl = [row for row in rows if row["phase"] == "rl"]
+    assert [row["step"] for row in rows if row["phase"] == "warmup"] == list(range(1, 121))
+    assert [row["step"] for row in rl] == list(range(121, 133))
+    assert len([row for row in rows if row["phase"] == "eval"]) == 3
+    assert all(row["policy/logp_diff_max"] == 0 for row in rl), "rollout and training differ"
+    assert any(row["signal/groups_used"] > 0 for row in rl), "no group had a spread"
+    assert any(0 < row["reward/mean"] < 1 for row in rl)
+    assert any(row["optim/grad_norm"] > 0 for row in rl)
+    assert list((lab.top / "a" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def check_same(lab):
+    """the_same_seed_gives_the_same_bits_and_another_does_not"""
+    for name, seed in ("b", 1), ("c", 2):
+        done = lab.run(name, f"run.seed={seed}", "run.threads=1")
+        assert done.returncode == 0, done.stderr
+    assert lab.weights("a") == lab.weights("b")
+    assert lab.weights("a") != lab.weights("c")
+
+
+def check_killed(lab):
+    """a_run_that_is_killed_ends_with_the_same_weights"""
+    kills = 0
+    for attempt in range(40):
+        delay = 0.15 + attempt * 0.05
+        run = subprocess.Popen(lab.command("k", "run.seed=1", "run.checkpoint_every=1"), env=ENV,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            run.wait(delay)
+            break
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            kills += 1
+    done = lab.run("k", "run.seed=1")
+    assert done.returncode == 0, done.stderr
+    assert kills > 1, kills
+    assert lab.weights("a") == lab.weights("k")
+    steps = [(row["phase"], row["step"]) for row in lab.rows("k")]
+    assert len(steps) == len(set(steps)), "a step is there twice"
+    assert steps == [(row["phase"], row["step"]) for row in lab.rows("a")]
+
+
+def check_stopped(lab):
+    """ctrl_c_keeps_what_was_done"""
+    run = subprocess.Popen(lab.command("s", "run.seed=1", "run.updates=1000000"), env=ENV,
+                           text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    metrics = lab.top / "s" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.exists() and '"rl"' in metrics.read_text():
+            break
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, talk = run.communicate(timeout=60)
+    assert run.returncode == 130, (run.returncode, talk)
+    assert "the same command goes on" in talk
+    last = max(row["step"] for row in lab.rows("s"))
+    assert lab.weights("s")[0] == f"{last:06d}"
+
+
+def check_looking(lab):
+    """what_a_run_did_can_be_looked_at"""
+    run = str(lab.top / "a")
+    for words, wanted in ((("ls", str(lab.top)), "cispo"), (("show", run), "reward/mean"),
+                          (("compare", run, str(lab.top / "c")), "run.seed"),
+                          (("episodes", run), "--- longest"), (("explain", run), "0.")):
+        done = assay("train", *words)
+        assert done.returncode == 0, (words, done.stderr)
+        assert wanted in done.stdout, (words, done.stdout)
+    rows = [json.loads(line) for line in assay("train", "show", run, "--json").stdout.splitlines()]
+    assert rows == lab.rows("a")
+    one = json.loads(assay("train", "episodes", run, "--pick", "best", "--json").stdout)
+    assert one["reward"] in (0, 1) and "1 int " in one["prompt"]
+    assert assay("train", "explain", run, "--group", "99").returncode == 2
+    assert assay("train", "show", str(lab.top / "none")).returncode != 0
+
+
+def check_settings(lab):
+    """refill_reference_penalties_and_corrections"""
+    done = lab.run("v", "rollout.refill=3", "loss.kl=k3", "loss.kl_beta=0.5", "loss.mismatch=tis",
+                   "loss.anchor=recomputed", "rollout.cut=mask", "rollout.overlong_from=2",
+                   "rollout.overlong_penalty=0.5", "rollout.repetition=3", "loss.entropy=0.01", "loss.balance=0.01",
+                   "loss.name=dapo", "optim.epochs=2", "run.updates=4")
+    assert done.returncode == 0, done.stderr
+    rl = [row for row in lab.rows("v") if row["phase"] == "rl"]
+    assert all(value is not None for row in rl for value in row.values()), rl
+    assert rl[-1]["policy/kl_reference"] > 0
+    assert any(row["signal/groups_used"] > row["episode/steps_mean"] for row in rl)
+    assert any(row["reward/mean"] % 0.25 for row in rl), "no reward was shortened"
+    assert (lab.top / "v" / "reference" / "config.json").exists()
+
+
+def check_refusals(lab):
+    """wrong_settings_are_refused_before_anything_is_made"""
+    for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
+                          (["optim.lr=9"], "from 0 to 1"),
+                          (["tasks.train=/nowhere"], "/nowhere"),
+                          (["eval.sets=x"], "NAME=FILE"),
+                          (["optim.rows=40"], "tokens, the limit is"),
+                          (["model.path=/nowhere"], "/nowhere"),
+                          (["model.heads=5"], "multiple of model.heads")):
+        done = lab.run("r", *settings)
+        shutil.rmtree(lab.top / "r", ignore_errors=True)
+        assert done.returncode != 0 and why in done.stderr, (settings, done.stderr)
+    done = lab.run("a", "run.seed=1", "loss.name=grpo")
+    assert done.returncode != 0 and "was begun with loss.name = cispo" in done.stderr, done.stderr
+    (lab.top / "text").write_text('{"not": "a task"}\n')
+    done = lab.run("r", f"tasks.train={lab.top}/text")
+    assert done.returncode != 0 and "line 1" in done.stderr, done.stderr
+
+
+CHECKS = [check_run, check_same, check_killed, check_stopped, check_looking, check_settings,
+          check_refusals]
+
+
+def main():
+    print(f"1..{len(CHECKS)}")
+    bad = 0
+    with tempfile.TemporaryDirectory(prefix="assay-train-") as top:
+        lab = Lab(top)
+        for number, check in enumerate(CHECKS, 1):
+            try:
+                check(lab)
+                print(f"ok {number} - {check.__doc__}", flush=True)
+            except Exception as error:  # pylint: disable=broad-except
+                bad += 1
+                text = f"{type(error).__name__}: {error}"
+                print(f"not ok {number} - {check.__doc__}\n# " + text.replace("\n", "\n# ")[:4000],
+                      flush=True)
+    return bad > 0
+
+
+sys.exit(main())
