@@ -144,10 +144,11 @@ gboolean train_checkpoint(Train *t, GError **error)
     g_autofree char *name = g_strdup_printf("%06" G_GINT64_FORMAT, t->warmup + t->update);
     g_autofree char *dir = g_build_filename(all, name, NULL);
     g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
+    json_t *pending = t->pending ? train_batch_json(t->pending) : json_null();
     g_autoptr(json_t) state =
-        json_pack("{s:I, s:I, s:I, s:I, s:o}", "warmup", (json_int_t)t->warmup, "update",
+        json_pack("{s:I, s:I, s:I, s:I, s:o, s:o}", "warmup", (json_int_t)t->warmup, "update",
                   (json_int_t)t->update, "episodes", (json_int_t)t->episodes, "tokens",
-                  (json_int_t)t->tokens, "rates", rates_of(t));
+                  (json_int_t)t->tokens, "rates", rates_of(t), "pending", pending);
     g_autoptr(GPtrArray) names = NULL;
 
     if (!checkpoint_write(dir, t->trainer, state, tokenizer, error))
@@ -186,7 +187,9 @@ static gboolean resume(Train *t, GError **error)
                          json_array_size(rates), t->tasks->len);
     for (guint i = 0; i < t->tasks->len; i++)
         ((TrainTask *)t->tasks->pdata[i])->rate = json_number_value(json_array_get(rates, i));
-    return TRUE;
+    if (json_is_object(json_object_get(state, "pending")))
+        t->pending = train_batch_read(t, json_object_get(state, "pending"), error);
+    return t->pending || !json_is_object(json_object_get(state, "pending"));
 }
 
 gboolean train_reference(Train *t, GError **error)
@@ -326,6 +329,7 @@ void train_free(Train *t)
     if (!t)
         return;
     train_log_close(t->log);
+    train_batch_free(t->pending);
     engine_free(t->engine);
     trainer_free(t->trainer);
     model_free(t->reference);
