@@ -72,7 +72,7 @@ gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, 
     runtime->tokenizer = tokenizer_load(words != NULL ? words : dir, error);
     if (runtime->tokenizer == NULL)
         return FALSE;
-    runtime->model = model_load(ops_cpu(), dir, WEIGHT_BF16, error);
+    runtime->model = model_load(ops_cpu(), dir, WEIGHT_BF16, 0, error);
     if (runtime->model == NULL)
         return FALSE;
     guint valid = runtime->model->config.vocab_valid;

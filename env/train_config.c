@@ -23,6 +23,8 @@ const TrainKey train_keys[] = {
     {"run.updates", TRAIN_INT, AT(run_updates), 0, 1e9, "200", "batches of rollouts"},
     {"run.checkpoint_every", TRAIN_INT, AT(run_checkpoint_every), 1, 1e9, "50",
      "updates between checkpoints"},
+    {"run.behind", TRAIN_INT, AT(run_behind), 0, 1, "0",
+     "1: a batch is sampled before the update on the one before it"},
     {"run.threads", TRAIN_INT, AT(run_threads), 0, 1024, "0", "threads of the maths; 0: all"},
     {"model.path", TRAIN_TEXT, AT(model_path), 0, 0, "",
      "a model with its tokenizer to begin with; else a random one of the shape below"},
@@ -56,6 +58,16 @@ const TrainKey train_keys[] = {
      "tasks whose last pass rate is at most this are drawn less often"},
     {"rollout.rate_high", TRAIN_NUMBER, AT(rollout_rate_high), 0, 1, "1",
      "and those at least this"},
+    {"rollout.refill", TRAIN_INT, AT(rollout_refill), 0, 100, "0",
+     "more rounds of tasks while groups lack a spread (dynamic sampling)"},
+    {"rollout.cut", TRAIN_TEXT, AT(rollout_cut), 0, 0, "keep",
+     "episodes with a turn cut at its limit: keep, or mask them from the loss"},
+    {"rollout.repetition", TRAIN_INT, AT(rollout_repetition), 0, 1e6, "0",
+     "tokens above 0.99 in a row that end a turn; 0: never"},
+    {"rollout.overlong_from", TRAIN_INT, AT(rollout_overlong_from), 0, 1e6, "0",
+     "sampled tokens of an episode from which its reward shrinks; 0: never"},
+    {"rollout.overlong_penalty", TRAIN_NUMBER, AT(rollout_overlong_penalty), 0, 100, "1",
+     "what is taken at the limit of turns and tokens, linearly up to there"},
     {"rollout.cache_mib", TRAIN_INT, AT(rollout_cache_mib), 1, 1048576, "512",
      "caches of sequences, MiB"},
     {"rollout.rows", TRAIN_INT, AT(rollout_rows), 1, 65536, "512", "rows of an engine step"},
@@ -81,6 +93,8 @@ const TrainKey train_keys[] = {
     {"loss.kl", TRAIN_TEXT, AT(loss_kl), 0, 0, "none", "none, k2 or k3: to the weights at first"},
     {"loss.kl_beta", TRAIN_NUMBER, AT(loss_kl_beta), 0, 1e3, "0.01", "its weight"},
     {"loss.entropy", TRAIN_NUMBER, AT(loss_entropy), 0, 10, "0", "weight of a bonus for entropy"},
+    {"loss.balance", TRAIN_NUMBER, AT(loss_balance), 0, 10, "0",
+     "weight of an auxiliary loss for even loads of experts, warm-up included"},
     {"optim.lr", TRAIN_NUMBER, AT(optim_lr), 0, 1, "0.0002", "learning rate"},
     {"optim.lr_end", TRAIN_NUMBER, AT(optim_lr_end), 0, 1, "0.00002", "at the end, linearly"},
     {"optim.lr_warmup", TRAIN_INT, AT(optim_lr_warmup), 0, 1e6, "20", "steps of rising rate"},
@@ -95,6 +109,8 @@ const TrainKey train_keys[] = {
     {"optim.epochs", TRAIN_INT, AT(optim_epochs), 1, 1024, "1", "passes over a batch"},
     {"optim.rows", TRAIN_INT, AT(optim_rows), 16, 1048576, "4096",
      "rows worked on at once: memory, not results"},
+    {"optim.recompute", TRAIN_BOOL, AT(optim_recompute), 0, 0, "false",
+     "activations are made a second time instead of kept: memory, not results"},
     {"eval.sets", TRAIN_TEXT, AT(eval_sets), 0, 0, "", "NAME=FILE, ...: held-out tasks"},
     {"eval.every", TRAIN_INT, AT(eval_every), 1, 1e9, "50", "updates between evaluations"},
     {"eval.samples", TRAIN_INT, AT(eval_samples), 1, 4096, "4", "episodes of a task"},
@@ -248,6 +264,11 @@ static const char *name_anchor(int kind)
     return kind ? "recomputed" : "rollout";
 }
 
+static const char *name_cut(int kind)
+{
+    return kind ? "mask" : "keep";
+}
+
 static const char *name_loss(int kind)
 {
     return losses[kind]->name;
@@ -286,7 +307,8 @@ static gboolean check(const TrainConfig *c, GError **error)
         !check_word("loss.mismatch", c->loss_mismatch, FALSE, name_mismatch, MISMATCH_KINDS,
                     error) ||
         !check_word("loss.kl", c->loss_kl, FALSE, name_kl, KL_KINDS, error) ||
-        !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error))
+        !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error) ||
+        !check_word("rollout.cut", c->rollout_cut, FALSE, name_cut, 2, error))
         return FALSE;
     if (!*c->model_pattern || !softmax)
         return error_set(error, ASSAY_ERROR_INPUT,

@@ -22,6 +22,8 @@ typedef struct {
     GArray *ids, *mask, *mu; /* after the prompt; gint32, guint8, float */
     guint turn, turn_from;   /* of the turn that is sampled: its number, its first token */
     FinishReason finish;     /* of that turn */
+    gboolean was_cut;        /* some turn ended at its limit */
+    gint64 sampled;          /* tokens */
     double reward;
 } Sample;
 
@@ -62,6 +64,7 @@ static gboolean on_sample_token(Sample *sample, const EngineToken *token)
         g_array_append_val(sample->ids, token->token.id);
         g_array_append_val(sample->mask, one);
         g_array_append_val(sample->mu, token->token.logprob);
+        sample->sampled++;
         sample->all->stats->tokens++;
     }
     if (token->finish != FINISH_NONE) {
@@ -91,6 +94,7 @@ static EngineRequest request_of(const Rolling *all, const int *prompt, gint64 pr
                            .n = 1,
                            .tokens_max = all->options->tokens_max,
                            .params = {.temperature = all->options->temperature},
+                           .repetition = all->options->repetition,
                            .stops = &all->eos,
                            .n_stops = 1};
 }
@@ -127,11 +131,23 @@ static gboolean turn_begin(Sample *sample, GError **error)
 
 /* ---- answers ---- */
 
+/* DAPO's soft penalty for length (arXiv 2503.14476, 3.4), before any statistics of the group. */
+static double overlong(const Sample *sample)
+{
+    const RolloutOptions *o = sample->all->options;
+    gint64 most = o->turns * o->tokens_max;
+
+    if (o->overlong_from == 0 || sample->sampled <= o->overlong_from || most <= o->overlong_from)
+        return 0;
+    return o->overlong_penalty * (double)(sample->sampled - o->overlong_from) /
+           (double)(most - o->overlong_from);
+}
+
 static void episode_end(Sample *sample, double reward)
 {
     RolloutStats *stats = sample->all->stats;
 
-    sample->reward = reward;
+    sample->reward = reward - overlong(sample);
     sample->all->open--;
     stats->episodes++;
     stats->unscorable += isnan(reward) != 0;
@@ -208,7 +224,9 @@ static void turn_read(Sample *sample)
     g_autoptr(json_t) calls = NULL, changes = NULL;
 
     all->stats->turns++;
-    all->stats->cut += sample->finish != FINISH_STOP;
+    sample->was_cut |= sample->finish == FINISH_LENGTH;
+    all->stats->cut += sample->finish == FINISH_LENGTH;
+    all->stats->repeated += sample->finish == FINISH_REPETITION;
     if (sample->finish == FINISH_STOP &&
         tokenizer_decode(all->roller->tokenizer,
                          &g_array_index(sample->ids, gint32, sample->turn_from), n, TOKENS_PLAIN,
@@ -281,6 +299,7 @@ static RolloutGroup *group_of(const Rolling *all, guint first)
                      (int)sample->ids->len);
         group->rollouts[s].unscorable = isnan(sample->reward) != 0;
         group->rollouts[s].reward = group->rollouts[s].unscorable ? 0 : sample->reward;
+        group->rollouts[s].no_loss = all->options->mask_cut && sample->was_cut;
     }
     return group;
 }

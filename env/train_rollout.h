@@ -14,18 +14,22 @@
 
 typedef struct RolloutOptions {
     guint samples, turns;
-    gint64 tokens_max;  /* of a turn */
-    double temperature; /* 0: greedy */
+    gint64 tokens_max;       /* of a turn */
+    gint64 repetition;       /* see EngineRequest; 0: never */
+    gboolean mask_cut;       /* episodes with a turn that was cut train nothing */
+    gint64 overlong_from;    /* sampled tokens from which the reward shrinks; 0: never */
+    double overlong_penalty; /* taken at turns * tokens_max, linearly up to there (DAPO) */
+    double temperature;      /* 0: greedy */
     guint64 seed;
 } RolloutOptions;
 
 typedef struct RolloutStats {
     guint episodes, turns, invalid, cut; /* turns that said no action; that ran out of tokens */
     guint passed, passed_first;          /* at all; by the first turn */
-    guint unscorable;
-    guint64 tokens;  /* sampled */
-    double sample_s; /* in the engine */
-    double wait_s;   /* for tests, with nothing to sample */
+    guint unscorable, repeated;          /* repeated: turns that the repetition stop ended */
+    guint64 tokens;                      /* sampled */
+    double sample_s;                     /* in the engine */
+    double wait_s;                       /* for tests, with nothing to sample */
 } RolloutStats;
 
 typedef struct Roller {

@@ -100,11 +100,12 @@ static Model *model_for(const Train *t, GError **error)
     ModelConfig config;
 
     if (*t->config->model_path)
-        return model_load(ops_cpu(), t->config->model_path, WEIGHT_REAL, error);
+        return model_load(ops_cpu(), t->config->model_path, WEIGHT_REAL,
+                          (guint)t->config->model_chunk, error);
     if (!shape_of(t, &config, error) ||
         !(weights = init_weights(&config, (guint64)t->config->run_seed, TENSOR_F32, error)))
         return NULL;
-    return model_from_weights(ops_cpu(), weights, WEIGHT_REAL, error);
+    return model_from_weights(ops_cpu(), weights, WEIGHT_REAL, 0, error);
 }
 
 /* ---- checkpoints ---- */
@@ -143,10 +144,11 @@ gboolean train_checkpoint(Train *t, GError **error)
     g_autofree char *name = g_strdup_printf("%06" G_GINT64_FORMAT, t->warmup + t->update);
     g_autofree char *dir = g_build_filename(all, name, NULL);
     g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
+    json_t *pending = t->pending ? train_batch_json(t->pending) : json_null();
     g_autoptr(json_t) state =
-        json_pack("{s:I, s:I, s:I, s:I, s:o}", "warmup", (json_int_t)t->warmup, "update",
+        json_pack("{s:I, s:I, s:I, s:I, s:o, s:o}", "warmup", (json_int_t)t->warmup, "update",
                   (json_int_t)t->update, "episodes", (json_int_t)t->episodes, "tokens",
-                  (json_int_t)t->tokens, "rates", rates_of(t));
+                  (json_int_t)t->tokens, "rates", rates_of(t), "pending", pending);
     g_autoptr(GPtrArray) names = NULL;
 
     if (!checkpoint_write(dir, t->trainer, state, tokenizer, error))
@@ -185,7 +187,21 @@ static gboolean resume(Train *t, GError **error)
                          json_array_size(rates), t->tasks->len);
     for (guint i = 0; i < t->tasks->len; i++)
         ((TrainTask *)t->tasks->pdata[i])->rate = json_number_value(json_array_get(rates, i));
-    return TRUE;
+    if (json_is_object(json_object_get(state, "pending")))
+        t->pending = train_batch_read(t, json_object_get(state, "pending"), error);
+    return t->pending || !json_is_object(json_object_get(state, "pending"));
+}
+
+gboolean train_reference(Train *t, GError **error)
+{
+    g_autofree char *dir = g_build_filename(t->dir, "reference", NULL);
+
+    if (!strcmp(t->config->loss_kl, "none"))
+        return TRUE;
+    if (!g_file_test(dir, G_FILE_TEST_IS_DIR) && !checkpoint_write_model(dir, t->trainer, error))
+        return FALSE;
+    t->reference = model_load(ops_cpu(), dir, WEIGHT_REAL, (guint)t->config->model_chunk, error);
+    return t->reference != NULL;
 }
 
 /* ---- the run's directory ---- */
@@ -194,8 +210,9 @@ static gboolean resume(Train *t, GError **error)
 static gboolean may_change(const char *name)
 {
     static const char *const names[] = {
-        "run.updates",  "run.checkpoint_every", "run.threads", "run.dir",    "eval.every",
-        "eval.samples", "eval.tasks",           "eval.sets",   "optim.rows", NULL};
+        "run.updates", "run.checkpoint_every", "run.threads", "run.dir",
+        "eval.every",  "eval.samples",         "eval.tasks",  "eval.sets",
+        "optim.rows",  "optim.recompute",      NULL};
 
     return g_strv_contains(names, name);
 }
@@ -280,7 +297,9 @@ static gboolean build(Train *t, GError **error)
 
     return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
            (t->model = model_for(t, error)) != NULL &&
-           (t->trainer = trainer_new(t->model, (int)c->optim_rows, error)) != NULL &&
+           (t->trainer = trainer_new(t->model, (int)c->optim_rows,
+                                     c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
+                                     error)) != NULL &&
            resume(t, error) && (t->engine = engine_new(t->model, &limits, error)) != NULL &&
            (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
 }
@@ -310,8 +329,10 @@ void train_free(Train *t)
     if (!t)
         return;
     train_log_close(t->log);
+    train_batch_free(t->pending);
     engine_free(t->engine);
     trainer_free(t->trainer);
+    model_free(t->reference);
     model_free(t->model);
     tokenizer_free(t->tokenizer);
     for (guint i = 0; i < t->sets->len; i++) {

@@ -6,7 +6,8 @@
  *
  * Invariants
  *  1. Gradients of weights are added to; of activations, overwritten.
- *  2. Activations are read as forward kept them: nothing is made anew here.
+ *  2. Activations are read as forward kept them, or made anew from each layer's kept input: the
+ *     same bits.
  *
  * Not here: losses, the optimiser.
  */
@@ -27,6 +28,7 @@ struct Backward {
     void *dact, *dout;                 /* [R, 2 F], [R, D] */
     void *states;                      /* scratch of lightning_bwd */
     void **dw1, **dw3, **dw2;          /* [E] */
+    double balance;                    /* weight of even loads */
     char *memory;
 };
 
@@ -101,6 +103,11 @@ Backward *backward_new(const Model *m, int rows_max, int64_t positions_max, GErr
     b->dw3 = g_new0(void *, experts);
     b->dw2 = g_new0(void *, experts);
     return g_steal_pointer(&b);
+}
+
+void backward_balance(Backward *b, double weight)
+{
+    b->balance = weight;
 }
 
 void backward_free(Backward *b)
@@ -181,6 +188,8 @@ static void experts_bwd(Backward *b, const Model *m, Params *g, guint l, const L
                     s->expert_out, s->route, &s->plan, &mats, b->dact, b->dout);
     m->ops->route_bwd(b->drouter, b->droute, s->choice, s->route, rows, (int)c->experts,
                       (int)c->experts_per_token);
+    if (b->balance > 0)
+        m->ops->route_balance_bwd(b->drouter, s->router, &s->plan, b->balance);
     linear_bwd(m, b->dh, params_tensor(g, l, SLOT_ROUTER, 0), b->drouter, s->g, &w->router, rows,
                1);
 }
@@ -222,16 +231,19 @@ void backward_logits(const Model *m, Params *g, void *dhidden, const void *dlogi
     linear_bwd(m, dhidden, params_tensor(g, 0, SLOT_HEAD, 0), dlogits, hidden, &m->head, rows, 0);
 }
 
-void backward(Backward *b, const Model *m, Params *g, const Acts *acts, const Batch *batch,
+void backward(Backward *b, const Model *m, Params *g, Acts *acts, const Batch *batch,
               const OpsSpanGrad *cache_grads, const void *dhidden)
 {
     const ModelConfig *c = &m->config;
 
-    g_assert(acts->keep);
+    g_assert(acts->keep != ACTS_KEEP_NOTHING);
     m->ops->rmsnorm_bwd(b->dx, params_tensor(g, 0, SLOT_FINAL_NORM, 0), dhidden, acts->x_out,
                         acts->rstd_final, m->final_norm, batch->rows, (int)c->hidden);
-    for (guint l = c->layers; l-- > 0;)
+    for (guint l = c->layers; l-- > 0;) {
+        if (acts->keep == ACTS_KEEP_INPUTS)
+            forward_layer(m, acts, l, batch);
         layer_bwd(b, m, g, l, &acts->layers[l], batch, cache_grads);
+    }
     m->ops->embed_bwd(params_tensor(g, 0, SLOT_EMBED, 0), b->dx, batch->ids, batch->rows,
                       (int)c->hidden);
 }

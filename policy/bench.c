@@ -235,7 +235,7 @@ static void run_step(gpointer data)
     forward_logits(s->bench->model, s->logits, s->acts->hidden, (int)s->seqs->len);
 }
 
-static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 context, gboolean keep,
+static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 context, ActsKeep keep,
                       GError **error)
 {
     const ModelConfig *c = &b->model->config;
@@ -328,7 +328,7 @@ static double step_flops(const Step *s)
 static gboolean measure_step(const Bench *b, const char *group, int sequences, int rows_each,
                              gint64 context, GError **error)
 {
-    Step *s = step_new(b, sequences, rows_each, context, FALSE, error);
+    Step *s = step_new(b, sequences, rows_each, context, ACTS_KEEP_NOTHING, error);
     double seconds, bound, tokens = (double)sequences * rows_each;
 
     if (!s->acts) {
@@ -379,7 +379,7 @@ static Train *train_new(const Bench *b, GError **error)
     Train *t = g_new0(Train, 1);
 
     t->dpages = g_ptr_array_new_with_free_func(free);
-    t->step = step_new(b, 1, TRAIN_ROWS, 0, TRUE, error);
+    t->step = step_new(b, 1, TRAIN_ROWS, 0, ACTS_KEEP_ALL, error);
     t->backward = t->step->acts ? backward_new(m, TRAIN_ROWS, TRAIN_ROWS, error) : NULL;
     t->grads = t->backward ? params_new(m, error) : NULL;
     if (!t->grads) {

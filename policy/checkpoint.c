@@ -78,7 +78,7 @@ static gboolean optimizer_write(const char *dir, const Trainer *t, GError **erro
     return ok;
 }
 
-static gboolean model_write(const char *dir, const Trainer *t, GError **error)
+gboolean checkpoint_write_model(const char *dir, const Trainer *t, GError **error)
 {
     const ModelConfig *config = &t->model->config;
     g_autoptr(Weights) weights = weights_new(config, TENSOR_F32, error);
@@ -134,7 +134,7 @@ static gboolean write_parts(const char *dir, const Trainer *t, const json_t *sta
 
     if (g_mkdir_with_parents(dir, 0755) != 0)
         return error_set_errno(error, errno, "%s", dir);
-    return model_write(model, t, error) && tokenizer_copy(tokenizer_dir, model, error) &&
+    return checkpoint_write_model(model, t, error) && tokenizer_copy(tokenizer_dir, model, error) &&
            optimizer_write(optimizer, t, error) && state_write(dir, t, state, error);
 }
 

@@ -19,5 +19,8 @@
 gboolean checkpoint_write(const char *dir, const Trainer *trainer, const json_t *state,
                           const char *tokenizer_dir, GError **error);
 
+/* The model alone, in f32. */
+gboolean checkpoint_write_model(const char *dir, const Trainer *trainer, GError **error);
+
 /* Weights and optimiser into a trainer of the same shape. The caller's state, or NULL. */
 json_t *checkpoint_read(const char *dir, Trainer *trainer, GError **error);

@@ -107,7 +107,7 @@ Engine *engine_new(Model *model, const EngineLimits *limits, GError **error)
     e->logp = g_new0(float, HEAD_ROWS);
     e->zeros = g_new0(int, HEAD_ROWS);
     e->entries = g_new0(SampleEntry, c->vocab);
-    e->acts = acts_new(model, e->limits.rows_max, FALSE, error);
+    e->acts = acts_new(model, e->limits.rows_max, ACTS_KEEP_NOTHING, error);
     return e->acts ? g_steal_pointer(&e) : NULL;
 }
 

@@ -5,7 +5,8 @@
  *  1. Nothing here looks at numbers: every value is made by an op, so the numerics contract of
  *     ops.h is the contract of the model.
  *  2. No allocation: activations live in Acts, sized once.
- *  3. Without `keep` the layers share their activations, and a layer may overwrite its input.
+ *  3. Layers that keep nothing share their room, and a layer may overwrite its input.
+ *  4. A layer run again from its input writes the bits that stand there.
  *
  * Not here: caches and scheduling (engine.c), the reverse (backward.c).
  */
@@ -100,17 +101,38 @@ static void layer_lay_out(LayerActs *layer, const Model *model, int kind, int ro
     layer->plan.offsets = arena_take(base, used, (c->experts + 1) * sizeof(int));
 }
 
+/* Room of the layers: one each, or one that all share (but for inputs that are kept). */
+static void layers_lay_out(Acts *acts, const Model *model, int rows, ActsKeep keep, char *base,
+                           gsize *used)
+{
+    const ModelConfig *c = &model->config;
+    gsize width = (gsize)rows * c->hidden * ops_real_size(model->ops->real);
+
+    for (guint l = 0; l < c->layers; l++) {
+        LayerActs *layer = acts ? &acts->layers[l] : NULL;
+
+        if (keep == ACTS_KEEP_ALL || l == 0)
+            layer_lay_out(layer, model, keep == ACTS_KEEP_ALL ? c->kinds[l] : -1, rows, base, used);
+        else if (acts)
+            *layer = acts->layers[0];
+        if (keep == ACTS_KEEP_INPUTS && l > 0) {
+            void *x_in = arena_take(base, used, width);
+
+            if (acts)
+                layer->x_in = x_in;
+        }
+    }
+}
+
 /* Lays everything out from `base`; with NULLs only counts the bytes. */
-static gsize lay_out(Acts *acts, const Model *model, int rows, gboolean keep, char *base)
+static gsize lay_out(Acts *acts, const Model *model, int rows, ActsKeep keep, char *base)
 {
     const ModelConfig *c = &model->config;
     gsize real = ops_real_size(model->ops->real), used = 0;
     gsize width = (gsize)rows * c->hidden * real;
     void *x_out, *hidden, *rstd;
 
-    for (guint l = 0; l < (keep ? c->layers : 1); l++)
-        layer_lay_out(acts ? &acts->layers[l] : NULL, model, keep ? c->kinds[l] : -1, rows, base,
-                      &used);
+    layers_lay_out(acts, model, rows, keep, base, &used);
     x_out = arena_take(base, &used, width);
     hidden = arena_take(base, &used, width);
     rstd = arena_take(base, &used, (gsize)rows * real);
@@ -118,18 +140,16 @@ static gsize lay_out(Acts *acts, const Model *model, int rows, gboolean keep, ch
         acts->x_out = x_out;
         acts->hidden = hidden;
         acts->rstd_final = rstd;
-        for (guint l = 1; !keep && l < c->layers; l++)
-            acts->layers[l] = acts->layers[0];
     }
     return used;
 }
 
-gsize acts_bytes(const Model *model, int rows_max, gboolean keep)
+gsize acts_bytes(const Model *model, int rows_max, ActsKeep keep)
 {
     return lay_out(NULL, model, rows_max, keep, NULL);
 }
 
-Acts *acts_new(const Model *model, int rows_max, gboolean keep, GError **error)
+Acts *acts_new(const Model *model, int rows_max, ActsKeep keep, GError **error)
 {
     g_autoptr(Acts) acts = g_new0(Acts, 1);
 
@@ -210,30 +230,42 @@ static void experts(const Model *m, guint l, LayerActs *s, const Batch *b, void 
     ops->moe_down_fwd(y, s->expert_out, s->act, s->route, &s->plan, &mats);
 }
 
+/* Where layer l leaves its output. */
+static void *output_of(const Model *m, Acts *acts, guint l)
+{
+    return l + 1 < m->config.layers ? acts->layers[l + 1].x_in : acts->x_out;
+}
+
+void forward_layer(const Model *m, Acts *acts, guint l, const Batch *b)
+{
+    const ModelConfig *c = &m->config;
+    const Ops *ops = m->ops;
+    const LayerWeights *w = &m->layers[l];
+    LayerActs *s = &acts->layers[l];
+    void *next = output_of(m, acts, l);
+    gboolean softmax = c->kinds[l] == ATTENTION_SOFTMAX;
+    gsize width = (gsize)b->rows * c->hidden;
+
+    ops->rmsnorm_fwd(s->h, s->rstd_in, s->x_in, w->input_norm, b->rows, (int)c->hidden,
+                     c->norm_eps);
+    (softmax ? attention_softmax : attention_lightning)(m, l, s, b, s->x_mid);
+    ops->axpby(s->x_mid, softmax ? c->alpha_full : c->alpha_linear, s->h,
+               softmax ? c->beta_full : c->beta_linear, width);
+    ops->rmsnorm_fwd(s->g, s->rstd_post, s->x_mid, w->post_norm, b->rows, (int)c->hidden,
+                     c->norm_eps);
+    experts(m, l, s, b, next);
+    ops->axpby(next, c->alpha_mlp, s->g, c->beta_mlp, width);
+}
+
 void forward(const Model *m, Acts *acts, const Batch *b)
 {
     const ModelConfig *c = &m->config;
     const Ops *ops = m->ops;
-    gsize width = (gsize)b->rows * c->hidden;
 
     g_assert(b->rows <= acts->rows_max);
     ops->embed_fwd(acts->layers[0].x_in, &m->embed, b->ids, b->rows);
-    for (guint l = 0; l < c->layers; l++) {
-        const LayerWeights *w = &m->layers[l];
-        LayerActs *s = &acts->layers[l];
-        void *next = l + 1 < c->layers ? acts->layers[l + 1].x_in : acts->x_out;
-        gboolean softmax = c->kinds[l] == ATTENTION_SOFTMAX;
-
-        ops->rmsnorm_fwd(s->h, s->rstd_in, s->x_in, w->input_norm, b->rows, (int)c->hidden,
-                         c->norm_eps);
-        (softmax ? attention_softmax : attention_lightning)(m, l, s, b, s->x_mid);
-        ops->axpby(s->x_mid, softmax ? c->alpha_full : c->alpha_linear, s->h,
-                   softmax ? c->beta_full : c->beta_linear, width);
-        ops->rmsnorm_fwd(s->g, s->rstd_post, s->x_mid, w->post_norm, b->rows, (int)c->hidden,
-                         c->norm_eps);
-        experts(m, l, s, b, next);
-        ops->axpby(next, c->alpha_mlp, s->g, c->beta_mlp, width);
-    }
+    for (guint l = 0; l < c->layers; l++)
+        forward_layer(m, acts, l, b);
     ops->rmsnorm_fwd(acts->hidden, acts->rstd_final, acts->x_out, m->final_norm, b->rows,
                      (int)c->hidden, c->norm_eps);
 }

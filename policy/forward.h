@@ -37,12 +37,19 @@ typedef struct LayerActs {
     MoePlan plan;
 } LayerActs;
 
-/* Room for the activations of `rows_max` rows. Kept for every layer (training), or for one. */
+/* What is kept of a forward pass. */
+typedef enum ActsKeep {
+    ACTS_KEEP_NOTHING = 0, /* layers share their room: inference */
+    ACTS_KEEP_INPUTS,      /* each layer's input; backward makes the rest anew, layer by layer */
+    ACTS_KEEP_ALL,
+} ActsKeep;
+
+/* Room for the activations of `rows_max` rows. */
 typedef struct Acts {
     const Model *model;
     int rows_max;
-    gboolean keep;
-    LayerActs *layers; /* [layers]; without `keep` all the same but for nothing */
+    ActsKeep keep;
+    LayerActs *layers; /* [layers]; what is not kept is the same room for all */
     void *x_out;       /* [T, D] output of the last layer */
     void *hidden;      /* [T, D] after the final norm */
     void *rstd_final;  /* [T] */
@@ -50,12 +57,16 @@ typedef struct Acts {
     gsize bytes;
 } Acts;
 
-Acts *acts_new(const Model *model, int rows_max, gboolean keep, GError **error);
+Acts *acts_new(const Model *model, int rows_max, ActsKeep keep, GError **error);
 void acts_free(Acts *acts);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Acts, acts_free)
 
 /* Bytes that acts_new would take. */
-gsize acts_bytes(const Model *model, int rows_max, gboolean keep);
+gsize acts_bytes(const Model *model, int rows_max, ActsKeep keep);
+
+/* Layer l from its input: fills acts->layers[l] and the next layer's input. It may be run again with
+ * the same result where no span's state_in is the state_out of itself or of a later span. */
+void forward_layer(const Model *model, Acts *acts, guint l, const Batch *batch);
 
 /* Runs the layers; acts->hidden then holds the normed output of every row. */
 void forward(const Model *model, Acts *acts, const Batch *batch);

@@ -268,28 +268,29 @@ void model_get(const Model *m, const TensorInfo *t, void *rows)
         memcpy(rows, *model_vector(m, t), t->count * ops_real_size(m->ops->real));
 }
 
-Model *model_from_weights(const Ops *ops, const Weights *weights, WeightFormat format,
+Model *model_from_weights(const Ops *ops, const Weights *weights, WeightFormat format, guint chunk,
                           GError **error)
 {
-    const ModelConfig *config = weights_config(weights);
+    ModelConfig config = *weights_config(weights);
     Model *m;
 
     g_assert(weights_dtype(weights) == (ops->real == OPS_F64 ? TENSOR_F64 : TENSOR_F32));
-    m = model_new(ops, config, format, error);
-    for (guint i = 0; m && i < tensors_count(config); i++) {
-        TensorInfo t = tensors_info(config, i);
+    config.chunk = chunk ? chunk : config.chunk;
+    m = model_new(ops, &config, format, error);
+    for (guint i = 0; m && i < tensors_count(&config); i++) {
+        TensorInfo t = tensors_info(&config, i);
 
         model_set(m, &t, weights_at(weights, i));
     }
     return m;
 }
 
-Model *model_load(const Ops *ops, const char *dir, WeightFormat format, GError **error)
+Model *model_load(const Ops *ops, const char *dir, WeightFormat format, guint chunk, GError **error)
 {
     g_autoptr(Weights) weights =
         weights_load(dir, ops->real == OPS_F64 ? TENSOR_F64 : TENSOR_F32, error);
 
-    return weights ? model_from_weights(ops, weights, format, error) : NULL;
+    return weights ? model_from_weights(ops, weights, format, chunk, error) : NULL;
 }
 
 const char *model_digest(Model *m)

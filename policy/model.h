@@ -2,7 +2,7 @@
  * A model of the MiniMax-M1 architecture in memory: packed weights by layer, and the layout of the
  * caches that its sequences need. The maths over them is in forward.c.
  *
- *     g_autoptr(Model) model = model_load(ops_cpu(), "models/tiny", WEIGHT_BF16, error);
+ *     g_autoptr(Model) model = model_load(ops_cpu(), "models/tiny", WEIGHT_BF16, 0, error);
  *
  * Names and shapes of the tensors: tensors.h.
  */
@@ -54,11 +54,13 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Model, model_free)
 void model_set(Model *model, const TensorInfo *tensor, const void *rows);
 void model_get(const Model *model, const TensorInfo *tensor, void *rows);
 
-/* The same for all of them. `weights` is in the type of the ops (F32, F64) and may be freed. */
-Model *model_from_weights(const Ops *ops, const Weights *weights, WeightFormat format,
+/* The same for all of them. `weights` is in the type of the ops (F32, F64) and may be freed. `chunk`
+ * is that of its caches and sums, part of the numerics; 0: the config's. */
+Model *model_from_weights(const Ops *ops, const Weights *weights, WeightFormat format, guint chunk,
                           GError **error);
 /* config.json and checkpoint of a directory. */
-Model *model_load(const Ops *ops, const char *dir, WeightFormat format, GError **error);
+Model *model_load(const Ops *ops, const char *dir, WeightFormat format, guint chunk,
+                  GError **error);
 
 /* SHA-256 of the packed weights, in hex: reads all of them once for every version. */
 const char *model_digest(Model *model);

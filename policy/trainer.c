@@ -58,14 +58,14 @@ static Sizes sizes_of(const Model *m, int rows_max)
                    .scratch = SCRATCHES * rows * real};
 }
 
-gsize trainer_bytes(const Model *m, int rows_max)
+gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep)
 {
     Sizes s = sizes_of(m, rows_max);
     gsize params = 0;
 
     for (guint i = 0; i < tensors_count(&m->config); i++)
         params += tensors_info(&m->config, i).count;
-    return 4 * params * ops_real_size(m->ops->real) + acts_bytes(m, rows_max, TRUE) +
+    return 4 * params * ops_real_size(m->ops->real) + acts_bytes(m, rows_max, keep) +
            backward_bytes(m, rows_max, rows_max) + 2 * s.hidden + s.logits + s.scratch +
            (gsize)rows_max * sizeof(LossToken);
 }
@@ -81,7 +81,7 @@ static char *room(gsize bytes, GError **error)
     return memory;
 }
 
-Trainer *trainer_new(Model *m, int rows_max, GError **error)
+Trainer *trainer_new(Model *m, int rows_max, ActsKeep keep, GError **error)
 {
     g_autoptr(Trainer) t = g_new0(Trainer, 1);
     Sizes s = sizes_of(m, rows_max);
@@ -91,7 +91,7 @@ Trainer *trainer_new(Model *m, int rows_max, GError **error)
     if (!(t->master = params_new(m, error)) || !(t->moment1 = params_new(m, error)) ||
         !(t->moment2 = params_new(m, error)) || !(t->grads = params_new(m, error)) ||
         !(t->packer = packer_new(m, rows_max, error)) ||
-        !(t->acts = acts_new(m, rows_max, TRUE, error)) ||
+        !(t->acts = acts_new(m, rows_max, keep, error)) ||
         !(t->backward = backward_new(m, rows_max, rows_max, error)) ||
         !(t->hidden = room(s.hidden, error)) || !(t->dhidden = room(s.hidden, error)) ||
         !(t->logits = room(s.logits, error)) || !(t->scratch = room(s.scratch, error)))
@@ -142,9 +142,8 @@ static void gather(const Trainer *t, char *packed, char *rows, gboolean back)
 }
 
 /* Logits of the targets from `from` on, in t->logits; returns how many. */
-static int tile_logits(Trainer *t, guint from, int *ids)
+static int tile_logits(Trainer *t, const Model *m, guint from, int *ids)
 {
-    const Model *m = t->model;
     gsize width = m->config.hidden * ops_real_size(m->ops->real);
     int n = (int)MIN((guint)t->head_rows, t->packer->n_targets - from);
 
@@ -154,17 +153,17 @@ static int tile_logits(Trainer *t, guint from, int *ids)
     return n;
 }
 
-static void head_forward(Trainer *t, double temperature)
+static void head_forward(Trainer *t, const Model *m, double temperature)
 {
-    const ModelConfig *c = &t->model->config;
+    const ModelConfig *c = &m->config;
     int ids[HEAD_ROWS_MAX], n;
 
     gather(t, t->hidden, t->acts->hidden, FALSE);
     for (guint from = 0; from < t->packer->n_targets; from += (guint)n) {
-        n = tile_logits(t, from, ids);
-        t->model->ops->logprob_fwd(scratch_at(t, LOGP, from), scratch_at(t, LSE, from),
-                                   scratch_at(t, ENTROPY, from), t->logits, ids, n, (int)c->vocab,
-                                   (int)c->vocab_valid, temperature);
+        n = tile_logits(t, m, from, ids);
+        m->ops->logprob_fwd(scratch_at(t, LOGP, from), scratch_at(t, LSE, from),
+                            scratch_at(t, ENTROPY, from), t->logits, ids, n, (int)c->vocab,
+                            (int)c->vocab_valid, temperature);
     }
 }
 
@@ -177,7 +176,7 @@ static void head_backward(Trainer *t, double temperature, gboolean bonus)
 
     for (guint from = 0; from < t->packer->n_targets; from += (guint)n) {
         if (again) {
-            n = tile_logits(t, from, ids);
+            n = tile_logits(t, t->model, from, ids);
         } else { /* the one tile still stands */
             n = (int)t->packer->n_targets;
             for (int i = 0; i < n; i++)
@@ -205,16 +204,33 @@ static double lap(gint64 *since)
     return (double)spent / 1e6;
 }
 
-static void batch_forward(Trainer *t, double temperature, TrainerStats *stats)
+/* The most choices that an expert of any layer got, in multiples of an even share; of the last
+ * layer alone where the others' are not kept. */
+static double router_peak(const Trainer *t, const Model *m)
+{
+    double even = (double)t->packer->batch.rows * m->config.experts_per_token / m->config.experts;
+    int most = 0;
+
+    for (guint l = 0; l < m->config.layers; l++) {
+        const int *offsets = t->acts->layers[l].plan.offsets;
+
+        for (guint e = 0; e < m->config.experts; e++)
+            most = MAX(most, offsets[e + 1] - offsets[e]);
+    }
+    return most / even;
+}
+
+static void batch_forward(Trainer *t, const Model *m, double temperature, TrainerStats *stats)
 {
     gint64 since = g_get_monotonic_time();
 
-    forward(t->model, t->acts, &t->packer->batch);
+    forward(m, t->acts, &t->packer->batch);
     stats->forward_s += lap(&since);
-    head_forward(t, temperature);
+    head_forward(t, m, temperature);
     stats->head_s += lap(&since);
     stats->rows += (guint64)t->packer->batch.rows;
     stats->batches++;
+    stats->router_peak = MAX(stats->router_peak, router_peak(t, m));
 }
 
 static float **field_of(Rollout *r, RolloutField field)
@@ -222,15 +238,15 @@ static float **field_of(Rollout *r, RolloutField field)
     return field == ROLLOUT_ANCHOR ? &r->anchor : &r->ref;
 }
 
-gboolean trainer_logprobs(Trainer *t, RolloutGroup *const *groups, guint n, double temperature,
-                          RolloutField field, GError **error)
+gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
+                          double temperature, RolloutField field, GError **error)
 {
     GError *local = NULL;
     TrainerStats stats = {0};
 
     packer_begin(t->packer, groups, n);
     while (packer_next(t->packer, &local)) {
-        batch_forward(t, temperature > 0 ? temperature : 1, &stats);
+        batch_forward(t, model ? model : t->model, temperature > 0 ? temperature : 1, &stats);
         for (guint i = 0; i < t->packer->n_targets; i++) {
             const PackTarget *target = &t->packer->targets[i];
             float **to = field_of(target->rollout, field);
@@ -283,11 +299,12 @@ gboolean trainer_gradients(Trainer *t, RolloutGroup *const *groups, guint n,
     double temperature = loss->temperature > 0 ? loss->temperature : 1;
     GError *local = NULL;
 
+    backward_balance(t->backward, loss->balance);
     packer_begin(t->packer, groups, n);
     while (packer_next(t->packer, &local)) {
         gint64 since;
 
-        batch_forward(t, temperature, stats);
+        batch_forward(t, t->model, temperature, stats);
         if (!coefficients(t, loss, stats, &local))
             break;
         if (func)

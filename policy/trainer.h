@@ -19,6 +19,7 @@
 typedef struct TrainerLoss {
     const Loss *loss;
     LossOptions options; /* as loss_options() gives them */
+    double balance;      /* weight of the routers' auxiliary loss, see backward_balance */
     double temperature;  /* of sampling; log-probabilities are taken at it. 0: 1 */
 } TrainerLoss;
 
@@ -30,6 +31,7 @@ typedef struct TrainerStep {
 typedef struct TrainerStats {
     LossStats loss;
     double grad_norm;      /* before clipping */
+    double router_peak;    /* largest load of an expert, 1: all the same */
     guint64 rows, batches; /* worked on */
     double forward_s, head_s, backward_s, step_s;
     gboolean stepped;
@@ -48,19 +50,21 @@ typedef struct Trainer {
     LossToken *tokens;
 } Trainer;
 
-/* Takes the model's weights as they are. Everything is allocated here. */
-Trainer *trainer_new(Model *model, int rows_max, GError **error);
+/* Takes the model's weights as they are. Everything is allocated here. `keep`: all activations of
+ * rows_max rows, or each layer's input, from which the rest is made a second time: a third more
+ * work, no other bits. */
+Trainer *trainer_new(Model *model, int rows_max, ActsKeep keep, GError **error);
 void trainer_free(Trainer *trainer);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
 
 /* Bytes that a trainer of this shape takes, the model apart. */
-gsize trainer_bytes(const Model *model, int rows_max);
+gsize trainer_bytes(const Model *model, int rows_max, ActsKeep keep);
 
-/* Log-probabilities of all trained tokens under the present weights, into a field of each rollout
- * that is made if need be. */
+/* Log-probabilities of all trained tokens into a field of each rollout that is made if need be,
+ * under the present weights, or those of `model`, of the same shape and ops. */
 typedef enum RolloutField { ROLLOUT_ANCHOR, ROLLOUT_REF } RolloutField;
-gboolean trainer_logprobs(Trainer *trainer, RolloutGroup *const *groups, guint n,
-                          double temperature, RolloutField field, GError **error);
+gboolean trainer_logprobs(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
+                          guint n, double temperature, RolloutField field, GError **error);
 
 /* Called with the tokens of each batch once their coefficients stand: assay train explain. */
 typedef void (*TrainerTokensFunc)(const Packer *packer, const LossToken *tokens, gpointer user);

@@ -18,7 +18,7 @@
 #define SHOWN        2u /* tests that the repository has before the hidden ones come */
 #define WALL_S       20
 #define C_CPU_US     "100000" /* of the driver's process; a loop without end costs no more */
-#define PYTHON_CPU_S "0.5"
+#define PYTHON_CPU_S "0.25"
 
 typedef struct Row {
     const RepairFamily *family;
@@ -241,7 +241,8 @@ static char *test_command(const Row *row)
 {
     if (row->is_python)
         return g_strdup_printf("python3 %s", row->test_path);
-    return g_strdup_printf("cc -w -o run_tests %s %s %s && ./run_tests", row->test_path, row->path,
+    return g_strdup_printf("cc -w -o run_tests %s %s%s%s && ./run_tests", row->test_path, row->path,
+                           row->also_path != NULL ? " " : "",
                            row->also_path != NULL ? row->also_path : "");
 }
 

@@ -124,7 +124,7 @@ static void run(World *w)
 static void assert_naive(World *w, const Ask *ask, guint sample)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(Acts) acts = acts_new(w->model, 512, FALSE, &error);
+    g_autoptr(Acts) acts = acts_new(w->model, 512, ACTS_KEEP_NOTHING, &error);
     g_autoptr(LabSeq) seq = lab_seq_new(w->model, 512);
     const Stream *s = &ask->streams[sample];
     SampleParams params = ask->request.params;

@@ -29,7 +29,7 @@ static Golden golden_run(const Ops *ops, guint chunk)
                 .tolerance = ops->real == OPS_F64 ? PRINTED : 1e-4};
 
     lab_golden_ids(g.ids);
-    g.acts = acts_new(g.model, GOLDEN_TOKENS, TRUE, &error);
+    g.acts = acts_new(g.model, GOLDEN_TOKENS, ACTS_KEEP_ALL, &error);
     g_assert_no_error(error);
     g.seq = lab_seq_new(g.model, GOLDEN_TOKENS);
     g.logits = lab_run(g.seq, g.acts, g.ids, GOLDEN_TOKENS);

@@ -20,7 +20,7 @@ static gboolean is_golden(const Ops *ops)
                                   -0.55819459, -0.3768468, -0.74880957};
     g_autoptr(GError) error = NULL;
     g_autoptr(Model) m = lab_golden_model(ops, WEIGHT_REAL, CHUNK);
-    g_autoptr(Acts) acts = acts_new(m, GOLDEN_TOKENS, TRUE, &error);
+    g_autoptr(Acts) acts = acts_new(m, GOLDEN_TOKENS, ACTS_KEEP_ALL, &error);
     g_autoptr(LabSeq) seq = lab_seq_new(m, GOLDEN_TOKENS);
     int ids[GOLDEN_TOKENS];
     double *logits, off = 0;

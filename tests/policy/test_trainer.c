@@ -15,7 +15,7 @@
 static Trainer *trainer_for(Model *model, int rows_max)
 {
     g_autoptr(GError) error = NULL;
-    Trainer *trainer = trainer_new(model, rows_max, &error);
+    Trainer *trainer = trainer_new(model, rows_max, ACTS_KEEP_ALL, &error);
 
     g_assert_no_error(error);
     return trainer;
@@ -68,7 +68,7 @@ static double frozen_loss(Trainer *trainer, RolloutGroup *group, const double *c
     g_autoptr(GError) error = NULL;
     double loss = 0;
 
-    g_assert_true(trainer_logprobs(trainer, &group, 1, 1, ROLLOUT_REF, &error));
+    g_assert_true(trainer_logprobs(trainer, NULL, &group, 1, 1, ROLLOUT_REF, &error));
     for (int i = 0; i < 12; i++)
         loss -= coef[i] * group->rollouts[0].ref[i];
     return loss;
@@ -261,10 +261,11 @@ static void test_differences(void)
 /* ---- bits ---- */
 
 /* Gradients of the same groups, by a trainer of `rows_max` rows. */
-static Params *bits_of(Model *model, int rows_max, RolloutGroup *const *groups, guint n,
-                       guint64 *batches)
+static Params *bits_of(Model *model, int rows_max, ActsKeep keep, RolloutGroup *const *groups,
+                       guint n, guint64 *batches)
 {
-    g_autoptr(Trainer) trainer = trainer_for(model, rows_max);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Trainer) trainer = trainer_new(model, rows_max, keep, &error);
     TrainerLoss loss = loss_of("cispo", (LossOptions){0});
     TrainerStats stats = gradients(trainer, groups, n, &loss);
 
@@ -282,8 +283,8 @@ static void check_cuts(const Ops *ops)
 
     for (guint g = 0; g < 8; g++) /* one rollout each: no prompt is worked twice by a cut */
         groups[g] = random_group(g, 3 + (int)g * 4, 1);
-    whole = bits_of(model, 600, groups, 8, &whole_batches);
-    cut = bits_of(model, 64, groups, 8, &cut_batches);
+    whole = bits_of(model, 600, ACTS_KEEP_ALL, groups, 8, &whole_batches);
+    cut = bits_of(model, 64, ACTS_KEEP_ALL, groups, 8, &cut_batches);
     g_assert_cmpuint(whole_batches, ==, 1);
     g_assert_cmpuint(cut_batches, >, 3);
     g_assert_true(memcmp(whole->data, cut->data, params_bytes(whole)) == 0);
@@ -296,6 +297,28 @@ static void test_cuts_change_no_bit(void)
     check_cuts(&ops_ref_f64);
     check_cuts(&ops_ref_f32);
     check_cuts(ops_cpu());
+}
+
+static void check_recompute(const Ops *ops)
+{
+    ModelConfig config = config_with_chunk(8);
+    g_autoptr(Model) model = lab_random_model(ops, &config, WEIGHT_REAL, 5);
+    RolloutGroup *const groups[] = {random_group(1, 21, 5), random_group(2, 9, 3)};
+    guint64 batches;
+    g_autoptr(Params) kept = bits_of(model, 600, ACTS_KEEP_ALL, groups, 2, &batches);
+    g_autoptr(Params) made = bits_of(model, 600, ACTS_KEEP_INPUTS, groups, 2, &batches);
+
+    g_assert_true(memcmp(kept->data, made->data, params_bytes(kept)) == 0);
+    g_assert_cmpuint(trainer_bytes(model, 600, ACTS_KEEP_INPUTS), <,
+                     trainer_bytes(model, 600, ACTS_KEEP_ALL) * 2 / 3);
+    rollout_group_free(groups[0]);
+    rollout_group_free(groups[1]);
+}
+
+static void test_recompute(void)
+{
+    check_recompute(&ops_ref_f64);
+    check_recompute(ops_cpu());
 }
 
 typedef struct {
@@ -374,7 +397,7 @@ static void test_observations(void)
 
     rollout_fill(&group->rollouts[0], (const int[]){4, 5, 6, 7, 8}, mask, NULL, 5);
     rollout_fill(&group->rollouts[1], (const int[]){4, 5, 9, 7, 8}, mask, NULL, 5);
-    g_assert_true(trainer_logprobs(trainer, &group, 1, 1, ROLLOUT_ANCHOR, &error));
+    g_assert_true(trainer_logprobs(trainer, NULL, &group, 1, 1, ROLLOUT_ANCHOR, &error));
     a = group->rollouts[0].anchor;
     b = group->rollouts[1].anchor;
     g_assert_cmpfloat(a[0], ==, b[0]);
@@ -461,6 +484,7 @@ int main(int argc, char **argv)
     g_test_add_func("/trainer/a_shared_prompt_gives_the_same_gradients", test_shared_prompts);
     g_test_add_func("/trainer/gradients_are_those_of_frozen_coefficients", test_differences);
     g_test_add_func("/trainer/cuts_into_batches_change_no_bit", test_cuts_change_no_bit);
+    g_test_add_func("/trainer/activations_made_again_change_no_bit", test_recompute);
     g_test_add_func("/trainer/log_probabilities_are_the_engines", test_engine_and_trainer_agree);
     g_test_add_func("/trainer/observations_are_read_and_not_trained", test_observations);
     g_test_add_func("/trainer/without_tokens_no_step", test_nothing_to_train);
