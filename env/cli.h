@@ -8,6 +8,7 @@
 
 #include "env/client.h"
 #include "env/config.h"
+#include "tasks/task.h"
 
 #include <glib.h>
 #include <stdio.h>
@@ -124,6 +125,9 @@ gboolean cli_daemon_answers(Cli *cli);
 /* SIGTERM (twice when `now`: running grades are not waited for) and wait for its end. */
 gboolean cli_daemon_stop(Cli *cli, gboolean now, GError **error);
 
+/* The task of that id in the file of --dataset (and --spec-map). NULL: error. */
+Task *cli_dataset_task(Cli *cli, const char *id, GError **error);
+
 int cli_up(Cli *cli);
 int cli_down(Cli *cli);
 int cli_status(Cli *cli);
@@ -145,6 +149,9 @@ int cli_sweep_results(Cli *cli);
 int cli_sweep_report(Cli *cli);
 int cli_sweep_diff(Cli *cli);
 int cli_eval(Cli *cli);
+int cli_episode_run(Cli *cli);
+int cli_episode_replay(Cli *cli);
+int cli_episode_tools(Cli *cli);
 int cli_repo_ls(Cli *cli);
 int cli_repo_add(Cli *cli);
 int cli_repo_fetch(Cli *cli);

@@ -128,10 +128,9 @@ static gboolean on_find(Task *task, guint line, const GError *why, gpointer user
     return FALSE;
 }
 
-/* Checkout and layers of one task, built when absent. */
-static EnvLayers *env_prepare(Cli *cli, Environment **ret_env, GError **error)
+Task *cli_dataset_task(Cli *cli, const char *id, GError **error)
 {
-    FindTask find = {.id = cli_arg(cli, 0)};
+    FindTask find = {.id = id};
     const char *dataset = cli_option(cli, "dataset");
     if (dataset == NULL) {
         error_set(error, ASSAY_ERROR_INPUT, "--dataset FILE says where %s is", find.id);
@@ -139,11 +138,17 @@ static EnvLayers *env_prepare(Cli *cli, Environment **ret_env, GError **error)
     }
     if (!dataset_read(dataset, cli_option(cli, "spec-map"), on_find, &find, error))
         return NULL;
-    g_autoptr(Task) task = find.found;
-    if (task == NULL) {
+    if (find.found == NULL)
         error_set(error, ASSAY_ERROR_NOT_FOUND, "%s has no task %s", dataset, find.id);
+    return find.found;
+}
+
+/* Checkout and layers of one task, built when absent. */
+static EnvLayers *env_prepare(Cli *cli, Environment **ret_env, GError **error)
+{
+    g_autoptr(Task) task = cli_dataset_task(cli, cli_arg(cli, 0), error);
+    if (task == NULL)
         return NULL;
-    }
     const RepoOwner owner = {box_store_uid(), box_store_gid()};
     const EnvHost host = {.state_dir = state_of(cli),
                           .slot = SLOT_BUILD,

@@ -97,6 +97,14 @@ static const CliOption shell_options[] = {
     {"dataset", "FILE", "where the task's row is"},
     {"spec-map", "FILE", "table for SWE-bench 4.1 rows (docs/formats.md)"},
     {"diff", "FILE", "afterwards, what was changed, as a patch"}, {NULL, NULL, NULL}};
+static const CliOption episode_run_options[] = {
+    {"dataset", "FILE", "where the task's row is"},
+    {"script", "FILE", "lines of {\"tool\": ..., \"arguments\": {...}}"},
+    {"seed", "S", "what is recorded as its seed (default 0)"},
+    {"record", "FILE", "write the record there"}, {NULL, NULL, NULL}};
+static const CliOption episode_replay_options[] = {
+    {"dataset", "FILE", "where the task's row is"},
+    {"record", "FILE", "a record as episode run writes it"}, {NULL, NULL, NULL}};
 static const CliOption gc_options[] = {
     {"older-days", "N", "not used for so many days (default 30)"}, {NULL, NULL, NULL}};
 static const CliOption parse_options[] = {
@@ -208,6 +216,12 @@ const CliCommand cli_commands[] = {
     {"env shell", "INSTANCE",
      "a shell in the environment of a task", cli_env_shell, shell_options, 1, 1},
     {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
+    {"episode run", "INSTANCE", "an episode of calls read from a file, and its verdict",
+     cli_episode_run, episode_run_options, 1, 1},
+    {"episode replay", "INSTANCE", "do again what a record says, and compare",
+     cli_episode_replay, episode_replay_options, 1, 1},
+    {"episode tools", "", "the tools of episodes, declared in OpenAI's form",
+     cli_episode_tools, NULL, 0, 0},
     {"image pull", "REF", "bring an image from a registry", cli_image_pull, pull_options, 1, 1},
     {"image import", "FILE [NAME]", "an OCI layout, docker archive, or tar of a root file system",
      cli_image_import, image_options, 1, 2},

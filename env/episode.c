@@ -21,6 +21,7 @@
 #define BAD_DEFAULT        3u
 #define TEXT_BYTES_DEFAULT 10000u
 #define TEXT_BYTES_MIN     200u
+#define NOTE_BYTES         60u /* between head and tail */
 #define COMMAND_S_DEFAULT  60u
 #define BOXES_DEFAULT      2u
 #define USES_MAX           50u /* of one box */
@@ -197,14 +198,15 @@ const json_t *episode_changes(Episode *episode, GError **error)
 
 /* ---- steps ---- */
 
-/* Head and tail of a text that is too long, cut between characters. */
+/* Head and tail of a text that is too long, cut between characters, not longer than that with the
+ * note between them. */
 static char *head_and_tail(const char *text, gsize bytes_max)
 {
-    gsize len = strlen(text);
+    gsize len = strlen(text), keep = (bytes_max - NOTE_BYTES) / 2;
     if (len <= bytes_max)
         return g_strdup(text);
-    const char *head_end = g_utf8_find_prev_char(text, text + bytes_max / 2 + 1);
-    const char *tail = g_utf8_find_next_char(text + len - bytes_max / 2 - 1, NULL);
+    const char *head_end = g_utf8_find_prev_char(text, text + keep + 1);
+    const char *tail = g_utf8_find_next_char(text + len - keep - 1, NULL);
     return g_strdup_printf("%.*s\n[... %zu bytes are left out ...]\n%s", (int)(head_end - text),
                            text, (gsize)(tail - head_end), tail);
 }

@@ -17,6 +17,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 
+#include <math.h>
 #include <string.h>
 
 #define RECORD_VERSION   1
@@ -51,7 +52,9 @@ void episode_note_tokens(Episode *episode, const EpisodeTokens *tokens)
     for (gsize i = 0; i < tokens->n; i++) {
         json_array_append_new(ids, json_integer(tokens->ids[i]));
         if (tokens->logprobs != NULL)
-            json_array_append_new(logprobs, json_real((double)tokens->logprobs[i]));
+            json_array_append_new(logprobs, isfinite(tokens->logprobs[i])
+                                                ? json_real((double)tokens->logprobs[i])
+                                                : json_null());
     }
     json_decref(episode->noted);
     episode->noted = json_pack("{s:o}", "token_ids", ids);

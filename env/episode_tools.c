@@ -151,15 +151,25 @@ static gboolean write_text(Episode *episode, const char *path, const char *text,
     return TRUE;
 }
 
+/* Cuts the first line off the front; FALSE at the end. The last one may have no newline. */
+static gboolean next_line(const char **text, const char **ret_line, gsize *ret_len)
+{
+    if (**text == '\0')
+        return FALSE;
+    *ret_line = *text;
+    *ret_len = strcspn(*text, "\n");
+    *text += *ret_len + ((*text)[*ret_len] == '\n');
+    return TRUE;
+}
+
 /* Lines `from` to `to`, counted from 1, with their numbers. */
 static void show_lines(GString *out, const char *text, guint from, guint to)
 {
-    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
-    guint n = g_strv_length(lines);
-    if (n > 0 && lines[n - 1][0] == '\0') /* after the last newline */
-        n--;
-    for (guint i = MAX(from, 1); i <= MIN(to, n); i++)
-        g_string_append_printf(out, "%6u\t%s\n", i, lines[i - 1]);
+    const char *line;
+    gsize len;
+    for (guint i = 1; i <= to && next_line(&text, &line, &len); i++)
+        if (i >= from)
+            g_string_append_printf(out, "%6u\t%.*s\n", i, (int)len, line);
 }
 
 static guint count_lines(const char *text, gsize len)
@@ -339,14 +349,14 @@ static gboolean tool_edit(Episode *episode, const json_t *arguments, GString *ou
 static void search_text(const char *path, const char *text, const char *pattern, guint *n,
                         GString *out)
 {
-    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
-    for (guint i = 0; lines[i] != NULL; i++) {
-        if (strstr(lines[i], pattern) == NULL || (*n)++ >= MATCHES_MAX)
+    const char *line;
+    gsize len;
+    for (guint i = 1; next_line(&text, &line, &len); i++) {
+        if (g_strstr_len(line, (gssize)len, pattern) == NULL || (*n)++ >= MATCHES_MAX)
             continue;
-        g_autofree char *cut = g_utf8_strlen(lines[i], -1) > LINE_BYTES_MAX
-                                   ? g_utf8_substring(lines[i], 0, LINE_BYTES_MAX)
-                                   : g_strdup(lines[i]);
-        g_string_append_printf(out, "%s:%u:%s\n", path, i + 1, cut);
+        if (len > LINE_BYTES_MAX)
+            len = (gsize)(g_utf8_find_prev_char(line, line + LINE_BYTES_MAX + 1) - line);
+        g_string_append_printf(out, "%s:%u:%.*s\n", path, i, (int)len, line);
     }
 }
 

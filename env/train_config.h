@@ -15,7 +15,7 @@
 typedef struct TrainConfig {
     /* [run] */
     char *run_dir;
-    gint64 run_seed, run_updates, run_checkpoint_every, run_threads;
+    gint64 run_seed, run_updates, run_checkpoint_every, run_threads, run_behind;
     /* [model] */
     char *model_path, *model_pattern;
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,
@@ -33,7 +33,7 @@ typedef struct TrainConfig {
     /* [loss] */
     char *loss_name, *loss_advantage, *loss_normaliser, *loss_mismatch, *loss_kl, *loss_anchor;
     double loss_is_cap, loss_is_floor, loss_eps_low, loss_eps_high, loss_dual_cap, loss_tv_max;
-    double loss_mismatch_cap, loss_mismatch_floor, loss_kl_beta, loss_entropy;
+    double loss_mismatch_cap, loss_mismatch_floor, loss_kl_beta, loss_entropy, loss_balance;
     gboolean loss_over_all, loss_population;
     /* [optim] */
     double optim_lr, optim_lr_end, optim_beta1, optim_beta2, optim_eps, optim_weight_decay;

@@ -397,7 +397,7 @@ static void job_timed_out(VerdictRunner *runner, Job *job)
 static void control_ended(VerdictRunner *runner, Job *job, const BoxResult *result)
 {
     gboolean in_time = result->outcome == BOX_EXITED && result->exit_code == 0 &&
-                       result->wall_us / 1000 < runner->spec.limits.wall_ms / 4;
+                       result->wall_us / 1000 < runner->spec.limits.wall_ms / 2;
     const Known known = {.state = in_time ? VERDICT_FAILED : VERDICT_UNSCORABLE,
                          .outcome = BOX_TIMED_OUT};
     job_end(runner, job, &known, in_time ? "" : "a trivial program did not run in time either");
@@ -562,8 +562,8 @@ VerdictRunner *verdict_runner_new(const VerdictOptions *options, GError **error)
                   .root_read_only = TRUE,
                   .allow_degraded = options->allow_degraded,
                   .limits = {.wall_ms = options->wall_ms != 0 ? options->wall_ms : WALL_MS_DEFAULT,
-                             .cpu_ms = 1500,
-                             .mem_bytes = 512 * mib,
+                             .cpu_ms = 1000,
+                             .mem_bytes = 256 * mib,
                              .disk_bytes = 16 * mib,
                              .inodes = 32768,
                              .tmp_bytes = 16 * mib,

@@ -96,7 +96,7 @@ typedef struct {
 
 /* Rows sorted by expert: made once per layer by moe_plan, read by the moe entries. R = T * K. */
 typedef struct {
-    int rows, topk, experts;
+    int rows, topk, experts; /* R, K, E */
     int *offsets; /* [E + 1] first sorted slot of each expert */
     int *source;  /* [R] sorted slot -> t * K + c */
     int *slot;    /* [R] t * K + c -> sorted slot */
@@ -193,6 +193,11 @@ typedef struct Ops {
     void (*route_fwd)(int *ids, void *weights, const void *z, int rows, int experts, int topk);
     void (*route_bwd)(void *dz, const void *dweights, const int *ids, const void *weights, int rows,
                       int experts, int topk);
+
+    /* Even loads: with f_e the share of the plan's choices that expert e got and P_e the mean over
+     * rows of p = softmax(z), L = scale E sum_e f_e P_e, f without gradient (arXiv 2101.03961,
+     * 2.2). Adds dL/dz = scale E / T p_te (f_e - sum_j f_j p_tj) to dz [T, E]. */
+    void (*route_balance_bwd)(void *dz, const void *z, const MoePlan *plan, double scale);
 
     /* Sorted slot r of expert e: a = W1 x, b = W3 x, act = SiLU(a) (.) b. a, b may be NULL (not
      * kept). x [T, D]; a, b, act [R, F]. Then y [T, D] = sum_c weights[t, c] W2 act. */

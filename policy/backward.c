@@ -28,6 +28,7 @@ struct Backward {
     void *dact, *dout;                 /* [R, 2 F], [R, D] */
     void *states;                      /* scratch of lightning_bwd */
     void **dw1, **dw3, **dw2;          /* [E] */
+    double balance;                    /* weight of even loads */
     char *memory;
 };
 
@@ -102,6 +103,11 @@ Backward *backward_new(const Model *m, int rows_max, int64_t positions_max, GErr
     b->dw3 = g_new0(void *, experts);
     b->dw2 = g_new0(void *, experts);
     return g_steal_pointer(&b);
+}
+
+void backward_balance(Backward *b, double weight)
+{
+    b->balance = weight;
 }
 
 void backward_free(Backward *b)
@@ -182,6 +188,8 @@ static void experts_bwd(Backward *b, const Model *m, Params *g, guint l, const L
                     s->expert_out, s->route, &s->plan, &mats, b->dact, b->dout);
     m->ops->route_bwd(b->drouter, b->droute, s->choice, s->route, rows, (int)c->experts,
                       (int)c->experts_per_token);
+    if (b->balance > 0)
+        m->ops->route_balance_bwd(b->drouter, s->router, &s->plan, b->balance);
     linear_bwd(m, b->dh, params_tensor(g, l, SLOT_ROUTER, 0), b->drouter, s->g, &w->router, rows,
                1);
 }

@@ -299,6 +299,7 @@ gboolean trainer_gradients(Trainer *t, RolloutGroup *const *groups, guint n,
     double temperature = loss->temperature > 0 ? loss->temperature : 1;
     GError *local = NULL;
 
+    backward_balance(t->backward, loss->balance);
     packer_begin(t->packer, groups, n);
     while (packer_next(t->packer, &local)) {
         gint64 since;

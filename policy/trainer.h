@@ -19,6 +19,7 @@
 typedef struct TrainerLoss {
     const Loss *loss;
     LossOptions options; /* as loss_options() gives them */
+    double balance;      /* weight of the routers' auxiliary loss, see backward_balance */
     double temperature;  /* of sampling; log-probabilities are taken at it. 0: 1 */
 } TrainerLoss;
 

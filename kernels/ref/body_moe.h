@@ -28,6 +28,30 @@ static void ref_route_fwd(int *ids, void *weights, const void *z, int rows, int 
     }
 }
 
+static void ref_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double scale)
+{
+    int e_n = plan->experts, rows = plan->rows / plan->topk;
+    REAL share = (REAL)1 / (REAL)plan->rows, p[OPS_EXPERTS_MAX];
+    REAL by = (REAL)scale * (REAL)e_n / (REAL)rows;
+
+    for (int t = 0; t < rows; t++) {
+        const REAL *row = (const REAL *)z + (size_t)t * e_n;
+        REAL top = row[0], sum = 0, mean = 0;
+
+        for (int e = 1; e < e_n; e++)
+            top = MATH(fmax)(top, row[e]);
+        for (int e = 0; e < e_n; e++)
+            sum += p[e] = MATH(exp)(row[e] - top);
+        for (int e = 0; e < e_n; e++) {
+            p[e] /= sum;
+            mean += (REAL)(plan->offsets[e + 1] - plan->offsets[e]) * share * p[e];
+        }
+        for (int e = 0; e < e_n; e++)
+            ((REAL *)dz)[(size_t)t * e_n + e] +=
+                by * p[e] * ((REAL)(plan->offsets[e + 1] - plan->offsets[e]) * share - mean);
+    }
+}
+
 static void ref_route_bwd(void *dz, const void *dweights, const int *ids, const void *weights,
                           int rows, int experts, int topk)
 {

@@ -25,6 +25,7 @@
         .lightning_bwd = ref_lightning_bwd,                                                        \
         .route_fwd = ref_route_fwd,                                                                \
         .route_bwd = ref_route_bwd,                                                                \
+        .route_balance_bwd = ref_route_balance_bwd,                                                \
         .moe_up_fwd = ref_moe_up_fwd,                                                              \
         .moe_down_fwd = ref_moe_down_fwd,                                                          \
         .moe_bwd = ref_moe_bwd,                                                                    \

@@ -273,7 +273,7 @@ static void what_cheats_or_breaks_has_failed(void)
 
 static void sleeping_is_not_a_way_out(void)
 {
-    g_autoptr(VerdictRunner) runner = runner_new((guint)lab_ms(1500), NULL);
+    g_autoptr(VerdictRunner) runner = runner_new((guint)lab_ms(1000), NULL);
     g_autoptr(Task) task = task_of(1, REPAIR_TRAIN, "gcd");
     const Attack attack = {"sleeps", C_HEAD "int %s(int x, int y) { for (;;) pause(); }\n"};
     check_attack(runner, task, &attack);
@@ -388,7 +388,6 @@ static void the_grader_resolves_the_same_rows(void)
     static const char *const families[] = {"lcm", "date_before", "py_merge"};
     g_autofree char *top = g_dir_make_tmp("assay-verdict-XXXXXX", NULL);
     g_assert_cmpint(chmod(top, 0755), ==, 0);
-    g_setenv("HOME", top, TRUE); /* libgit2 looks for a configuration there */
     for (gsize i = 0; i < G_N_ELEMENTS(families); i++) {
         g_autoptr(Task) task = task_of(4, REPAIR_TRAIN, families[i]);
         g_autofree char *gold = grade(task, task->patch, top), *empty = grade(task, NULL, top);
@@ -400,17 +399,20 @@ static void the_grader_resolves_the_same_rows(void)
 
 int main(int argc, char **argv)
 {
+    g_setenv("HOME", "/nonexistent", TRUE); /* libgit2 looks for a configuration there */
     if (!lab_init(&argc, &argv))
         return 0;
 #define ADD(test) g_test_add_func("/verdict/" #test, test)
     ADD(bugs_fail_on_the_calls_they_say_and_fixes_pass);
-    ADD(gcc_says_the_same);
     ADD(what_cheats_or_breaks_has_failed);
-    ADD(sleeping_is_not_a_way_out);
     ADD(the_same_is_run_once);
     ADD(a_box_that_dies_costs_another_try);
     ADD(a_hit_costs_microseconds);
     ADD(the_grader_resolves_the_same_rows);
+    if (!lab_is_user()) { /* the same for everybody */
+        ADD(gcc_says_the_same);
+        ADD(sleeping_is_not_a_way_out);
+    }
     int status = g_test_run();
     box_shutdown();
     return lab_end(status);

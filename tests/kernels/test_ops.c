@@ -679,6 +679,47 @@ static void test_ties(void)
     g_assert_cmpint(id[1], ==, 1);
 }
 
+/* L of route_balance_bwd's formula, the shares as the plan has them. */
+static double balance_loss(const double *z, const MoePlan *plan, double scale)
+{
+    double sum = 0;
+
+    for (int t = 0; t < plan->rows / TOPK; t++) {
+        double all = 0;
+
+        for (int e = 0; e < EXPERTS; e++)
+            all += exp(z[t * EXPERTS + e]);
+        for (int e = 0; e < EXPERTS; e++)
+            sum += (plan->offsets[e + 1] - plan->offsets[e]) * exp(z[t * EXPERTS + e]) / all;
+    }
+    return scale * EXPERTS * sum / plan->rows / (plan->rows / TOPK);
+}
+
+static void test_balance(void)
+{
+    enum { FEW = 9 };
+    double z[FEW * EXPERTS], dz[FEW * EXPERTS] = {0}, w[FEW * TOPK];
+    int id[FEW * TOPK], offsets[EXPERTS + 1], source[FEW * TOPK], slot[FEW * TOPK];
+    int order[FEW * TOPK];
+    MoePlan plan = {.offsets = offsets, .source = source, .slot = slot, .order = order};
+
+    for (int i = 0; i < FEW * EXPERTS; i++)
+        z[i] = number(7, (gsize)i);
+    ops_ref_f64.route_fwd(id, w, z, FEW, EXPERTS, TOPK);
+    moe_plan(&plan, id, FEW, TOPK, EXPERTS);
+    ops_ref_f64.route_balance_bwd(dz, z, &plan, 0.3);
+    for (int i = 0; i < FEW * EXPERTS; i++) {
+        double at = z[i], h = 1e-5, up, down;
+
+        z[i] = at + h;
+        up = balance_loss(z, &plan, 0.3);
+        z[i] = at - h;
+        down = balance_loss(z, &plan, 0.3);
+        z[i] = at;
+        g_assert_cmpfloat_with_epsilon(dz[i], (up - down) / (2 * h), 1e-9);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -689,6 +730,7 @@ int main(int argc, char **argv)
     }
     g_test_add_func("/ops/lightning/sums_of_gradients_are_equal", test_lightning_identity);
     g_test_add_func("/ops/lightning/the_closed_form", test_lightning_closed_form);
+    g_test_add_func("/ops/route/the_loss_of_uneven_loads", test_balance);
     g_test_add_func("/ops/attention/a_long_context_has_the_same_bits_cut_and_shared_out",
                     test_long_rows);
     g_test_add_func("/ops/route/ties_go_to_the_lower_number", test_ties);
