@@ -79,6 +79,6 @@ gboolean train_eval(Train *train, GError **error);
 /* --- train_setup.c */
 
 gboolean train_checkpoint(Train *train, GError **error);
-/* The model that loss.kl keeps near to: the weights as they are at the first rollout, kept for those
- * who go on. Nothing where no such term is wanted. */
+/* The model that loss.kl keeps near to: the weights as they are at the first rollout, kept for
+ * those who go on. Nothing where no such term is wanted. */
 gboolean train_reference(Train *train, GError **error);

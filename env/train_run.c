@@ -7,7 +7,8 @@
  *    recorded; anything else is an error of ours, and the run stops.
  * 3. An update that is not finite changes nothing and ends the run; its minibatch is kept.
  *
- * Not here: how a batch is sampled (train_batch.c), files (train_setup.c), measuring (train_eval.c).
+ * Not here: how a batch is sampled (train_batch.c), files (train_setup.c), measuring
+ * (train_eval.c).
  */
 #include "env/train.h"
 

@@ -22,11 +22,26 @@
 #include <fcntl.h>
 #include <math.h>
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 #define CHECKPOINTS_KEPT 3u
 
 /* ---- vocabulary ---- */
+
+/* Under its name only when complete. */
+static gboolean tokenizer_keep(const Tokenizer *tokenizer, const char *dir, GError **error)
+{
+    g_autofree char *half = g_strconcat(dir, ".half", NULL);
+
+    if (!tree_remove(AT_FDCWD, half, error))
+        return FALSE;
+    if (g_mkdir_with_parents(half, 0755) != 0)
+        return error_set_errno(error, errno, "%s", half);
+    if (!tokenizer_save(tokenizer, half, error))
+        return FALSE;
+    return rename(half, dir) == 0 || error_set_errno(error, errno, "%s", dir);
+}
 
 /* Trained on the tasks to learn from, or read from where the run or the given model keeps it. */
 static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error)
@@ -47,8 +62,7 @@ static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error
             return NULL;
         tokenizer = token_trainer_finish(trainer, (guint)t->config->model_vocab, error);
     }
-    if (tokenizer &&
-        (g_mkdir_with_parents(kept, 0755) != 0 || !tokenizer_save(tokenizer, kept, error)))
+    if (tokenizer && !tokenizer_keep(tokenizer, kept, error))
         g_clear_pointer(&tokenizer, tokenizer_free);
     return tokenizer;
 }

@@ -195,8 +195,8 @@ typedef struct Ops {
                       int experts, int topk);
 
     /* Even loads: with f_e the share of the plan's choices that expert e got and P_e the mean over
-     * rows of p = softmax(z), L = scale E sum_e f_e P_e, f without gradient (arXiv 2101.03961, 2.2).
-     * Adds dL/dz = scale E / T p_te (f_e - sum_j f_j p_tj) to dz [T, E]. */
+     * rows of p = softmax(z), L = scale E sum_e f_e P_e, f without gradient (arXiv 2101.03961,
+     * 2.2). Adds dL/dz = scale E / T p_te (f_e - sum_j f_j p_tj) to dz [T, E]. */
     void (*route_balance_bwd)(void *dz, const void *z, const MoePlan *plan, double scale);
 
     /* Sorted slot r of expert e: a = W1 x, b = W3 x, act = SiLU(a) (.) b. a, b may be NULL (not

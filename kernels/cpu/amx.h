@@ -38,7 +38,8 @@ typedef struct {
 static inline void amx_round(uint16_t *to, const float *from, int n)
 {
     for (int i = 0; i < n; i += 16) {
-        __mmask16 lanes = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
+        uint32_t left = n - i < 16 ? (1u << (n - i)) - 1 : 0xffff;
+        __mmask16 lanes = (__mmask16)left;
         __m256bh low = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, from + i));
 
         _mm256_mask_storeu_epi16(to + i, lanes, (__m256i)low);

@@ -9,6 +9,7 @@
 
 #include <glib.h>
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -314,13 +315,13 @@ static void case_attention(Lab *lab)
     keep(lab, dv, ks);
 }
 
-static void *decay_table(Lab *lab)
+static void *decay_table(Lab *lab, OpsHeads s)
 {
-    void *decay = zeros(lab, (gsize)shape.heads * (shape.chunk + 1));
+    void *decay = zeros(lab, (gsize)s.heads * (s.chunk + 1));
 
-    for (int h = 0; h < shape.heads; h++)
-        for (int n = 0; n <= shape.chunk; n++)
-            put(lab, decay, (gsize)h * (shape.chunk + 1) + n, exp(-0.9 / (1 << 2 * h) * n));
+    for (int h = 0; h < s.heads; h++)
+        for (int n = 0; n <= s.chunk; n++)
+            put(lab, decay, (gsize)h * (s.chunk + 1) + n, exp(-0.9 / (1 << 2 * (h % 8)) * n));
     return decay;
 }
 
@@ -330,7 +331,8 @@ static void case_lightning(Lab *lab)
     gsize os = (gsize)ROWS * shape.heads * shape.dim;
     gsize states = (gsize)shape.heads * shape.dim * shape.dim;
     void *qkv = in(lab, 3 * os, 1), *o = out(lab, os), *up = in(lab, os, 1);
-    void *dqkv = out(lab, 3 * os), *decay = decay_table(lab), *scratch = out(lab, 8 * states);
+    void *dqkv = out(lab, 3 * os), *decay = decay_table(lab, shape),
+         *scratch = out(lab, 8 * states);
 
     lab->ops->lightning_fwd(o, qkv, f->spans, 3, 0, 0, decay, shape);
     lab->ops->lightning_bwd(dqkv, up, qkv, f->spans, f->grads, 3, 0, 0, decay, shape, scratch);
@@ -338,6 +340,65 @@ static void case_lightning(Lab *lab)
     keep(lab, f->state[0], states);
     keep(lab, f->state[2], states);
     keep(lab, dqkv, 3 * os);
+}
+
+/* One sequence from position 0: blocks, pages and chunks that end anywhere. The second shape has
+ * more query heads to a key-value head than a block takes. */
+static const OpsHeads long_shapes[] = {{.heads = 4, .kv_heads = 2, .dim = 16, .chunk = 16},
+                                       {.heads = 25, .kv_heads = 1, .dim = 5, .chunk = 32}};
+
+static void **blocks(Lab *lab, gsize n, gsize elements)
+{
+    void **list = room(lab, (n + 1) * sizeof(void *));
+
+    for (gsize i = 0; i < n; i++)
+        list[i] = zeros(lab, elements);
+    return list;
+}
+
+static void case_long_attention(Lab *lab)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(long_shapes); i++) {
+        OpsHeads s = long_shapes[i];
+        gsize rows = (gsize)lab->rows, qs = rows * s.heads * s.dim, ks = rows * s.kv_heads * s.dim;
+        gsize page = (gsize)2 * s.kv_heads * s.dim * s.chunk, n = rows / s.chunk + 1;
+        OpsSpan span = {.rows = lab->rows, .pages = blocks(lab, n, page)};
+        OpsSpanGrad grad = {.dpages = blocks(lab, n, page)};
+        void *q = in(lab, qs, 2), *k = in(lab, ks, 2), *v = in(lab, ks, 1), *o = out(lab, qs);
+        void *lse = out(lab, rows * s.heads), *dq = out(lab, qs), *dk = out(lab, ks);
+        void *dv = out(lab, ks);
+
+        lab->ops->attn_fwd(o, lse, q, k, v, &span, 1, 0, s);
+        lab->ops->attn_bwd(dq, dk, dv, in(lab, qs, 1), o, lse, q, &span, &grad, 1, 0, s);
+        keep(lab, o, qs);
+        keep(lab, lse, rows * s.heads);
+        keep(lab, dq, qs);
+        keep(lab, dk, ks);
+        keep(lab, dv, ks);
+    }
+}
+
+static void case_long_lightning(Lab *lab)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(long_shapes); i++) {
+        OpsHeads s = long_shapes[i];
+        gsize rows = (gsize)lab->rows, os = rows * s.heads * s.dim;
+        gsize state = (gsize)s.heads * s.dim * s.dim;
+        OpsSpan span = {.rows = lab->rows,
+                        .state_out = zeros(lab, state),
+                        .open = zeros(lab, (gsize)2 * s.heads * s.dim * s.chunk)};
+        OpsSpanGrad grad = {.dstate_out = in(lab, state, 1), .dstate_in = zeros(lab, state)};
+        void *qkv = in(lab, 3 * os, 1), *o = out(lab, os), *dqkv = out(lab, 3 * os);
+        void *decay = decay_table(lab, s), *scratch = out(lab, (rows / s.chunk + 3) * state);
+
+        lab->ops->lightning_fwd(o, qkv, &span, 1, 0, 0, decay, s);
+        lab->ops->lightning_bwd(dqkv, in(lab, os, 1), qkv, &span, &grad, 1, 0, 0, decay, s,
+                                scratch);
+        keep(lab, o, os);
+        keep(lab, span.state_out, state);
+        keep(lab, dqkv, 3 * os);
+        keep(lab, grad.dstate_in, state);
+    }
 }
 
 /* ---- cases: experts ---- */
@@ -426,6 +487,8 @@ static const struct {
     {"adamw", case_adamw},
     {"attention", case_attention},
     {"lightning", case_lightning},
+    {"long_attention", case_long_attention},
+    {"long_lightning", case_long_lightning},
     {"experts", case_experts},
     {"one_expert", case_one_expert},
 };
@@ -481,9 +544,10 @@ static void compare(guint n, const Ops *ops)
         }
 }
 
+static const char *const isas[] = {"plain", "avx2", "avx512", "amx"};
+
 static void test_case(gconstpointer data)
 {
-    static const char *const isas[] = {"plain", "avx2", "avx512", "amx"};
     guint n = GPOINTER_TO_UINT(data);
     Ops emulated;
 
@@ -521,7 +585,7 @@ static void test_lightning_identity(void)
     Family *f = family(&lab);
     gsize rows = (gsize)ROWS * shape.heads, d = shape.dim, os = rows * d;
     double *qkv = in(&lab, 3 * os, 1), *o = out(&lab, os), *up = in(&lab, os, 1);
-    double *dqkv = out(&lab, 3 * os), *decay = decay_table(&lab), want;
+    double *dqkv = out(&lab, 3 * os), *decay = decay_table(&lab, shape), want;
 
     lab.ops->lightning_fwd(o, qkv, f->spans, 3, 0, 0, decay, shape);
     lab.ops->lightning_bwd(dqkv, up, qkv, f->spans, f->grads, 3, 0, 0, decay, shape,
@@ -541,7 +605,7 @@ static void test_lightning_closed_form(void)
                .own = g_ptr_array_new_with_free_func(free)};
     Family *f = family(&lab);
     gsize d = shape.dim, row = 3 * (gsize)shape.heads * d, os = (gsize)ROWS * shape.heads * d;
-    double *qkv = in(&lab, 3 * os, 1), *o = out(&lab, os), *decay = decay_table(&lab);
+    double *qkv = in(&lab, 3 * os, 1), *o = out(&lab, os), *decay = decay_table(&lab, shape);
 
     lab.ops->lightning_fwd(o, qkv, f->spans, 3, 0, 0, decay, shape);
     for (int h = 0; h < shape.heads; h++)
@@ -564,6 +628,41 @@ static void test_lightning_closed_form(void)
             }
     g_array_unref(lab.out);
     g_ptr_array_unref(lab.own);
+}
+
+/* Runs of many pages each: the rows of one call against the last of them alone. */
+static void long_rows(const Ops *ops)
+{
+    enum { TOKENS = 1300, LAST = 9 };
+    const OpsHeads s = {.heads = 4, .kv_heads = 1, .dim = 8, .chunk = 8};
+    Lab lab = {.ops = ops, .own = g_ptr_array_new_with_free_func(free)};
+    gsize row = (gsize)s.heads * s.dim, n = TOKENS / s.chunk + 1;
+    void **pages = blocks(&lab, n, (gsize)2 * s.dim * s.chunk);
+    float *q = in(&lab, TOKENS * row, 2), *k = in(&lab, TOKENS * s.dim, 2);
+    float *v = in(&lab, TOKENS * s.dim, 1), *all = out(&lab, TOKENS * row);
+    float *one = out(&lab, TOKENS * row);
+    OpsSpan span = {.rows = TOKENS, .pages = pages};
+    int threads = omp_get_max_threads();
+
+    ops->attn_fwd(all, NULL, q, k, v, &span, 1, 0, s);
+    for (int t = TOKENS - LAST; t < TOKENS; t++) {
+        span = (OpsSpan){.row0 = t, .rows = 1, .pos0 = t, .pages = pages};
+        omp_set_num_threads(t % 3 + 1);
+        ops->attn_fwd(one, NULL, q, k, v, &span, 1, 0, s);
+        g_assert_true(memcmp(one + t * row, all + t * row, row * sizeof(float)) == 0);
+    }
+    omp_set_num_threads(threads);
+    g_ptr_array_unref(lab.own);
+}
+
+static void test_long_rows(void)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(isas); i++) {
+        Ops ops;
+
+        if (ops_cpu_table(isas[i], &ops))
+            long_rows(&ops);
+    }
 }
 
 static void test_ties(void)
@@ -633,6 +732,8 @@ int main(int argc, char **argv)
     g_test_add_func("/ops/lightning/sums_of_gradients_are_equal", test_lightning_identity);
     g_test_add_func("/ops/lightning/the_closed_form", test_lightning_closed_form);
     g_test_add_func("/ops/route/the_loss_of_uneven_loads", test_balance);
+    g_test_add_func("/ops/attention/a_long_context_has_the_same_bits_cut_and_shared_out",
+                    test_long_rows);
     g_test_add_func("/ops/route/ties_go_to_the_lower_number", test_ties);
     return g_test_run();
 }

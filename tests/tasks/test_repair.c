@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#define FIRST_OF_SEED_1 "repair-parse_int-919d7a8f1c23"
+#define FIRST_OF_SEED_1 "repair-is_palindrome-2860f79d097e"
 
 static RepairSource *source_of(guint64 seed, RepairSplit split, const char *const *families)
 {
