@@ -90,7 +90,6 @@ static void http_started(SoupServer *server, SoupServerMessage *msg, gpointer us
     Http *http = user_data;
     Request *req = g_rc_box_new0(Request);
     req->service = http->service;
-    req->msg = g_object_ref(msg);
     req->id = id_new("req");
     req->start_ns = clock_mono_ns();
     g_object_set_data_full(G_OBJECT(msg), "assay-request", req, (GDestroyNotify)request_unref);
@@ -142,6 +141,7 @@ static void http_early(SoupServer *server, SoupServerMessage *msg, const char *p
 {
     (void)server, (void)user_data;
     Request *req = request_of(msg);
+    req->msg = g_object_ref(msg); /* not before: a message that never comes is never finished */
     routes_admit(req, path, query);
     if (!req->replied)
         return;

@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "env/connection.h"
 #include "env/socket_path.h"
 
 #include <errno.h>
@@ -71,26 +72,45 @@ static gboolean on_incoming(GSocketService *service, GSocketConnection *connecti
     }
     g_socket_set_timeout(socket, LISTENER_IDLE_S);
     listener->n_connections++;
-    g_object_weak_ref(G_OBJECT(connection), connection_gone, g_rc_box_acquire(listener));
+    g_autoptr(Connection) ours = connection_new(connection);
+    g_object_weak_ref(G_OBJECT(ours), connection_gone, g_rc_box_acquire(listener));
     g_autoptr(GError) error = NULL;
     /* libsoup wants addresses that it can print; those of a unix socket have no name. */
     g_autoptr(GSocketAddress) nowhere = g_inet_socket_address_new_from_string("127.0.0.1", 0);
-    /* nor does it keep the socket of a stream that it was given: listener_socket wants it */
-    g_object_set_data_full(G_OBJECT(nowhere), "assay-socket", g_object_ref(socket), g_object_unref);
-    if (!soup_server_accept_iostream(listener->soup, G_IO_STREAM(connection), nowhere, nowhere,
-                                     &error))
+    /* nor does it tell which stream a message came on: its address does */
+    g_object_set_data(G_OBJECT(nowhere), "assay-connection", ours);
+    if (!soup_server_accept_iostream(listener->soup, G_IO_STREAM(ours), nowhere, nowhere, &error))
         g_warning("accept: %s", error->message);
     return TRUE;
 }
 
-GSocket *listener_socket(SoupServerMessage *msg)
+static Connection *connection_of(SoupServerMessage *msg)
 {
     GSocketAddress *address = soup_server_message_get_local_address(msg);
-    return address != NULL ? g_object_get_data(G_OBJECT(address), "assay-socket") : NULL;
+    return g_object_get_data(G_OBJECT(address), "assay-connection");
+}
+
+int listener_fd(SoupServerMessage *msg)
+{
+    GSocketConnection *connection = G_SOCKET_CONNECTION(connection_of(msg));
+    return g_socket_get_fd(g_socket_connection_get_socket(connection));
+}
+
+static void on_finished(SoupServerMessage *msg, gpointer user_data)
+{
+    (void)user_data;
+    connection_set_busy(connection_of(msg), FALSE);
+}
+
+static void on_started(SoupServer *soup, SoupServerMessage *msg, gpointer user_data)
+{
+    (void)soup, (void)user_data;
+    connection_set_busy(connection_of(msg), TRUE);
+    g_signal_connect(msg, "finished", G_CALLBACK(on_finished), NULL);
 }
 
 /* libsoup keeps a connection for a second request only while it has a listener of its own (its
- * request_finished). It gets one that nobody can reach: an end of a socket pair that stays silent. */
+ * request_finished). It gets one that nobody can reach: an end of a socket pair, ever silent. */
 static gboolean keep_connections(Listener *listener, GError **error)
 {
     int pair[2];
@@ -114,6 +134,7 @@ Listener *listener_new(SoupServer *soup, guint connections_max, const char *refu
     g_socket_service_stop(listener->service);
     g_socket_listener_set_backlog(G_SOCKET_LISTENER(listener->service), BACKLOG);
     g_signal_connect(listener->service, "incoming", G_CALLBACK(on_incoming), listener);
+    g_signal_connect(soup, "request-started", G_CALLBACK(on_started), NULL);
     if (keep_connections(listener, error))
         return listener;
     listener_close(listener);

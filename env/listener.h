@@ -32,5 +32,5 @@ void listener_close(Listener *listener);
 guint listener_n_connections(const Listener *listener);
 guint64 listener_n_rejected(const Listener *listener);
 
-/* Of the connection that a message came on; NULL when it is gone. */
-GSocket *listener_socket(SoupServerMessage *msg);
+/* Of the connection that a message came on, while nobody has closed it. */
+int listener_fd(SoupServerMessage *msg);

@@ -9,7 +9,7 @@
 
 #define POLICY_PROMPTS_MAX 256u       /* of one request */
 #define POLICY_TOP_MAX     20u        /* likely tokens beside one */
-#define POLICY_SCORES_MAX  (1u << 20) /* log-probabilities in one answer, those of likely ones too */
+#define POLICY_SCORES_MAX  (1u << 20) /* log-probabilities in an answer, likely ones' too */
 
 typedef enum PolicyShape {
     SHAPE_NONE = 0,   /* no fields */

@@ -4,11 +4,11 @@
  * Invariants:
  *   1. Text that may be the head of a stop string is held back; a stop string is never shown, and
  *      the ids are exactly those that were drawn.
- *   2. A stream is flushed after every token; its headers go out when the engine has taken the call,
- *      so that what the engine refuses is still a status.
+ *   2. A stream is flushed after every token; its headers go out when the engine has taken the
+ *      call, so that what the engine refuses is still a status.
  *   3. A reader more than POLICY_UNSENT_MAX bytes behind, or gone, has its samples aborted.
- *   4. Every choice of a call that was taken ends exactly once, in the order of the engine's tokens;
- *      the call is answered after the last. Jobs hold a reference: an abort may come too late.
+ *   4. Every choice of a call that was taken ends exactly once, in the order of the engine's
+ *      tokens; the call is answered after the last. Aborts hold a reference: they may be late.
  *   5. Answers at once are written by a thread of GLib's pool: they may be long.
  *
  * Not here: what requests may ask (policy_ask.c), the JSON (policy_answer.c).
@@ -21,6 +21,8 @@
 #include <glib-unix.h>
 #include <poll.h>
 #include <string.h>
+
+#define TOKENS_A_TURN 64 /* of the main loop: a chunk of a stream takes some 10 us */
 
 /* --- life */
 
@@ -162,8 +164,8 @@ static gboolean on_token(const EngineToken *token, gpointer user)
 /* --- the engine's thread: jobs */
 
 typedef struct Batch {
-    PolicyServer *server;
     GArray *tokens; /* PolicyToken */
+    guint next;
 } Batch;
 
 static gboolean came(gpointer data);
@@ -174,7 +176,7 @@ void policy_calls_flush(PolicyThread *thread, gpointer data)
     if (server->batch->len == 0)
         return;
     Batch *batch = g_new(Batch, 1);
-    *batch = (Batch){server, server->batch};
+    *batch = (Batch){.tokens = server->batch};
     server->batch = g_array_new(FALSE, FALSE, sizeof(PolicyToken));
     policy_thread_reply(thread, came, batch);
 }
@@ -379,14 +381,20 @@ void policy_call_abort(PolicyCall *call)
     policy_thread_post(call->server->thread, job_abort, g_atomic_rc_box_acquire(call));
 }
 
-/* The reader is gone, or as good as. */
+/* The reader is gone, or as good as. libsoup, which waits for us and not for the socket, would keep
+ * the connection for good. */
 static void call_drop(PolicyCall *call)
 {
-    if (call->gone)
-        return;
     call->gone = TRUE;
     call->server->n_dropped++;
     policy_call_abort(call);
+    unwatch(call);
+    if (g_object_get_data(G_OBJECT(call->msg), "assay-gone") != NULL)
+        return;
+    g_object_set_data(G_OBJECT(call->msg), "assay-gone", call->msg);
+    g_autoptr(GIOStream) stream = soup_server_message_steal_connection(call->msg);
+    if (stream != NULL)
+        g_io_stream_close(stream, NULL, NULL);
 }
 
 static void note_latency(PolicyChoice *choice, const PolicyToken *token)
@@ -416,12 +424,8 @@ static void take_token(const PolicyToken *token)
         policy_answer_chunk(choice, chunk);
         send_event(call, chunk->str);
     }
-    if (call->unsent > POLICY_UNSENT_MAX && !call->gone) {
-        GSocket *socket = listener_socket(call->msg);
-        if (socket != NULL)
-            g_socket_shutdown(socket, TRUE, TRUE, NULL);
+    if (call->unsent > POLICY_UNSENT_MAX && !call->gone)
         call_drop(call);
-    }
     if (!choice->ended)
         return;
     call->server->n_choices--;
@@ -431,14 +435,18 @@ static void take_token(const PolicyToken *token)
 
 static gboolean came(gpointer data)
 {
-    g_autofree Batch *batch = data;
-    for (guint i = 0; i < batch->tokens->len; i++) {
-        PolicyToken token = g_array_index(batch->tokens, PolicyToken, i);
+    Batch *batch = data;
+    guint end = MIN(batch->tokens->len, batch->next + TOKENS_A_TURN);
+    for (; batch->next < end; batch->next++) {
+        PolicyToken token = g_array_index(batch->tokens, PolicyToken, batch->next);
         take_token(&token);
         g_free(token.text);
         g_free(token.tops);
     }
+    if (end < batch->tokens->len)
+        return G_SOURCE_CONTINUE;
     g_array_unref(batch->tokens);
+    g_free(batch);
     return G_SOURCE_REMOVE;
 }
 
@@ -463,15 +471,12 @@ void policy_call_start(PolicyServer *server, SoupServerMessage *msg, PolicyAsk *
                        gint64 arrived_us)
 {
     PolicyCall *call = call_new(server, ask);
-    GSocket *socket = listener_socket(msg);
     call->arrived_us = arrived_us;
     call->msg = g_object_ref(msg);
     server->n_choices += call->n_choices;
     g_ptr_array_add(server->calls, call);
     g_signal_connect(msg, "finished", G_CALLBACK(on_finished), call);
-    if (socket != NULL)
-        call->hangup_source =
-            g_unix_fd_add(g_socket_get_fd(socket), (GIOCondition)(POLLHUP | POLLERR | POLLRDHUP),
-                          on_hangup, call);
+    call->hangup_source = g_unix_fd_add(
+        listener_fd(msg), (GIOCondition)(POLLHUP | POLLERR | POLLRDHUP), on_hangup, call);
     policy_thread_post(server->thread, job_submit, call);
 }

@@ -140,7 +140,6 @@ static gboolean ask(Talk *talk, GArray *ids, GError **error)
     request.on_token = on_token;
     request.user = talk;
     guint64 id = engine_submit(engine, &request, error);
-    cli_interrupts_watch();
     while (id != 0 && engine_step(engine) > 0)
         if (cli_interrupts() > 0)
             engine_abort(engine, id);

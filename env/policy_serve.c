@@ -24,6 +24,7 @@
 #define TOKEN_BYTES_MAX 4096u
 #define FILES_WANTED    8192u
 #define PING_S          15
+#define BODY_LARGE      (4u << 20) /* one such at a time: as values it takes 16 times its bytes */
 
 /* --- bodies */
 
@@ -101,20 +102,31 @@ static void work_free(gpointer data)
     g_free(work);
 }
 
+static PolicyAsk *parse_text(const Work *work, const char *text, gsize len, GError **error)
+{
+    g_autoptr(json_t) json = len > 0 ? json_parse(text, len, error) : json_object();
+    if (json == NULL)
+        return NULL;
+    if (json_is_object(json))
+        return policy_ask_parse(&work->server->runtime, work->server->name, work->route->shape,
+                                json, error);
+    error_set(error, ASSAY_ERROR_INPUT, "the body must be a JSON object");
+    return NULL;
+}
+
 static void parse(GTask *task, gpointer source, gpointer data, GCancellable *cancellable)
 {
     (void)source, (void)cancellable;
+    static GMutex large;
     const Work *work = data;
     gsize len;
     const char *text = g_bytes_get_data(work->body, &len);
     GError *error = NULL;
-    g_autoptr(json_t) json = len > 0 ? json_parse(text, len, &error) : json_object();
-    PolicyAsk *ask = NULL;
-    if (error == NULL && !json_is_object(json))
-        error_set(&error, ASSAY_ERROR_INPUT, "the body must be a JSON object");
-    if (error == NULL)
-        ask = policy_ask_parse(&work->server->runtime, work->server->name, work->route->shape, json,
-                               &error);
+    if (len > BODY_LARGE)
+        g_mutex_lock(&large);
+    PolicyAsk *ask = parse_text(work, text, len, &error);
+    if (len > BODY_LARGE)
+        g_mutex_unlock(&large);
     if (ask != NULL)
         g_task_return_pointer(task, ask, (GDestroyNotify)policy_ask_free);
     else

@@ -1,9 +1,9 @@
 /*
  * assay policy serve: one model behind HTTP, in the shapes of OpenAI's API.
  *
- * The main loop talks, the engine has a thread of its own (policy_thread.h), and bodies are read and
- * long answers written by GLib's pool of threads: nobody waits for what another one asked. What is
- * said on the wire: docs/policy.md.
+ * The main loop talks, the engine has a thread of its own (policy_thread.h), and bodies are read
+ * and long answers written by GLib's pool of threads: nobody waits for what another one asked. What
+ * is said on the wire: docs/policy.md.
  */
 #pragma once
 
@@ -49,10 +49,11 @@ typedef struct PolicyServer {
 
 /* --- policy_api.c */
 
-/* Replies, or keeps the message, which is paused, and replies later. Takes the ask; NULL for GET. */
 typedef struct PolicyRoute {
     const char *method, *path;
     PolicyShape shape; /* of a POST's body */
+    /* Replies, or keeps the message, which is paused, and replies later. Takes the ask; NULL for
+     * GET. */
     void (*handle)(PolicyServer *server, SoupServerMessage *msg, PolicyAsk *ask, GHashTable *query,
                    gint64 arrived_us);
 } PolicyRoute;

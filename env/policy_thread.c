@@ -26,6 +26,7 @@ struct PolicyThread {
     gpointer data;
     GThread *thread;
     GAsyncQueue *jobs, *replies; /* Letter */
+    Letter *current;             /* a reply that wants another turn; the main loop's */
     gint n_replies;              /* waiting; atomic */
     gboolean work, frozen, stop; /* the thread's */
     GMutex lock;                 /* of what follows */
@@ -132,12 +133,19 @@ static void job_nothing(PolicyThread *thread, gpointer data)
     (void)thread, (void)data;
 }
 
-/* One turn of the loop for each reply: sockets have theirs in between. */
+/* A turn of the loop for each reply, or as many as it wants: sockets have theirs in between. There
+ * is one source for each letter, and none overtakes another. */
 static gboolean deliver(gpointer data)
 {
     PolicyThread *thread = data;
-    g_autofree Letter *letter = g_async_queue_pop(thread->replies);
-    letter->reply(letter->data);
+    Letter *letter = g_steal_pointer(&thread->current);
+    if (letter == NULL)
+        letter = g_async_queue_pop(thread->replies);
+    if (letter->reply(letter->data) == G_SOURCE_CONTINUE) {
+        thread->current = letter;
+        return G_SOURCE_CONTINUE;
+    }
+    g_free(letter);
     if (g_atomic_int_add(&thread->n_replies, -1) >= REPLIES_MAX)
         policy_thread_post(thread, job_nothing, NULL); /* it may sleep for want of room */
     return G_SOURCE_REMOVE;

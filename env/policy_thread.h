@@ -33,6 +33,7 @@ Engine *policy_thread_engine(PolicyThread *thread);
 void policy_thread_work(PolicyThread *thread);
 /* A frozen one takes no steps; its jobs run. */
 void policy_thread_freeze(PolicyThread *thread, gboolean frozen);
-/* Replies run in the order they were made in. With a few of them waiting the engine does not go
- * on, so that a busy main loop is never more than a few steps behind. */
+/* Replies run in the order they were made in, each until it returns G_SOURCE_REMOVE. With a few of
+ * them waiting the engine does not go on, so that a busy main loop is never more than a few steps
+ * behind. */
 void policy_thread_reply(PolicyThread *thread, GSourceFunc reply, gpointer data);

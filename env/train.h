@@ -18,6 +18,17 @@ typedef struct TrainSet {
     GPtrArray *tasks; /* TrainTask */
 } TrainSet;
 
+/* Groups to learn from, and what it took to get them. */
+typedef struct TrainBatch {
+    GPtrArray *tasks;  /* TrainTask, of each group */
+    GPtrArray *groups; /* RolloutGroup, with advantages */
+    RolloutStats rolled;
+    AdvantageStats seen; /* of all that was rolled out, dropped groups included */
+    VerdictStats verdicts;
+    double seconds;
+    guint64 version; /* of the weights that sampled it */
+} TrainBatch;
+
 typedef struct Train {
     const TrainConfig *config;
     char *dir;
@@ -30,6 +41,7 @@ typedef struct Train {
     Engine *engine;
     Roller roller;
     TrainLog *log;
+    TrainBatch *pending;   /* one step behind: sampled already */
     gint64 warmup, update; /* done so far */
     gint64 episodes, tokens;
     gint stop; /* set by a signal: end after this update */
@@ -43,6 +55,21 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Train, train_free)
 /* Warm-up, updates, evaluations, checkpoints, until the end or until `stop`. */
 gboolean train_run(Train *train, GError **error);
 
+/* --- train_batch.c */
+
+/* The batch of update `number`, sampled with the present weights. */
+TrainBatch *train_batch_sample(Train *train, gint64 number, GError **error);
+void train_batch_free(TrainBatch *batch);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainBatch, train_batch_free)
+void train_batch_log(Train *train, const TrainBatch *batch);
+json_t *train_batch_json(const TrainBatch *batch);
+TrainBatch *train_batch_read(Train *train, const json_t *json, GError **error);
+
+/* What is drawn is drawn from the run's seed, what for, and a number. */
+typedef enum TrainSeed { TRAIN_SEED_WARMUP = 1, TRAIN_SEED_TASKS, TRAIN_SEED_ROLLOUT } TrainSeed;
+guint64 train_seed(const Train *train, TrainSeed what, gint64 number);
+GRand *train_rand(const Train *train, TrainSeed what, gint64 number);
+
 /* --- train_eval.c */
 
 /* Episodes on every set: pass@1 after the first and after all turns, pass@k; logged at the present
@@ -52,6 +79,6 @@ gboolean train_eval(Train *train, GError **error);
 /* --- train_setup.c */
 
 gboolean train_checkpoint(Train *train, GError **error);
-/* The model that loss.kl keeps near to: the weights as they are at the first rollout, kept for those
- * who go on. Nothing where no such term is wanted. */
+/* The model that loss.kl keeps near to: the weights as they are at the first rollout, kept for
+ * those who go on. Nothing where no such term is wanted. */
 gboolean train_reference(Train *train, GError **error);

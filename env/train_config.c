@@ -23,6 +23,8 @@ const TrainKey train_keys[] = {
     {"run.updates", TRAIN_INT, AT(run_updates), 0, 1e9, "200", "batches of rollouts"},
     {"run.checkpoint_every", TRAIN_INT, AT(run_checkpoint_every), 1, 1e9, "50",
      "updates between checkpoints"},
+    {"run.behind", TRAIN_INT, AT(run_behind), 0, 1, "0",
+     "1: a batch is sampled before the update on the one before it"},
     {"run.threads", TRAIN_INT, AT(run_threads), 0, 1024, "0", "threads of the maths; 0: all"},
     {"model.path", TRAIN_TEXT, AT(model_path), 0, 0, "",
      "a model with its tokenizer to begin with; else a random one of the shape below"},

@@ -15,7 +15,7 @@
 typedef struct TrainConfig {
     /* [run] */
     char *run_dir;
-    gint64 run_seed, run_updates, run_checkpoint_every, run_threads;
+    gint64 run_seed, run_updates, run_checkpoint_every, run_threads, run_behind;
     /* [model] */
     char *model_path, *model_pattern;
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,

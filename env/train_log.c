@@ -29,7 +29,8 @@ struct TrainLog {
     double values[METRICS_MAX];
     guint n;
     gint64 start_us;
-    guint talk; /* warm-up steps from line to line; 0: silent */
+    gint64 eval_last; /* step of the last evaluation, -1: none */
+    guint talk;       /* warm-up steps from line to line; 0: silent */
 };
 
 GPtrArray *train_log_read(const char *dir, GError **error)
@@ -56,7 +57,7 @@ GPtrArray *train_log_read(const char *dir, GError **error)
 }
 
 /* Keeps the rows up to step_last. */
-static gboolean cut_back(const char *dir, gint64 step_last, GError **error)
+static gboolean cut_back(TrainLog *log, const char *dir, gint64 step_last, GError **error)
 {
     g_autofree char *path = g_build_filename(dir, METRICS_FILE, NULL);
     g_autoptr(GString) kept = g_string_new(NULL);
@@ -68,9 +69,14 @@ static gboolean cut_back(const char *dir, gint64 step_last, GError **error)
         return FALSE;
     for (guint i = 0; i < rows->len; i++) {
         g_autofree char *line = json_print(rows->pdata[i]);
+        gint64 step = json_integer_value(json_object_get(rows->pdata[i], "step"));
+        const char *phase = json_string_value(json_object_get(rows->pdata[i], "phase"));
 
-        if (json_integer_value(json_object_get(rows->pdata[i], "step")) <= step_last)
-            g_string_append_printf(kept, "%s\n", line);
+        if (step > step_last)
+            continue;
+        g_string_append_printf(kept, "%s\n", line);
+        if (!g_strcmp0(phase, "eval"))
+            log->eval_last = step;
     }
     return file_write_atomic(path, kept->str, kept->len, error);
 }
@@ -82,8 +88,9 @@ TrainLog *train_log_open(const char *dir, gint64 step_last, GError **error)
     g_autoptr(TrainLog) log = g_new0(TrainLog, 1);
 
     log->fd = -1;
+    log->eval_last = -1;
     log->start_us = g_get_monotonic_time();
-    if (!cut_back(dir, step_last, error) || !(log->board = tensorboard_open(board, error)))
+    if (!cut_back(log, dir, step_last, error) || !(log->board = tensorboard_open(board, error)))
         return NULL;
     log->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (log->fd < 0) {
@@ -128,6 +135,11 @@ void train_log_put(TrainLog *log, const char *name, double value)
         log->names[at] = g_strdup(name);
     }
     log->values[at] = value;
+}
+
+gint64 train_log_eval_last(const TrainLog *log)
+{
+    return log->eval_last;
 }
 
 double train_log_get(const TrainLog *log, const char *name)

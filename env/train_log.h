@@ -23,6 +23,9 @@ void train_log_close(TrainLog *log);
 void train_log_talk(TrainLog *log, guint warmup_every);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainLog, train_log_close)
 
+/* The step of the last evaluation that was there when the log was opened; -1: none. */
+gint64 train_log_eval_last(const TrainLog *log);
+
 void train_log_put(TrainLog *log, const char *name, double value);
 /* NAN when it was not put since the last end. */
 double train_log_get(const TrainLog *log, const char *name);

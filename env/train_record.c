@@ -29,9 +29,9 @@ static json_t *rollout_json(const Rollout *r)
         json_array_append_new(logprobs, json_real((double)r->mu[i]));
     }
     mask[r->n] = '\0';
-    return json_pack("{s:o, s:s, s:o, s:f, s:f, s:b}", "ids", ids_json(r->ids, r->n), "mask", mask,
-                     "logprobs", logprobs, "reward", r->reward, "advantage", r->advantage,
-                     "unscorable", r->unscorable);
+    return json_pack("{s:o, s:s, s:o, s:f, s:f, s:b, s:b}", "ids", ids_json(r->ids, r->n), "mask",
+                     mask, "logprobs", logprobs, "reward", r->reward, "advantage", r->advantage,
+                     "unscorable", r->unscorable, "no_loss", r->no_loss);
 }
 
 static json_t *group_json(const TrainTask *task, const RolloutGroup *group)
@@ -44,13 +44,25 @@ static json_t *group_json(const TrainTask *task, const RolloutGroup *group)
                      ids_json(group->prompt, group->prompt_n), "rollouts", rollouts);
 }
 
+json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups)
+{
+    json_t *list = json_array();
+
+    for (guint g = 0; g < groups->len; g++)
+        json_array_append_new(list, group_json(tasks[g], groups->pdata[g]));
+    return list;
+}
+
 gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
                       GError **error)
 {
+    g_autoptr(json_t) list = record_json(tasks, groups);
     g_autoptr(GString) out = g_string_new(NULL);
+    size_t i;
+    json_t *group;
 
-    for (guint g = 0; g < groups->len; g++) {
-        g_autoptr(json_t) group = group_json(tasks[g], groups->pdata[g]);
+    json_array_foreach(list, i, group)
+    {
         g_autofree char *line = json_print(group);
 
         g_string_append_printf(out, "%s\n", line);
@@ -94,6 +106,7 @@ static gboolean rollout_read(Rollout *rollout, const json_t *json)
     rollout->reward = json_number_value(json_object_get(json, "reward"));
     rollout->advantage = json_number_value(json_object_get(json, "advantage"));
     rollout->unscorable = json_is_true(json_object_get(json, "unscorable"));
+    rollout->no_loss = json_is_true(json_object_get(json, "no_loss"));
     return TRUE;
 }
 
@@ -113,28 +126,21 @@ static RolloutGroup *group_read(const json_t *json)
     return g_steal_pointer(&group);
 }
 
-GPtrArray *record_read(const char *path, GStrv *ret_tasks, GError **error)
+GPtrArray *record_groups(const json_t *list, GStrv *ret_tasks, GError **error)
 {
     g_autoptr(GPtrArray) groups =
         g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
     g_autoptr(GStrvBuilder) names = g_strv_builder_new();
-    g_autoptr(GBytes) bytes = file_read(path, RECORD_BYTES_MAX, error);
-    g_autofree char *text = NULL;
-    g_auto(GStrv) lines = NULL;
+    size_t i;
+    json_t *json;
 
-    if (!bytes)
-        return NULL;
-    text = g_strndup(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes));
-    lines = g_strsplit(text, "\n", -1);
-    for (guint i = 0; lines[i]; i++) {
-        g_autoptr(json_t) json = *lines[i] ? json_parse(lines[i], strlen(lines[i]), NULL) : NULL;
+    json_array_foreach(list, i, json)
+    {
         const char *name = json_string_value(json_object_get(json, "task"));
         RolloutGroup *group = name ? group_read(json) : NULL;
 
-        if (!*lines[i])
-            continue;
         if (!group) {
-            error_set(error, ASSAY_ERROR_INPUT, "%s: line %u is no group of rollouts", path, i + 1);
+            error_set(error, ASSAY_ERROR_INPUT, "line %u is no group of rollouts", (guint)i + 1);
             return NULL;
         }
         g_ptr_array_add(groups, group);
@@ -143,4 +149,27 @@ GPtrArray *record_read(const char *path, GStrv *ret_tasks, GError **error)
     if (ret_tasks)
         *ret_tasks = g_strv_builder_end(names);
     return g_steal_pointer(&groups);
+}
+
+GPtrArray *record_read(const char *path, GStrv *ret_tasks, GError **error)
+{
+    g_autoptr(GBytes) bytes = file_read(path, RECORD_BYTES_MAX, error);
+    g_autoptr(json_t) list = json_array();
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+    GPtrArray *groups;
+
+    if (!bytes)
+        return NULL;
+    text = g_strndup(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes));
+    lines = g_strsplit(text, "\n", -1);
+    for (guint i = 0; lines[i] && *lines[i]; i++) {
+        json_t *line = json_parse(lines[i], strlen(lines[i]), NULL);
+
+        json_array_append_new(list, line ? line : json_null());
+    }
+    groups = record_groups(list, ret_tasks, error);
+    if (!groups)
+        g_prefix_error(error, "%s: ", path);
+    return groups;
 }

@@ -3,7 +3,7 @@
  *
  *     DIR/rollouts/NNNNNN.jsonl, a line per group:
  *     {"task", "prompt": [ids], "rollouts": [{"ids", "mask", "logprobs", "reward", "advantage",
- *      "unscorable"}]}
+ *      "unscorable", "no_loss"}]}
  */
 #pragma once
 
@@ -11,6 +11,10 @@
 #include "policy/rollout.h"
 
 #define RECORD_BYTES_MAX (1u << 30)
+
+/* The same as a JSON array of groups. */
+json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups);
+GPtrArray *record_groups(const json_t *list, GStrv *ret_tasks, GError **error);
 
 /* Whole or not at all. */
 gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,

@@ -7,7 +7,8 @@
  *    recorded; anything else is an error of ours, and the run stops.
  * 3. An update that is not finite changes nothing and ends the run; its minibatch is kept.
  *
- * Not here: where rewards come from (verdict.c), files (train_setup.c), measuring (train_eval.c).
+ * Not here: how a batch is sampled (train_batch.c), files (train_setup.c), measuring
+ * (train_eval.c).
  */
 #include "env/train.h"
 
@@ -15,8 +16,6 @@
 #include "env/train_record.h"
 
 #include "base/error.h"
-#include "policy/advantage.h"
-#include "policy/init.h"
 
 #include <errno.h>
 #include <math.h>
@@ -24,26 +23,6 @@
 
 #define FAIL_WORDS      "fail"
 #define WARMUP_LOG_STEP 10
-
-enum { PHASE_WARMUP = 1, PHASE_TASKS, PHASE_ROLLOUT, PHASE_SHUFFLE };
-
-static guint64 seed_of(const Train *t, guint64 phase, gint64 step)
-{
-    const guint32 counter[4] = {(guint32)step, (guint32)(step >> 32), (guint32)phase, 0};
-    const guint32 key[2] = {(guint32)t->config->run_seed, (guint32)(t->config->run_seed >> 32)};
-    guint32 out[4];
-
-    philox4x32(counter, key, out);
-    return (guint64)out[1] << 32 | out[0];
-}
-
-static GRand *rand_of(const Train *t, guint64 phase, gint64 step)
-{
-    guint64 seed = seed_of(t, phase, step);
-    const guint32 words[2] = {(guint32)seed, (guint32)(seed >> 32)};
-
-    return g_rand_new_with_seed_array(words, 2);
-}
 
 /* Rising over the first `rise` steps, then linear from `from` to `to`. */
 static double rate_at(double from, double to, gint64 rise, gint64 step, gint64 steps)
@@ -69,7 +48,7 @@ static TrainerStep step_of(const TrainConfig *c, double lr)
 static gboolean warmup_update(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
-    g_autoptr(GRand) rand = rand_of(t, PHASE_WARMUP, t->warmup);
+    g_autoptr(GRand) rand = train_rand(t, TRAIN_SEED_WARMUP, t->warmup);
     const Loss *sft = loss_find("sft");
     const DemoOptions demo = {c->warmup_gold, c->warmup_text, (guint)c->rollout_turns, FAIL_WORDS};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
@@ -104,53 +83,11 @@ static gboolean warmup_update(Train *t, GError **error)
     return train_log_end(t->log, "warmup", t->warmup, error);
 }
 
-/* ---- tasks of a batch ---- */
-
-/* Tasks without replacement; those whose last pass rate leaves nothing to learn come last. */
-static TrainTask **draw_tasks(const Train *t, guint n, gint64 step)
-{
-    g_autoptr(GRand) rand = rand_of(t, PHASE_TASKS, step);
-    g_autofree guint *order = g_new(guint, t->tasks->len);
-    TrainTask **drawn = g_new0(TrainTask *, n);
-    guint got = 0;
-
-    for (guint i = 0; i < t->tasks->len; i++)
-        order[i] = i;
-    for (guint i = 0; i < t->tasks->len && got < n; i++) {
-        guint j = (guint)g_rand_int_range(rand, (gint32)i, (gint32)t->tasks->len);
-        TrainTask *task = t->tasks->pdata[order[j]];
-        gboolean flat = task->rate >= 0 && (task->rate < t->config->rollout_rate_low ||
-                                            task->rate > t->config->rollout_rate_high);
-
-        order[j] = order[i];
-        if (!flat || g_rand_double(rand) < 0.1)
-            drawn[got++] = task;
-    }
-    while (got < n) /* fewer are left than a batch wants */
-        drawn[got++] = t->tasks->pdata[g_rand_int_range(rand, 0, (gint32)t->tasks->len)];
-    return drawn;
-}
-
-static void keep_rates(TrainTask *const *tasks, const GPtrArray *groups)
-{
-    for (guint g = 0; g < groups->len; g++) {
-        const RolloutGroup *group = groups->pdata[g];
-        double sum = 0, n = 0;
-
-        for (guint i = 0; i < group->n; i++) {
-            n += !group->rollouts[i].unscorable;
-            sum += group->rollouts[i].reward;
-        }
-        if (n > 0)
-            tasks[g]->rate = sum / n;
-    }
-}
-
 /* ---- one update ---- */
 
 static gboolean check_mismatch(const Train *t, const LossStats *stats, GError **error)
 {
-    if (t->config->rollout_temperature != 1 || stats->mismatch_max == 0)
+    if (t->config->run_behind || t->config->rollout_temperature != 1 || stats->mismatch_max == 0)
         return TRUE;
     return error_set(error, ASSAY_ERROR_SYSTEM,
                      "update %" G_GINT64_FORMAT
@@ -228,35 +165,13 @@ static gboolean minibatches(Train *t, GPtrArray *groups, TrainerStats *sum, GErr
     return TRUE;
 }
 
-static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *a)
-{
-    double episodes = MAX(r->episodes, 1), turns = MAX(r->turns, 1);
-
-    train_log_put(t->log, "reward/mean", a->reward_mean);
-    train_log_put(t->log, "reward/resolved", r->passed / episodes);
-    train_log_put(t->log, "reward/resolved_first_turn", r->passed_first / episodes);
-    train_log_put(t->log, "signal/zero_std_groups", (double)a->skipped / MAX(a->groups, 1));
-    train_log_put(t->log, "signal/solve_none", (double)a->solve_none / MAX(a->groups, 1));
-    train_log_put(t->log, "signal/solve_all", (double)a->solve_all / MAX(a->groups, 1));
-    train_log_put(t->log, "signal/groups_used", a->groups - a->skipped);
-    train_log_put(t->log, "episode/steps_mean", r->turns / episodes);
-    train_log_put(t->log, "episode/invalid_action_frac", r->invalid / turns);
-    train_log_put(t->log, "length/limit_hit_frac", r->cut / turns);
-    train_log_put(t->log, "length/repetition_frac", r->repeated / turns);
-    train_log_put(t->log, "length/completion_mean", (double)r->tokens / episodes);
-    train_log_put(t->log, "mask/infra_frac", r->unscorable / episodes);
-    train_log_put(t->log, "time/rollout_s", r->sample_s);
-    train_log_put(t->log, "time/grade_s", r->wait_s);
-}
-
 static gboolean is_due(gint64 step, gint64 every, gint64 last)
 {
     return step % every == 0 || step == last;
 }
 
 /* The batches that stand beside a checkpoint are kept. */
-static gboolean keep_rollouts(const Train *t, TrainTask *const *tasks, const GPtrArray *groups,
-                              GError **error)
+static gboolean keep_rollouts(const Train *t, const TrainBatch *batch, GError **error)
 {
     g_autofree char *dir = g_build_filename(t->dir, "rollouts", NULL);
     g_autofree char *name = g_strdup_printf("%06" G_GINT64_FORMAT ".jsonl", t->update + 1);
@@ -266,126 +181,37 @@ static gboolean keep_rollouts(const Train *t, TrainTask *const *tasks, const GPt
         return TRUE;
     if (g_mkdir_with_parents(dir, 0755) != 0)
         return error_set_errno(error, errno, "%s", dir);
-    return record_write(path, tasks, groups, error);
+    return record_write(path, (TrainTask *const *)batch->tasks->pdata, batch->groups, error);
 }
 
-/* A batch of rollouts, and what was rolled out to get it. */
-typedef struct {
-    GPtrArray *tasks;  /* TrainTask, of each group */
-    GPtrArray *groups; /* RolloutGroup */
-    RolloutStats rolled;
-    AdvantageStats seen;
-} Gathered;
-
-static void gathered_clear(Gathered *g)
+/* The batch to learn from now. One step behind, it was sampled with the weights before the last
+ * update, and the next one is sampled before this update. */
+static TrainBatch *batch_now(Train *t, GError **error)
 {
-    g_clear_pointer(&g->tasks, g_ptr_array_unref);
-    g_clear_pointer(&g->groups, g_ptr_array_unref);
-}
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Gathered, gathered_clear)
+    gboolean behind = t->config->run_behind != 0, more = t->update + 1 < t->config->run_updates;
+    g_autoptr(TrainBatch) now = g_steal_pointer(&t->pending);
 
-/* One round of tasks and their groups. */
-static gboolean gather_round(Train *t, Gathered *g, gint64 round, GError **error)
-{
-    const TrainConfig *c = t->config;
-    gint64 step = t->update * (c->rollout_refill + 1) + round;
-    RolloutOptions options = {.samples = (guint)c->rollout_samples,
-                              .turns = (guint)c->rollout_turns,
-                              .tokens_max = c->rollout_tokens,
-                              .repetition = c->rollout_repetition,
-                              .mask_cut = !strcmp(c->rollout_cut, "mask"),
-                              .overlong_from = c->rollout_overlong_from,
-                              .overlong_penalty = c->rollout_overlong_penalty,
-                              .temperature = c->rollout_temperature,
-                              .seed = seed_of(t, PHASE_ROLLOUT, step)};
-    guint n = (guint)c->rollout_groups;
-    g_autofree TrainTask **tasks = draw_tasks(t, n, step);
-    g_autoptr(GPtrArray) groups = rollouts_make(&t->roller, tasks, n, &options, &g->rolled, error);
-
-    if (!groups)
-        return FALSE;
-    keep_rates(tasks, groups);
-    for (guint i = 0; i < n; i++)
-        g_ptr_array_add(g->tasks, tasks[i]);
-    g_ptr_array_extend_and_steal(g->groups, g_steal_pointer(&groups));
-    return TRUE;
-}
-
-/* Keeps the first `most` groups that have a spread. */
-static void keep_used(Gathered *g, guint most)
-{
-    guint used = 0;
-
-    for (guint i = 0; i < g->groups->len;) {
-        const RolloutGroup *group = g->groups->pdata[i];
-
-        if (!group->skipped && used < most) {
-            used++;
-            i++;
-            continue;
-        }
-        g_ptr_array_remove_index(g->groups, i);
-        g_ptr_array_remove_index(g->tasks, i);
-    }
-}
-
-/* With rollout.refill: rounds until as many groups have a spread as a batch wants, and those alone
- * (dynamic sampling, arXiv 2503.14476, 3.2). */
-static gboolean gather(Train *t, Gathered *g, GError **error)
-{
-    const TrainConfig *c = t->config;
-    const AdvantageOptions advantage = train_config_advantage(c);
-    AdvantageStats kept;
-    guint most = (guint)c->rollout_groups;
-
-    g->tasks = g_ptr_array_new();
-    g->groups = g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
-    for (gint64 round = 0; round <= c->rollout_refill; round++) {
-        if (!gather_round(t, g, round, error))
-            return FALSE;
-        advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &g->seen);
-        if (g->seen.groups - g->seen.skipped >= most)
-            break;
-    }
-    if (c->rollout_refill > 0) {
-        keep_used(g, most);
-        advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &kept);
-    }
-    return TRUE;
-}
-
-/* What the boxes did since `before`. */
-static void put_verdicts(Train *t, const VerdictStats *before, double seconds, guint episodes)
-{
-    VerdictStats now = verdict_stats(t->roller.verdicts);
-    double asked = (double)(now.asked - before->asked), run = (double)(now.run - before->run);
-
-    train_log_put(t->log, "verdict/run", run);
-    train_log_put(t->log, "verdict/cached_frac",
-                  (double)(now.cached - before->cached + now.joined - before->joined) /
-                      MAX(asked, 1));
-    train_log_put(t->log, "verdict/ms", (double)(now.box_us - before->box_us) / 1e3 / MAX(run, 1));
-    train_log_put(t->log, "perf/episodes_per_s", episodes / seconds);
+    if (!now && !(now = train_batch_sample(t, t->update, error)))
+        return NULL;
+    if (behind && more && !(t->pending = train_batch_sample(t, t->update + 1, error)))
+        return NULL;
+    return g_steal_pointer(&now);
 }
 
 static gboolean update(Train *t, GError **error)
 {
-    g_auto(Gathered) g = {0};
-    VerdictStats before = verdict_stats(t->roller.verdicts);
+    g_autoptr(TrainBatch) batch = batch_now(t, error);
     gint64 since = g_get_monotonic_time();
     TrainerStats spent = {0};
 
-    if (!gather(t, &g, error))
+    if (!batch)
         return FALSE;
-    put_rollouts(t, &g.rolled, &g.seen);
-    put_verdicts(t, &before, (double)(g_get_monotonic_time() - since) / 1e6, g.rolled.episodes);
-    since = g_get_monotonic_time();
-    if (!keep_rollouts(t, (TrainTask *const *)g.tasks->pdata, g.groups, error) ||
-        !minibatches(t, g.groups, &spent, error))
+    train_batch_log(t, batch);
+    if (!keep_rollouts(t, batch, error) || !minibatches(t, batch->groups, &spent, error))
         return FALSE;
     t->update++;
-    t->episodes += g.rolled.episodes;
-    t->tokens += (gint64)g.rolled.tokens;
+    t->episodes += batch->rolled.episodes;
+    t->tokens += (gint64)batch->rolled.tokens;
     train_log_put(t->log, "time/update_s", (double)(g_get_monotonic_time() - since) / 1e6);
     train_log_put(t->log, "perf/rows", (double)spent.rows);
     train_log_put(t->log, "router/peak_load", spent.router_peak);
@@ -417,7 +243,8 @@ gboolean train_run(Train *t, GError **error)
         return train_checkpoint(t, error);
     if (!train_reference(t, error))
         return FALSE;
-    if (t->update == 0 && !g_atomic_int_get(&t->stop) && !train_eval(t, error))
+    if (t->update == 0 && train_log_eval_last(t->log) < t->warmup && !g_atomic_int_get(&t->stop) &&
+        !train_eval(t, error))
         return FALSE;
     while (t->update < c->run_updates && !g_atomic_int_get(&t->stop)) {
         if (!update(t, error))

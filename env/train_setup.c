@@ -22,11 +22,26 @@
 #include <fcntl.h>
 #include <math.h>
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 #define CHECKPOINTS_KEPT 3u
 
 /* ---- vocabulary ---- */
+
+/* Under its name only when complete. */
+static gboolean tokenizer_keep(const Tokenizer *tokenizer, const char *dir, GError **error)
+{
+    g_autofree char *half = g_strconcat(dir, ".half", NULL);
+
+    if (!tree_remove(AT_FDCWD, half, error))
+        return FALSE;
+    if (g_mkdir_with_parents(half, 0755) != 0)
+        return error_set_errno(error, errno, "%s", half);
+    if (!tokenizer_save(tokenizer, half, error))
+        return FALSE;
+    return rename(half, dir) == 0 || error_set_errno(error, errno, "%s", dir);
+}
 
 /* Trained on the tasks to learn from, or read from where the run or the given model keeps it. */
 static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error)
@@ -47,8 +62,7 @@ static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error
             return NULL;
         tokenizer = token_trainer_finish(trainer, (guint)t->config->model_vocab, error);
     }
-    if (tokenizer &&
-        (g_mkdir_with_parents(kept, 0755) != 0 || !tokenizer_save(tokenizer, kept, error)))
+    if (tokenizer && !tokenizer_keep(tokenizer, kept, error))
         g_clear_pointer(&tokenizer, tokenizer_free);
     return tokenizer;
 }
@@ -144,10 +158,11 @@ gboolean train_checkpoint(Train *t, GError **error)
     g_autofree char *name = g_strdup_printf("%06" G_GINT64_FORMAT, t->warmup + t->update);
     g_autofree char *dir = g_build_filename(all, name, NULL);
     g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
+    json_t *pending = t->pending ? train_batch_json(t->pending) : json_null();
     g_autoptr(json_t) state =
-        json_pack("{s:I, s:I, s:I, s:I, s:o}", "warmup", (json_int_t)t->warmup, "update",
+        json_pack("{s:I, s:I, s:I, s:I, s:o, s:o}", "warmup", (json_int_t)t->warmup, "update",
                   (json_int_t)t->update, "episodes", (json_int_t)t->episodes, "tokens",
-                  (json_int_t)t->tokens, "rates", rates_of(t));
+                  (json_int_t)t->tokens, "rates", rates_of(t), "pending", pending);
     g_autoptr(GPtrArray) names = NULL;
 
     if (!checkpoint_write(dir, t->trainer, state, tokenizer, error))
@@ -186,7 +201,9 @@ static gboolean resume(Train *t, GError **error)
                          json_array_size(rates), t->tasks->len);
     for (guint i = 0; i < t->tasks->len; i++)
         ((TrainTask *)t->tasks->pdata[i])->rate = json_number_value(json_array_get(rates, i));
-    return TRUE;
+    if (json_is_object(json_object_get(state, "pending")))
+        t->pending = train_batch_read(t, json_object_get(state, "pending"), error);
+    return t->pending || !json_is_object(json_object_get(state, "pending"));
 }
 
 gboolean train_reference(Train *t, GError **error)
@@ -326,6 +343,7 @@ void train_free(Train *t)
     if (!t)
         return;
     train_log_close(t->log);
+    train_batch_free(t->pending);
     engine_free(t->engine);
     trainer_free(t->trainer);
     model_free(t->reference);

@@ -96,7 +96,7 @@ typedef struct {
 
 /* Rows sorted by expert: made once per layer by moe_plan, read by the moe entries. R = T * K. */
 typedef struct {
-    int rows, topk, experts;
+    int rows, topk, experts; /* R, K, E */
     int *offsets; /* [E + 1] first sorted slot of each expert */
     int *source;  /* [R] sorted slot -> t * K + c */
     int *slot;    /* [R] t * K + c -> sorted slot */
@@ -195,8 +195,8 @@ typedef struct Ops {
                       int experts, int topk);
 
     /* Even loads: with f_e the share of the plan's choices that expert e got and P_e the mean over
-     * rows of p = softmax(z), L = scale E sum_e f_e P_e, f without gradient (arXiv 2101.03961, 2.2).
-     * Adds dL/dz = scale E / T p_te (f_e - sum_j f_j p_tj) to dz [T, E]. */
+     * rows of p = softmax(z), L = scale E sum_e f_e P_e, f without gradient (arXiv 2101.03961,
+     * 2.2). Adds dL/dz = scale E / T p_te (f_e - sum_j f_j p_tj) to dz [T, E]. */
     void (*route_balance_bwd)(void *dz, const void *z, const MoePlan *plan, double scale);
 
     /* Sorted slot r of expert e: a = W1 x, b = W3 x, act = SiLU(a) (.) b. a, b may be NULL (not
@@ -239,7 +239,7 @@ extern const Ops ops_ref_f64;
 
 /* The fastest table this machine may run (CPUID and what the host permits); never NULL. */
 const Ops *ops_cpu(void);
-/* The table of one instruction set, "plain", "avx2" or "avx512"; 0 where it cannot run. */
+/* The table of one instruction set, "plain", "avx2", "avx512" or "amx"; 0 where it cannot run. */
 int ops_cpu_table(const char *isa, Ops *ops);
 
 /* Sorts rows by expert; ids [rows, topk]. The arrays of `plan` are the caller's. */

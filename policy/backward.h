@@ -26,7 +26,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Backward, backward_free)
 void backward_balance(Backward *backward, double weight);
 
 /* dhidden [T, D] as left by backward_logits; adds to every tensor's gradient. `acts` must have been
- * kept (all, or inputs), from the same batch, and the caches of its spans must be as forward left them. `grads_of`
- * are the gradients of the spans' caches, zero at first. */
+ * kept (all, or inputs), from the same batch, and the caches of its spans must be as forward left
+ * them. `cache_grads` are the gradients of the spans' caches, zero at first. */
 void backward(Backward *backward, const Model *model, Params *grads, Acts *acts, const Batch *batch,
               const OpsSpanGrad *cache_grads, const void *dhidden);

@@ -78,17 +78,26 @@ static gboolean optimizer_write(const char *dir, const Trainer *t, GError **erro
     return ok;
 }
 
+/* What was written beside `dir` takes its place. */
+static gboolean put_in_place(const char *half, const char *dir, GError **error)
+{
+    return tree_remove(AT_FDCWD, dir, error) &&
+           (rename(half, dir) == 0 || error_set_errno(error, errno, "%s", dir));
+}
+
 gboolean checkpoint_write_model(const char *dir, const Trainer *t, GError **error)
 {
     const ModelConfig *config = &t->model->config;
     g_autoptr(Weights) weights = weights_new(config, TENSOR_F32, error);
+    g_autofree char *half = g_strconcat(dir, ".half", NULL);
 
     if (!weights)
         return FALSE;
     for (guint i = 0; i < tensors_count(config); i++)
         memcpy(weights_at(weights, i), params_at(t->master, i),
                tensors_info(config, i).count * sizeof(float));
-    return weights_save(weights, dir, TENSOR_F32, error);
+    return tree_remove(AT_FDCWD, half, error) && weights_save(weights, half, TENSOR_F32, error) &&
+           put_in_place(half, dir, error);
 }
 
 static gboolean state_write(const char *dir, const Trainer *t, const json_t *state, GError **error)
@@ -144,14 +153,11 @@ gboolean checkpoint_write(const char *dir, const Trainer *t, const json_t *state
     g_autofree char *half = g_strconcat(dir, ".half", NULL);
 
     g_assert(t->model->ops->real == OPS_F32);
-    if (!tree_remove(AT_FDCWD, half, error) || !write_parts(half, t, state, tokenizer_dir, error) ||
-        !tree_remove(AT_FDCWD, dir, error)) {
-        g_prefix_error(error, "checkpoint %s: ", dir);
-        return FALSE;
-    }
-    if (rename(half, dir) != 0)
-        return error_set_errno(error, errno, "checkpoint %s", dir);
-    return TRUE;
+    if (tree_remove(AT_FDCWD, half, error) && write_parts(half, t, state, tokenizer_dir, error) &&
+        put_in_place(half, dir, error))
+        return TRUE;
+    g_prefix_error(error, "checkpoint %s: ", dir);
+    return FALSE;
 }
 
 /* ---- reading ---- */

@@ -19,7 +19,7 @@
 gboolean checkpoint_write(const char *dir, const Trainer *trainer, const json_t *state,
                           const char *tokenizer_dir, GError **error);
 
-/* The model alone, in f32. */
+/* The model alone, in f32; whole or not at all. */
 gboolean checkpoint_write_model(const char *dir, const Trainer *trainer, GError **error);
 
 /* Weights and optimiser into a trainer of the same shape. The caller's state, or NULL. */

@@ -47,7 +47,7 @@ typedef struct EngineToken {
 /* FALSE ends the sample with FINISH_CALLER. */
 typedef gboolean (*EngineTokenFunc)(const EngineToken *token, gpointer user);
 
-/* What the model makes of a prompt: `logits` [vocab], of the token after prompt[position], and their
+/* What the model makes of a prompt: `logits` [vocab] of the token after prompt[position], and their
  * log sum of exponentials. For each position but the last, once and in order. */
 typedef void (*EnginePromptFunc)(gint64 position, const float *logits, float lse, gpointer user);
 

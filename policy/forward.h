@@ -64,8 +64,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Acts, acts_free)
 /* Bytes that acts_new would take. */
 gsize acts_bytes(const Model *model, int rows_max, ActsKeep keep);
 
-/* Layer l from its input: fills acts->layers[l] and the next layer's input. It may be run again with
- * the same result where no span's state_in is the state_out of itself or of a later span. */
+/* Layer l from its input: fills acts->layers[l] and the next layer's input. It may be run again
+ * with the same result where no span's state_in is the state_out of itself or of a later span. */
 void forward_layer(const Model *model, Acts *acts, guint l, const Batch *batch);
 
 /* Runs the layers; acts->hidden then holds the normed output of every row. */

@@ -54,8 +54,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Model, model_free)
 void model_set(Model *model, const TensorInfo *tensor, const void *rows);
 void model_get(const Model *model, const TensorInfo *tensor, void *rows);
 
-/* The same for all of them. `weights` is in the type of the ops (F32, F64) and may be freed. `chunk`
- * is that of its caches and sums, part of the numerics; 0: the config's. */
+/* The same for all of them. `weights` is in the type of the ops (F32, F64) and may be freed.
+ * `chunk` is that of its caches and sums, part of the numerics; 0: the config's. */
 Model *model_from_weights(const Ops *ops, const Weights *weights, WeightFormat format, guint chunk,
                           GError **error);
 /* config.json and checkpoint of a directory. */

@@ -16,6 +16,13 @@
 /* Columns of one packed panel. */
 #define PANEL (2 * CPU_WIDTH)
 
+/* Inputs of a bf16 panel: a multiple of what a step of the build's product takes. */
+#ifdef CPU_AMX
+#define K_PAD 32
+#else
+#define K_PAD 2
+#endif
+
 size_t CPU(weight_bytes)(WeightFormat format, int n, int k);
 void CPU(weight_pack)(const OpsWeight *w, const void *rows);
 void CPU(weight_unpack)(void *rows, const OpsWeight *w);
@@ -28,11 +35,18 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
 /* `panels` panels from `panel` on of x[i] W^T for `rows` rows, which are given by pointer so that
  * they may be gathered. out[i] is where the first of those columns goes. panels <= PANELS_MAX,
  * rows <= ROWS_MAX. */
+#ifdef CPU_AMX
+#define PANELS_MAX 8 /* rounding activations is worth more of them */
+#else
 #define PANELS_MAX 4
+#endif
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
-                      int panel, int panels);
+                      int panel, int panels, GemmPrecision precision);
+/* The same of bf16 panels by tiles of AMX, activations rounded (amx.c). */
+void CPU(amx_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+                     int panel, int panels);
 
-/* Rows k .. k + kn - 1 of a panel in f32: to [kn][PANEL]. */
+/* Rows k .. k + kn - 1 of a panel in f32: to [kn][PANEL]. k is even. */
 void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn);
 
 /* out[i][c] += sum over k of a[i][k * lda] b[k * ldb + c], each element one chain over ascending k:

@@ -2,11 +2,13 @@
  * Packed weights and the products with them.
  *
  * A matrix W [n, k] is kept as panels of PANEL outputs, each [k][PANEL], the last one filled up
- * with zeros: a product streams it once, in order, for any number of rows. In bf16 the two vectors
- * of a panel are kept as pairs, so that one load and two operations widen both.
+ * with zeros: a product streams it once, in order, for any number of rows. In bf16 a panel is
+ * [k / 2][PANEL][2], k filled up to whole K_PAD: a vector of pairs is widened by one operation for
+ * each half, and tiles of AMX read it as it lies.
  *
  * Invariants
- *  1. y[t, n] is one chain of fused multiply-adds over ascending k, whatever the rows around it.
+ *  1. y[t, n] is one chain of fused multiply-adds over ascending k, whatever the rows around it
+ *     (the products of AMX: amx.c).
  *  2. Threads split the columns; no sum is ever split.
  *
  * Not here: gathering rows by expert (moe.c).
@@ -19,9 +21,14 @@ static int panels_of(int n)
     return (n + PANEL - 1) / PANEL;
 }
 
+static size_t padded_k(WeightFormat format, int k)
+{
+    return format == WEIGHT_BF16 ? ((size_t)k + K_PAD - 1) / K_PAD * K_PAD : (size_t)k;
+}
+
 static size_t panel_elements(const OpsWeight *w)
 {
-    return (size_t)w->k * PANEL;
+    return padded_k(w->format, w->k) * PANEL;
 }
 
 static size_t element_size(WeightFormat format)
@@ -36,15 +43,16 @@ static const char *panel_at(const OpsWeight *w, int panel)
 
 size_t CPU(weight_bytes)(WeightFormat format, int n, int k)
 {
-    return (size_t)panels_of(n) * PANEL * (size_t)k * element_size(format);
+    return (size_t)panels_of(n) * PANEL * padded_k(format, k) * element_size(format);
 }
 
 static size_t index_of(const OpsWeight *w, int n, int k)
 {
-    size_t at = (size_t)(n / PANEL) * panel_elements(w) + (size_t)k * PANEL;
-    int c = n % PANEL;
+    size_t at = (size_t)(n / PANEL) * panel_elements(w), c = (size_t)(n % PANEL);
 
-    return at + (size_t)(w->format == WEIGHT_BF16 ? c % W * 2 + c / W : c);
+    if (w->format == WEIGHT_BF16)
+        return at + ((size_t)(k / 2) * PANEL + c) * 2 + (size_t)(k % 2);
+    return at + (size_t)k * PANEL + c;
 }
 
 void CPU(weight_pack)(const OpsWeight *w, const void *rows)
@@ -52,9 +60,9 @@ void CPU(weight_pack)(const OpsWeight *w, const void *rows)
     const float *from = rows;
 
     for (int n = 0; n < panels_of(w->n) * PANEL; n++)
-        for (int k = 0; k < w->k; k++) {
+        for (int k = 0; k < (int)padded_k(w->format, w->k); k++) {
             size_t to = index_of(w, n, k);
-            float x = n < w->n ? from[(size_t)n * w->k + k] : 0;
+            float x = n < w->n && k < w->k ? from[(size_t)n * w->k + k] : 0;
 
             if (w->format == WEIGHT_BF16)
                 ((uint16_t *)w->data)[to] = bf16_of(x);
@@ -91,11 +99,14 @@ INLINE void block(float *const *out, int to, const float *const *x, const OpsWei
 {
     vf acc[TILE_ROWS][TILE_COLS] = {0};
     const void *cols[TILE_COLS / 2];
+    size_t ahead = (size_t)np * panel_elements(w) * element_size(w->format);
 
     for (int j = 0; j < np; j++)
         cols[j] = panel_at(w, panel + j);
-    tile(mr, 2 * np, w->k, x, 1, cols, PANEL, bf16,
-         (size_t)np * panel_elements(w) * element_size(w->format), acc);
+    if (bf16)
+        tile_pairs(mr, 2 * np, w->k, x, cols, ahead, acc);
+    else
+        tile(mr, 2 * np, w->k, x, 1, cols, PANEL, ahead, acc);
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < 2 * np; j++) {
             int n = panel * PANEL + j * W;
@@ -136,13 +147,14 @@ void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn)
 
     if (w->format == WEIGHT_REAL)
         memcpy(to, from, (size_t)kn * PANEL * sizeof(float));
-    for (int i = 0; w->format == WEIGHT_BF16 && i < kn; i++) {
-        vf first, second;
+    for (int i = 0; w->format == WEIGHT_BF16 && i < kn; i += 2)
+        for (int c = 0; c < PANEL; c += W) {
+            const uint32_t *pairs = (const uint32_t *)from + (size_t)(i / 2) * PANEL + c;
 
-        vload_pairs(from + (size_t)i * PANEL * sizeof(uint16_t), &first, &second);
-        vstore(to + (size_t)i * PANEL, first);
-        vstore(to + (size_t)i * PANEL + W, second);
-    }
+            vstore(to + (size_t)i * PANEL + c, vload_low(pairs));
+            if (i + 1 < kn)
+                vstore(to + (size_t)(i + 1) * PANEL + c, vload_high(pairs));
+        }
 }
 
 /* Many rows are worth widening bf16 once for all of them, as much of k as stays in the first-level
@@ -176,10 +188,18 @@ static void panels_widened(float *const *out, const float *const *x, int rows, c
 }
 
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
-                      int panel, int panels)
+                      int panel, int panels, GemmPrecision precision)
 {
     int bf16 = w->format == WEIGHT_BF16;
 
+#ifdef CPU_AMX
+    if (bf16 && precision == GEMM_ROUNDED) {
+        CPU(amx_panels)(out, x, rows, w, panel, panels);
+        return;
+    }
+#else
+    (void)precision;
+#endif
     if (bf16 && rows >= WIDEN_ROWS) {
         panels_widened(out, x, rows, w, panel, panels);
         return;
@@ -202,7 +222,6 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
     int blocks = (rows + ROWS_MAX - 1) / ROWS_MAX;
     double work = (double)rows * w->n * w->k;
 
-    (void)precision;
 #pragma omp parallel for schedule(static) if (work > CPU_PARALLEL_WORK)
     for (int task = 0; task < groups * blocks; task++) {
         int panel = task % groups * PANELS_MAX, row0 = task / groups * ROWS_MAX;
@@ -215,6 +234,7 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
             out[t] = (float *)y + (size_t)(row0 + t) * w->n + panel * PANEL;
         }
         CPU(gemm_panels)
-        (out, in, count, w, panel, panels - panel < PANELS_MAX ? panels - panel : PANELS_MAX);
+        (out, in, count, w, panel, panels - panel < PANELS_MAX ? panels - panel : PANELS_MAX,
+         precision);
     }
 }

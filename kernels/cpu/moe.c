@@ -53,8 +53,8 @@ static void up_block(float *a, float *b, float *act, const float *x, const MoePl
         gates[i] = gate[i];
         ups[i] = up[i];
     }
-    CPU(gemm_panels)(gates, in, rows, w1, panel, panels);
-    CPU(gemm_panels)(ups, in, rows, w3, panel, panels);
+    CPU(gemm_panels)(gates, in, rows, w1, panel, panels, GEMM_ROUNDED);
+    CPU(gemm_panels)(ups, in, rows, w3, panel, panels, GEMM_ROUNDED);
     for (int i = 0; i < rows; i++) {
         size_t at = (size_t)(first + i) * width + col;
 
@@ -121,7 +121,7 @@ void CPU(moe_down_fwd)(void *y, void *expert_out, const void *act, const void *w
                 in[i] = (const float *)act + (size_t)(r + i) * inner;
                 out[i] = (float *)expert_out + (size_t)(r + i) * width + panel * PANEL;
             }
-            CPU(gemm_panels)(out, in, count, &w->w2[e], panel, panels);
+            CPU(gemm_panels)(out, in, count, &w->w2[e], panel, panels, GEMM_ROUNDED);
         }
     }
 #pragma omp parallel for schedule(static) if ((double)rows * width > CPU_PARALLEL_WORK)

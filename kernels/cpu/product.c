@@ -29,7 +29,7 @@ INLINE void block(const Product *p, int mr, int nv, int col)
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < nv; j++)
             acc[i][j] = vload(p->out[i] + col + j * W);
-    tile(mr, nv, p->kn, p->a, p->lda, cols, p->ldb, 0, 0, acc);
+    tile(mr, nv, p->kn, p->a, p->lda, cols, p->ldb, 0, acc);
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < nv; j++)
             vstore(p->out[i] + col + j * W, acc[i][j]);

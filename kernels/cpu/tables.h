@@ -6,3 +6,6 @@
 void cpu_table_plain(Ops *ops);
 void cpu_table_avx2(Ops *ops);
 void cpu_table_avx512(Ops *ops);
+void cpu_table_amx(Ops *ops);
+/* The AMX products over plain C in place of tiles, for tests. */
+void cpu_table_amx_emulated(Ops *ops);

@@ -30,7 +30,7 @@ INLINE vf vset(float x)
     return x - (vf){0};
 }
 
-INLINE vf vload(const float *p)
+INLINE vf vload(const void *p)
 {
     return *(const vf_any *)p;
 }
@@ -67,13 +67,15 @@ INLINE void vstore_n(float *p, vf v, int n)
         vstore_part(p, v, n);
 }
 
-/* Two vectors of bf16, kept as pairs: lane i of the first, then lane i of the second. */
-INLINE void vload_pairs(const void *p, vf *first, vf *second)
+/* A vector of pairs of bf16: the lower halves, the upper halves. */
+INLINE vf vload_low(const void *p)
 {
-    vu bits = (vu)vload(p);
+    return (vf)((vu)vload(p) << 16);
+}
 
-    *first = (vf)(bits << 16);
-    *second = (vf)(bits & 0xffff0000u);
+INLINE vf vload_high(const void *p)
+{
+    return (vf)((vu)vload(p) & 0xffff0000u);
 }
 
 /* a * b + c, rounded once where the machine can. */
@@ -180,10 +182,9 @@ INLINE void vtranspose(vf v[W])
 
 /*
  * acc[i][j] += sum over k of a[i][k * lda] * b[k * ldb + j * W ..]: the one product of all kernels.
- * With bf16, b holds pairs of vectors. b[] has a pointer for every two vectors; mr, nv and bf16 are
- * constants at every call, so the loops unroll and acc lives in registers. What lies `ahead` bytes
- * after b is asked for meanwhile; 0: nothing.
- * Every element sums over k in ascending order: its bits do not depend on mr or nv.
+ * b[] has a pointer for every two vectors; mr and nv are constants at every call, so the loops
+ * unroll and acc lives in registers. What lies `ahead` bytes after b is asked for meanwhile; 0:
+ * nothing. Every element sums over k in ascending order: its bits do not depend on mr or nv.
  */
 #define TILE_COLS 8
 #if CPU_WIDTH == 16
@@ -197,21 +198,16 @@ INLINE void vtranspose(vf v[W])
 #endif
 
 INLINE void tile(int mr, int nv, int kn, const float *const *a, size_t lda, const void *const *b,
-                 size_t ldb, int bf16, size_t ahead, vf acc[][TILE_COLS])
+                 size_t ldb, size_t ahead, vf acc[][TILE_COLS])
 {
     for (int k = 0; k < kn; k++) {
         vf col[TILE_COLS];
 
-        for (int j = 0; ahead && j < nv; j += 2)
-            __builtin_prefetch((const char *)b[j / 2] +
-                                   (size_t)k * ldb * (bf16 ? sizeof(uint16_t) : sizeof(float)) +
-                                   ahead,
-                               0, 2);
-
-        for (int j = 0; bf16 && j < nv; j += 2)
-            vload_pairs((const uint16_t *)b[j / 2] + (size_t)k * ldb, &col[j], &col[j + 1]);
-        for (int j = 0; !bf16 && j < nv; j++)
+        for (int j = 0; j < nv; j++)
             col[j] = vload((const float *)b[j / 2] + (size_t)k * ldb + j % 2 * W);
+        for (int j = 0; ahead && j < nv; j += 2)
+            __builtin_prefetch((const char *)((const float *)b[j / 2] + (size_t)k * ldb) + ahead, 0,
+                               2);
         for (int i = 0; i < mr; i++) {
             vf x = vset(a[i][(size_t)k * lda]);
 
@@ -219,4 +215,37 @@ INLINE void tile(int mr, int nv, int kn, const float *const *a, size_t lda, cons
                 acc[i][j] = vfma(x, col[j], acc[i][j]);
         }
     }
+}
+
+/* One k of tile_pairs, k even or odd as `half` says. */
+INLINE void tile_half(int mr, int nv, int k, int half, const float *const *a, const void *const *b,
+                      vf acc[][TILE_COLS])
+{
+    vf col[TILE_COLS];
+
+    for (int j = 0; j < nv; j++) {
+        const uint32_t *from = (const uint32_t *)b[j / 2] + (size_t)(k / 2 * 2 + j % 2) * W;
+
+        col[j] = half ? vload_high(from) : vload_low(from);
+    }
+    for (int i = 0; i < mr; i++) {
+        vf x = vset(a[i][k]);
+
+        for (int j = 0; j < nv; j++)
+            acc[i][j] = vfma(x, col[j], acc[i][j]);
+    }
+}
+
+/* The same over bf16 that lies in pairs of k: b[j] is [kn / 2][2 * W] pairs, two vectors. */
+INLINE void tile_pairs(int mr, int nv, int kn, const float *const *a, const void *const *b,
+                       size_t ahead, vf acc[][TILE_COLS])
+{
+    for (int k = 0; k + 1 < kn; k += 2) {
+        for (int j = 0; j < nv; j += 2)
+            __builtin_prefetch((const char *)b[j / 2] + (size_t)k * 4 * W + ahead, 0, 2);
+        tile_half(mr, nv, k, 0, a, b, acc);
+        tile_half(mr, nv, k + 1, 1, a, b, acc);
+    }
+    if (kn % 2)
+        tile_half(mr, nv, kn - 1, 0, a, b, acc);
 }

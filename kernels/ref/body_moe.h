@@ -30,11 +30,11 @@ static void ref_route_fwd(int *ids, void *weights, const void *z, int rows, int 
 
 static void ref_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double scale)
 {
-    int e_n = plan->experts;
-    REAL share = (REAL)1 / (REAL)((int64_t)plan->rows * plan->topk);
-    REAL by = (REAL)scale * (REAL)e_n / (REAL)plan->rows, p[OPS_EXPERTS_MAX];
+    int e_n = plan->experts, rows = plan->rows / plan->topk;
+    REAL share = (REAL)1 / (REAL)plan->rows, p[OPS_EXPERTS_MAX];
+    REAL by = (REAL)scale * (REAL)e_n / (REAL)rows;
 
-    for (int t = 0; t < plan->rows; t++) {
+    for (int t = 0; t < rows; t++) {
         const REAL *row = (const REAL *)z + (size_t)t * e_n;
         REAL top = row[0], sum = 0, mean = 0;
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from daemon import Daemon, rows, run_cases, task_row
@@ -146,6 +147,13 @@ def one_connection_serves_many_requests():
         while got.count(b"HTTP/1.1 200") < 2:
             got += first.recv(4096) or check(False, got)
         connection.close()
+        for sent in (b"", b"GET /_pi", b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"):
+            for after in (b"", b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"):
+                daemon.raw(after + sent)
+        deadline = time.monotonic() + 20
+        while b'assay_http_connections{kind="unix"} 1\n' not in daemon.call("GET", "/metrics").body:
+            check(time.monotonic() < deadline, "a connection whose client left is still open")
+            time.sleep(0.02)
 
 
 @case

@@ -110,27 +110,45 @@ def check_same(lab):
     assert lab.weights("a") != lab.weights("c")
 
 
-def check_killed(lab):
-    """a_run_that_is_killed_ends_with_the_same_weights"""
+def run_killed(lab, name, *settings):
+    """The run, killed again and again until it is through."""
     kills = 0
     for attempt in range(40):
-        delay = 0.15 + attempt * 0.05
-        run = subprocess.Popen(lab.command("k", "run.seed=1", "run.checkpoint_every=1"), env=ENV,
+        run = subprocess.Popen(lab.command(name, *settings, "run.checkpoint_every=1"), env=ENV,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            run.wait(delay)
+            run.wait(0.15 + attempt * 0.05)
             break
         except subprocess.TimeoutExpired:
             run.kill()
             run.wait()
             kills += 1
-    done = lab.run("k", "run.seed=1")
+    done = lab.run(name, *settings)
     assert done.returncode == 0, done.stderr
     assert kills > 1, kills
+
+
+def check_killed(lab):
+    """a_run_that_is_killed_ends_with_the_same_weights"""
+    run_killed(lab, "k", "run.seed=1")
     assert lab.weights("a") == lab.weights("k")
     steps = [(row["phase"], row["step"]) for row in lab.rows("k")]
     assert len(steps) == len(set(steps)), "a step is there twice"
     assert steps == [(row["phase"], row["step"]) for row in lab.rows("a")]
+
+
+def check_behind(lab):
+    """one_step_behind_and_killed_as_well"""
+    done = lab.run("d", "run.seed=1", "run.behind=1", "run.checkpoint_every=1")
+    assert done.returncode == 0, done.stderr
+    stale = [row["policy/stale_versions"] for row in lab.rows("d") if row["phase"] == "rl"]
+    assert stale[0] == 0 and min(stale[1:]) > 0, stale
+    assert lab.weights("d")[1] != lab.weights("a")[1]
+    run_killed(lab, "e", "run.seed=1", "run.behind=1")
+    assert lab.weights("d") == lab.weights("e")
+    rewards = [[row["reward/resolved"] for row in lab.rows(name) if row["phase"] == "rl"]
+               for name in "de"]
+    assert rewards[0] == rewards[1], rewards
 
 
 def check_stopped(lab):
@@ -202,7 +220,7 @@ def check_refusals(lab):
     assert done.returncode != 0 and "line 1" in done.stderr, done.stderr
 
 
-CHECKS = [check_run, check_same, check_killed, check_stopped, check_looking, check_settings,
+CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_settings,
           check_refusals]
 
 

@@ -2,12 +2,14 @@
 
     test_sample.py ASSAY [--as-user] [WORD ...]        WORD selects cases by name
 """
+import fcntl
 import json
 import os
 import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 
 import serve_lab as lab
@@ -96,15 +98,19 @@ def what_is_reasoned_is_dim_or_hidden(tmp):
 class Terminal:
     def __init__(self, *args):
         self.fd, child = pty.openpty()
-        self.process = subprocess.Popen([lab.ASSAY, "policy", *map(str, args)], stdin=child, stdout=child, stderr=child,
-                                        env={**lab.ENV, "TERM": "xterm"}, preexec_fn=self.own, **lab.WHO)
+        self.process = subprocess.Popen(
+            [lab.ASSAY, "policy", *map(str, args)], stdin=child, stdout=child, stderr=child, env={**lab.ENV, "TERM": "xterm"},
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **lab.WHO)
         os.close(child)
         self.text = b""
 
-    @staticmethod
-    def own():
-        os.setsid()
-        os.close(os.open(os.ttyname(0), os.O_RDWR))  # becomes the controlling terminal
+    def say(self, line):
+        """Says it, and waits until the answer has begun."""
+        os.write(self.fd, line + b"\n")
+        self.wait(line + b"\r\n")
+        seen = len(self.text)
+        while len(self.text) < seen + 100:
+            self.text += os.read(self.fd, 65536)
 
     def wait(self, word, times=1):
         end = time.monotonic() + 30
@@ -121,18 +127,13 @@ class Terminal:
 def ctrl_c_ends_the_answer_and_ctrl_d_the_chat(tmp):
     t = Terminal("chat", tmp / "m", "--temperature", 0)
     t.wait(b"> ")
-    os.write(t.fd, b"hello\n")
-    t.wait(b"hello\r\n")
-    seen = len(t.text)
-    while len(t.text) < seen + 100:
-        t.text += os.read(t.fd, 65536)
+    t.say(b"hello")
     os.write(t.fd, b"\x03")
     t.wait(b"aborted", 1)
     t.wait(b"> ", 2)
     os.write(t.fd, b"half a li\x03")
     t.wait(b"> ", 3)
-    os.write(t.fd, b"again\n")
-    t.wait(b"again\r\n")
+    t.say(b"again")
     os.write(t.fd, b"\x03")
     t.wait(b"aborted", 2)
     t.wait(b"> ", 4)

@@ -1,0 +1,289 @@
+/*
+ * A batch: tasks drawn, episodes sampled, groups kept, advantages; as JSON, for checkpoints of runs
+ * that sample ahead.
+ *
+ * 1. A batch is a function of its number, the weights it is sampled with and the pass rates so far.
+ * 2. What is read back is the batch that was written, but for how long it took.
+ *
+ * Not here: episodes (train_rollout.c), what is learnt from them (train_run.c).
+ */
+#include "env/train.h"
+
+#include "env/train_record.h"
+
+#include "base/error.h"
+#include "policy/init.h"
+
+#include <string.h>
+
+/* ---- what is drawn ---- */
+
+guint64 train_seed(const Train *t, TrainSeed phase, gint64 step)
+{
+    const guint32 counter[4] = {(guint32)step, (guint32)(step >> 32), (guint32)phase, 0};
+    const guint32 key[2] = {(guint32)t->config->run_seed, (guint32)(t->config->run_seed >> 32)};
+    guint32 out[4];
+
+    philox4x32(counter, key, out);
+    return (guint64)out[1] << 32 | out[0];
+}
+
+GRand *train_rand(const Train *t, TrainSeed phase, gint64 step)
+{
+    guint64 seed = train_seed(t, phase, step);
+    const guint32 words[2] = {(guint32)seed, (guint32)(seed >> 32)};
+
+    return g_rand_new_with_seed_array(words, 2);
+}
+
+/* Tasks without replacement; those whose last pass rate leaves nothing to learn come last. */
+static TrainTask **draw_tasks(const Train *t, guint n, gint64 step)
+{
+    g_autoptr(GRand) rand = train_rand(t, TRAIN_SEED_TASKS, step);
+    g_autofree guint *order = g_new(guint, t->tasks->len);
+    TrainTask **drawn = g_new0(TrainTask *, n);
+    guint got = 0;
+
+    for (guint i = 0; i < t->tasks->len; i++)
+        order[i] = i;
+    for (guint i = 0; i < t->tasks->len && got < n; i++) {
+        guint j = (guint)g_rand_int_range(rand, (gint32)i, (gint32)t->tasks->len);
+        TrainTask *task = t->tasks->pdata[order[j]];
+        gboolean flat = task->rate >= 0 && (task->rate < t->config->rollout_rate_low ||
+                                            task->rate > t->config->rollout_rate_high);
+
+        order[j] = order[i];
+        if (!flat || g_rand_double(rand) < 0.1)
+            drawn[got++] = task;
+    }
+    while (got < n) /* fewer are left than a batch wants */
+        drawn[got++] = t->tasks->pdata[g_rand_int_range(rand, 0, (gint32)t->tasks->len)];
+    return drawn;
+}
+
+static void keep_rates(TrainTask *const *tasks, const GPtrArray *groups)
+{
+    for (guint g = 0; g < groups->len; g++) {
+        const RolloutGroup *group = groups->pdata[g];
+        double sum = 0, n = 0;
+
+        for (guint i = 0; i < group->n; i++) {
+            n += !group->rollouts[i].unscorable;
+            sum += group->rollouts[i].reward;
+        }
+        if (n > 0)
+            tasks[g]->rate = sum / n;
+    }
+}
+
+/* One round of tasks and their groups. */
+static gboolean sample_round(Train *t, TrainBatch *g, gint64 number, gint64 round, GError **error)
+{
+    const TrainConfig *c = t->config;
+    gint64 step = number * (c->rollout_refill + 1) + round;
+    RolloutOptions options = {.samples = (guint)c->rollout_samples,
+                              .turns = (guint)c->rollout_turns,
+                              .tokens_max = c->rollout_tokens,
+                              .repetition = c->rollout_repetition,
+                              .mask_cut = !strcmp(c->rollout_cut, "mask"),
+                              .overlong_from = c->rollout_overlong_from,
+                              .overlong_penalty = c->rollout_overlong_penalty,
+                              .temperature = c->rollout_temperature,
+                              .seed = train_seed(t, TRAIN_SEED_ROLLOUT, step)};
+    guint n = (guint)c->rollout_groups;
+    g_autofree TrainTask **tasks = draw_tasks(t, n, step);
+    g_autoptr(GPtrArray) groups = rollouts_make(&t->roller, tasks, n, &options, &g->rolled, error);
+
+    if (!groups)
+        return FALSE;
+    keep_rates(tasks, groups);
+    for (guint i = 0; i < n; i++)
+        g_ptr_array_add(g->tasks, tasks[i]);
+    g_ptr_array_extend_and_steal(g->groups, g_steal_pointer(&groups));
+    return TRUE;
+}
+
+/* Keeps the first `most` groups that have a spread. */
+static void keep_used(TrainBatch *g, guint most)
+{
+    guint used = 0;
+
+    for (guint i = 0; i < g->groups->len;) {
+        const RolloutGroup *group = g->groups->pdata[i];
+
+        if (!group->skipped && used < most) {
+            used++;
+            i++;
+            continue;
+        }
+        g_ptr_array_remove_index(g->groups, i);
+        g_ptr_array_remove_index(g->tasks, i);
+    }
+}
+
+/* With rollout.refill: rounds until as many groups have a spread as a batch wants, and those alone
+ * (dynamic sampling, arXiv 2503.14476, 3.2). */
+static gboolean sample_rounds(Train *t, TrainBatch *g, gint64 number, GError **error)
+{
+    const TrainConfig *c = t->config;
+    const AdvantageOptions advantage = train_config_advantage(c);
+    AdvantageStats kept;
+    guint most = (guint)c->rollout_groups;
+
+    g->tasks = g_ptr_array_new();
+    g->groups = g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
+    for (gint64 round = 0; round <= c->rollout_refill; round++) {
+        if (!sample_round(t, g, number, round, error))
+            return FALSE;
+        advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &g->seen);
+        if (g->seen.groups - g->seen.skipped >= most)
+            break;
+    }
+    if (c->rollout_refill > 0) {
+        keep_used(g, most);
+        advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &kept);
+    }
+    return TRUE;
+}
+
+static VerdictStats verdicts_since(const VerdictStats *before, const VerdictStats *now)
+{
+    return (VerdictStats){.asked = now->asked - before->asked,
+                          .cached = now->cached - before->cached,
+                          .joined = now->joined - before->joined,
+                          .run = now->run - before->run,
+                          .box_us = now->box_us - before->box_us};
+}
+
+TrainBatch *train_batch_sample(Train *t, gint64 number, GError **error)
+{
+    VerdictStats before = verdict_stats(t->roller.verdicts), now;
+    gint64 since = g_get_monotonic_time();
+    g_autoptr(TrainBatch) batch = g_new0(TrainBatch, 1);
+
+    batch->version = t->model->version;
+    if (!sample_rounds(t, batch, number, error))
+        return NULL;
+    now = verdict_stats(t->roller.verdicts);
+    batch->verdicts = verdicts_since(&before, &now);
+    batch->seconds = (double)(g_get_monotonic_time() - since) / 1e6;
+    return g_steal_pointer(&batch);
+}
+
+void train_batch_free(TrainBatch *batch)
+{
+    if (!batch)
+        return;
+    g_clear_pointer(&batch->tasks, g_ptr_array_unref);
+    g_clear_pointer(&batch->groups, g_ptr_array_unref);
+    g_free(batch);
+}
+
+/* ---- what is said of it ---- */
+
+static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *a)
+{
+    double episodes = MAX(r->episodes, 1), turns = MAX(r->turns, 1);
+
+    train_log_put(t->log, "reward/mean", a->reward_mean);
+    train_log_put(t->log, "reward/resolved", r->passed / episodes);
+    train_log_put(t->log, "reward/resolved_first_turn", r->passed_first / episodes);
+    train_log_put(t->log, "signal/zero_std_groups", (double)a->skipped / MAX(a->groups, 1));
+    train_log_put(t->log, "signal/solve_none", (double)a->solve_none / MAX(a->groups, 1));
+    train_log_put(t->log, "signal/solve_all", (double)a->solve_all / MAX(a->groups, 1));
+    train_log_put(t->log, "signal/groups_used", a->groups - a->skipped);
+    train_log_put(t->log, "episode/steps_mean", r->turns / episodes);
+    train_log_put(t->log, "episode/invalid_action_frac", r->invalid / turns);
+    train_log_put(t->log, "length/limit_hit_frac", r->cut / turns);
+    train_log_put(t->log, "length/repetition_frac", r->repeated / turns);
+    train_log_put(t->log, "length/completion_mean", (double)r->tokens / episodes);
+    train_log_put(t->log, "mask/infra_frac", r->unscorable / episodes);
+    train_log_put(t->log, "time/rollout_s", r->sample_s);
+    train_log_put(t->log, "time/grade_s", r->wait_s);
+}
+
+/* What the boxes did for it. */
+static void put_verdicts(Train *t, const TrainBatch *b)
+{
+    const VerdictStats *v = &b->verdicts;
+    double asked = (double)v->asked, run = (double)v->run;
+
+    train_log_put(t->log, "verdict/run", run);
+    train_log_put(t->log, "verdict/cached_frac", (double)(v->cached + v->joined) / MAX(asked, 1));
+    train_log_put(t->log, "verdict/ms", (double)v->box_us / 1e3 / MAX(run, 1));
+    train_log_put(t->log, "perf/episodes_per_s", b->rolled.episodes / b->seconds);
+}
+
+void train_batch_log(Train *t, const TrainBatch *batch)
+{
+    put_rollouts(t, &batch->rolled, &batch->seen);
+    put_verdicts(t, batch);
+    train_log_put(t->log, "policy/stale_versions", (double)(t->model->version - batch->version));
+}
+
+/* ---- as JSON ---- */
+
+/* The counters of RolloutStats, by name. */
+#define COUNTER(name)                                                                              \
+    {                                                                                              \
+#name, G_STRUCT_OFFSET(RolloutStats, name)                                                 \
+    }
+static const struct {
+    const char *name;
+    gsize offset;
+} counters[] = {
+    COUNTER(episodes), COUNTER(turns),        COUNTER(invalid),    COUNTER(cut),
+    COUNTER(passed),   COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated),
+};
+
+json_t *train_batch_json(const TrainBatch *batch)
+{
+    json_t *json = json_pack("{s:I, s:I, s:o}", "version", (json_int_t)batch->version, "tokens",
+                             (json_int_t)batch->rolled.tokens, "groups",
+                             record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
+
+    for (guint i = 0; i < G_N_ELEMENTS(counters); i++) {
+        const char *at = (const char *)&batch->rolled + counters[i].offset;
+
+        json_object_set_new(json, counters[i].name,
+                            json_integer(*(const guint *)(gconstpointer)at));
+    }
+    return json;
+}
+
+static TrainTask *task_named(const Train *t, const char *name)
+{
+    for (guint i = 0; i < t->tasks->len; i++)
+        if (!strcmp(((TrainTask *)t->tasks->pdata[i])->task->instance_id, name))
+            return t->tasks->pdata[i];
+    return NULL;
+}
+
+TrainBatch *train_batch_read(Train *t, const json_t *json, GError **error)
+{
+    g_autoptr(TrainBatch) batch = g_new0(TrainBatch, 1);
+    const AdvantageOptions advantage = train_config_advantage(t->config);
+    g_auto(GStrv) names = NULL;
+
+    batch->version = (guint64)json_integer_value(json_object_get(json, "version"));
+    for (guint i = 0; i < G_N_ELEMENTS(counters); i++)
+        *(guint *)G_STRUCT_MEMBER_P(&batch->rolled, counters[i].offset) =
+            (guint)json_integer_value(json_object_get(json, counters[i].name));
+    batch->rolled.tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
+    batch->seconds = 1;
+    batch->tasks = g_ptr_array_new();
+    batch->groups = record_groups(json_object_get(json, "groups"), &names, error);
+    if (!batch->groups)
+        return NULL;
+    for (guint i = 0; names[i]; i++) {
+        TrainTask *task = task_named(t, names[i]);
+
+        if (!task) {
+            error_set(error, ASSAY_ERROR_CONFLICT, "there is no task %s any more", names[i]);
+            return NULL;
+        }
+        g_ptr_array_add(batch->tasks, task);
+    }
+    advantages((RolloutGroup **)batch->groups->pdata, batch->groups->len, &advantage, &batch->seen);
+    return g_steal_pointer(&batch);
+}
