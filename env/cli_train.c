@@ -14,9 +14,11 @@
 
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
-#define TRAIN_SLOT_FIRST 200 /* of the boxes; the daemon's workers have theirs from 0 on */
-#define WARMUP_EVERY     50  /* steps from line to line */
+#define SLOT_FIRST   300u /* of the boxes, spread over pids: two runs rarely share one */
+#define SLOT_PAIRS   350u
+#define WARMUP_EVERY 50 /* steps from line to line */
 
 static Train *running;
 
@@ -59,7 +61,7 @@ int cli_train(Cli *cli)
     g_auto(GStrv) settings = g_strsplit(set ? set : "", "\n", -1);
     g_autoptr(TrainConfig) config =
         train_config_load(cli_arg(cli, 0), (const char *const *)settings, &error);
-    VerdictOptions boxes = {.slot_first = TRAIN_SLOT_FIRST,
+    VerdictOptions boxes = {.slot_first = SLOT_FIRST + 2 * ((guint)getpid() % SLOT_PAIRS),
                             .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
     g_autoptr(VerdictRunner) verdicts = config ? verdict_runner_new(&boxes, &error) : NULL;
     g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &error) : NULL;

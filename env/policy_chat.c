@@ -16,7 +16,10 @@
 #include "policy/chat_parse.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 typedef struct Talk {
@@ -34,6 +37,33 @@ typedef struct Talk {
     gint64 tokens;
     FinishReason finish;
 } Talk;
+
+/* --- Ctrl-C: counted in a descriptor, so that it can be waited for beside input, whichever thread
+ * the signal came to */
+
+static int interrupt_fd = -1;
+
+static void on_interrupt(int number)
+{
+    (void)number;
+    guint64 one = 1;
+    (void)!write(interrupt_fd, &one, sizeof one);
+}
+
+static gboolean interrupts_open(GError **error)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+    interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return (interrupt_fd >= 0 && sigaction(SIGINT, &action, NULL) == 0) ||
+           error_set_errno(error, errno, "eventfd");
+}
+
+/* Whether there was one since it was last asked. */
+static gboolean interrupted(void)
+{
+    guint64 count;
+    return read(interrupt_fd, &count, sizeof count) == sizeof count;
+}
 
 /* --- what is shown */
 
@@ -141,7 +171,7 @@ static gboolean ask(Talk *talk, GArray *ids, GError **error)
     request.user = talk;
     guint64 id = engine_submit(engine, &request, error);
     while (id != 0 && engine_step(engine) > 0)
-        if (cli_interrupts() > 0)
+        if (interrupted())
             engine_abort(engine, id);
     return id != 0;
 }
@@ -187,41 +217,58 @@ static void reset(Talk *talk)
                               json_pack("{s:s, s:s}", "role", "system", "content", system));
 }
 
-/* The next line without its end; FALSE at the end of input. */
-static gboolean next_line(gboolean terminal, char **line, gsize *room, gsize *len)
+/* Waits for input; FALSE: Ctrl-C came first. */
+static gboolean await_input(void)
 {
+    struct pollfd fds[] = {{.fd = STDIN_FILENO, .events = POLLIN},
+                           {.fd = interrupt_fd, .events = POLLIN}};
+    while (poll(fds, G_N_ELEMENTS(fds), -1) < 0 && errno == EINTR)
+        ;
+    return fds[1].revents == 0 || !interrupted();
+}
+
+/* Takes the next line, without its end, from what was read into `input` and what comes. FALSE at
+ * the end of input. */
+static gboolean next_line(gboolean terminal, GString *input, GString *line)
+{
+    char piece[4096];
+    gboolean ended = FALSE;
+    if (terminal)
+        fputs("> ", stderr);
     for (;;) {
-        if (terminal)
-            fputs("> ", stderr);
-        cli_interrupts_watch();
-        ssize_t got = getline(line, room, stdin);
-        if (got >= 0) {
-            *len = (gsize)got - (got > 0 && (*line)[got - 1] == '\n' ? 1 : 0);
-            (*line)[*len] = '\0';
-            return TRUE;
+        const char *end = memchr(input->str, '\n', input->len);
+        gsize len = end != NULL ? (gsize)(end - input->str) : input->len;
+        if (end != NULL || ended) {
+            g_string_assign(line, "");
+            g_string_append_len(line, input->str, (gssize)len);
+            g_string_erase(input, 0, (gssize)(end != NULL ? len + 1 : len));
+            return end != NULL || len > 0;
         }
-        if (errno != EINTR || feof(stdin))
-            return FALSE;
-        clearerr(stdin);
-        fputc('\n', stderr);
+        if (!await_input()) {
+            fputs(terminal ? "\n> " : "", stderr);
+            continue;
+        }
+        ssize_t got;
+        while ((got = read(STDIN_FILENO, piece, sizeof piece)) < 0 && errno == EINTR)
+            ;
+        ended = got <= 0 || input->len + (gsize)got > TOKENIZER_TEXT_BYTES_MAX;
+        g_string_append_len(input, piece, MAX(got, 0));
     }
 }
 
 static int talk_on(Talk *talk)
 {
     gboolean terminal = isatty(STDIN_FILENO) && talk->cli->err_tty;
-    char *line = NULL;
-    gsize room = 0, len = 0;
+    g_autoptr(GString) input = g_string_new(NULL), line = g_string_new(NULL);
     int status = CLI_OK;
     reset(talk);
-    while (next_line(terminal, &line, &room, &len)) {
+    while (next_line(terminal, input, line)) {
         GError *error = NULL;
-        if (strcmp(line, "/reset") == 0)
+        if (strcmp(line->str, "/reset") == 0)
             reset(talk);
-        else if (len > 0 && !turn(talk, line, len, &error))
+        else if (line->len > 0 && !turn(talk, line->str, line->len, &error))
             status = cli_error(talk->cli, error, NULL);
     }
-    free(line);
     if (terminal)
         fputc('\n', stderr);
     return terminal ? CLI_OK : status;
@@ -237,7 +284,8 @@ static gboolean talk_prepare(Talk *talk, GError **error)
     if (reasoning != NULL && !talk->hidden && strcmp(reasoning, "dim") != 0)
         return error_set(error, ASSAY_ERROR_INPUT, "--reasoning: dim or hidden, not %s", reasoning);
     if (!policy_options_sampling(talk->cli, &talk->request, error) ||
-        !policy_runtime_open(talk->cli, cli_arg(talk->cli, 0), &talk->runtime, error))
+        !policy_runtime_open(talk->cli, cli_arg(talk->cli, 0), &talk->runtime, error) ||
+        !interrupts_open(error))
         return FALSE;
     talk->tokens_max = talk->request.tokens_max;
     return TRUE;

@@ -116,8 +116,9 @@ static void test_no_actions(void)
 
     for (guint i = 0; i < G_N_ELEMENTS(rows); i++) {
         g_autoptr(json_t) calls = dialect_action(source, rows[i]);
+        g_autofree char *shown = g_strescape(rows[i], NULL);
 
-        g_test_message("%s", rows[i]);
+        g_test_message("%s", shown);
         g_assert_null(calls);
     }
     for (guint i = 0; i <= DIALECT_EDITS_MAX; i++)
