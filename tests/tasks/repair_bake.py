@@ -23,10 +23,11 @@ SANE = ["gcc", "-O1", "-Wno-all", "-Wuninitialized", "-Wmaybe-uninitialized", "-
 
 
 def run(argv, cwd, **more):
+    """Exit status, lines of standard output, standard error."""
     done = subprocess.run(["prlimit", "--cpu=3", "--core=0", "--fsize=1048576"] + argv, cwd=cwd, stdin=subprocess.DEVNULL,
                           capture_output=True, timeout=60, check=False,
                           env={"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", **more})
-    return done.returncode, done.stdout.decode("utf-8", "replace").split("\n")[:-1]
+    return done.returncode, done.stdout.decode("utf-8", "replace").split("\n")[:-1], done.stderr
 
 
 class Bench:
@@ -43,7 +44,7 @@ class Bench:
         if self.is_c:
             for source in ["driver.c"] + self.calls["sources"][1:]:
                 self.fixed.append(source + ".o")
-                code, _ = run(["gcc", "-w", "-O0", "-c", source, "-o", source + ".o"], top)
+                code, _, _ = run(["gcc", "-w", "-O0", "-c", source, "-o", source + ".o"], top)
                 assert code == 0, source
 
     def values(self, text):
@@ -52,11 +53,11 @@ class Bench:
         (self.dir / source).write_text(text)
         if not self.is_c:
             return run(["/usr/bin/python3", "-I", "-S", "-B", "driver.py", "."], self.dir)[1]
-        code, tcc = run(["tcc", "-w", "-o", "tcc.out", "driver.c"] + self.calls["sources"], self.dir)
+        code, tcc, _ = run(["tcc", "-w", "-o", "tcc.out", "driver.c"] + self.calls["sources"], self.dir)
         if code != 0:
             return None
         tcc = run(["./tcc.out"], self.dir)[1]
-        code, _ = run(["gcc", "-Werror", "-O0", "-o", "gcc.out", source] + self.fixed, self.dir)
+        code, _, _ = run(["gcc", "-Werror", "-O0", "-o", "gcc.out", source] + self.fixed, self.dir)
         if code != 0:
             return None
         return tcc if run(["./gcc.out"], self.dir)[1] == tcc else None
@@ -80,11 +81,13 @@ class Bench:
         done = subprocess.run(SANE + ["-c", "all.c"], cwd=self.dir, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         warned = {int(number) for number in re.findall(r"^m(\d+)\.c:.*warning:", done.stderr, re.M)}
-        code, _ = run(SANE + ["-w", f"-D{name}=(*chosen)", "-o", "sane.out", "driver.c", "all.o"] +
+        code, _, _ = run(SANE + ["-w", f"-D{name}=(*chosen)", "-o", "sane.out", "driver.c", "all.o"] +
                       self.calls["sources"][1:], self.dir)
         assert code == 0, name
-        return [i not in warned and run(["./sane.out"], self.dir, SANE_MUTANT=str(i))[0] not in (1, -6)
+        told = [run(["./sane.out"], self.dir, SANE_MUTANT=str(i), ASAN_OPTIONS="symbolize=0")[2]
                 for i in range(len(texts))]
+        return [i not in warned and b"AddressSanitizer" not in err and b"runtime error" not in err
+                for i, err in enumerate(told)]
 
 
 class Cache:
@@ -122,7 +125,8 @@ def text_of(row):
 
 
 def key_of(row):
-    return hashlib.sha256(json.dumps([row["files"], row["calls"]["driver"]]).encode()).hexdigest()
+    code = {name: text for name, text in row["files"].items() if not name.startswith("test")}
+    return hashlib.sha256(json.dumps([code, row["calls"]["driver"]]).encode()).hexdigest()
 
 
 def fails_of(values, expected):
