@@ -156,6 +156,7 @@ void policy_thread_reply(PolicyThread *thread, GSourceFunc reply, gpointer data)
     Letter *letter = g_new0(Letter, 1);
     letter->reply = reply;
     letter->data = data;
+    note_stats(thread); /* who hears of an end and asks sees it in the figures */
     g_atomic_int_inc(&thread->n_replies);
     g_async_queue_push(thread->replies, letter);
     g_idle_add_full(G_PRIORITY_DEFAULT, deliver, thread, NULL);
