@@ -78,7 +78,8 @@ static gboolean on_incoming(GSocketService *service, GSocketConnection *connecti
     /* libsoup wants addresses that it can print; those of a unix socket have no name. */
     g_autoptr(GSocketAddress) nowhere = g_inet_socket_address_new_from_string("127.0.0.1", 0);
     /* nor does it tell which stream a message came on: its address does */
-    g_object_set_data(G_OBJECT(nowhere), "assay-connection", ours);
+    g_object_set_data_full(G_OBJECT(nowhere), "assay-connection", g_object_ref(ours),
+                           g_object_unref);
     if (!soup_server_accept_iostream(listener->soup, G_IO_STREAM(ours), nowhere, nowhere, &error))
         g_warning("accept: %s", error->message);
     return TRUE;

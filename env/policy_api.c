@@ -118,8 +118,7 @@ static void api_model(PolicyServer *server, SoupServerMessage *msg, PolicyAsk *a
 {
     (void)ask, (void)query, (void)arrived_us;
     const char *path = g_uri_get_path(soup_server_message_get_uri(msg));
-    g_autofree char *name = g_uri_unescape_string(path + strlen("/v1/models/"), NULL);
-    if (g_strcmp0(name, server->name) == 0)
+    if (strcmp(path + strlen("/v1/models/"), server->name) == 0) /* libsoup decodes paths */
         policy_reply(msg, 200, model_json(server));
     else
         policy_refuse(msg, 404, "model_not_found", "this server has %s only", server->name);

@@ -2,7 +2,8 @@
  * assay policy serve: options, who may talk, bodies, the life of the server.
  *
  * Invariants:
- *   1. On TCP every request carries the token, and without a token file there is no TCP.
+ *   1. On TCP every request carries the token, and without a token file there is no TCP. Of a
+ *      request without it nothing is kept.
  *   2. Bodies are counted as they arrive, each and all together; one over a limit is not kept.
  *   3. A body is parsed by a thread of GLib's pool: the loop never works on what may be long.
  *
@@ -28,10 +29,10 @@
 
 /* --- bodies */
 
-/* Of one message, from its first byte of body until its parse is over. */
+/* Of one message, from its headers until its parse is over. */
 typedef struct Body {
     PolicyServer *server;
-    gsize seen, held;
+    gsize held;
     guint status; /* 0: good so far */
 } Body;
 
@@ -42,32 +43,57 @@ static void body_free(gpointer data)
     g_free(body);
 }
 
+/* What has come is dropped, and what comes. */
+static void body_refuse(Body *body, SoupServerMessage *msg, guint status)
+{
+    SoupMessageBody *kept = soup_server_message_get_request_body(msg);
+    soup_message_body_set_accumulate(kept, FALSE);
+    soup_message_body_truncate(kept);
+    body->server->body_bytes -= body->held;
+    body->held = 0;
+    body->status = status;
+}
+
 static void on_chunk(SoupServerMessage *msg, GBytes *chunk, gpointer user_data)
 {
     PolicyServer *server = user_data;
     Body *body = g_object_get_data(G_OBJECT(msg), "assay-body");
     gsize len = g_bytes_get_size(chunk);
-    if (body == NULL) {
-        body = g_new0(Body, 1);
-        body->server = server;
-        g_object_set_data_full(G_OBJECT(msg), "assay-body", body, body_free);
-    }
-    body->seen += len;
     if (body->status != 0)
         return;
-    if (body->seen > POLICY_BODY_MAX)
-        body->status = 413;
-    else if (server->body_bytes + len > POLICY_BODIES_MAX)
-        body->status = 503;
+    if (soup_server_message_get_status(msg) != 0) { /* libsoup refuses it, and asks nobody */
+        body_refuse(body, msg, 400);
+        return;
+    }
     body->held += len;
     server->body_bytes += len;
-    if (body->status == 0)
-        return;
-    SoupMessageBody *kept = soup_server_message_get_request_body(msg);
-    soup_message_body_set_accumulate(kept, FALSE);
-    soup_message_body_truncate(kept);
-    server->body_bytes -= body->held;
-    body->held = 0;
+    if (body->held > POLICY_BODY_MAX)
+        body_refuse(body, msg, 413);
+    else if (server->body_bytes > POLICY_BODIES_MAX)
+        body_refuse(body, msg, 503);
+}
+
+static gboolean token_matches(const PolicyServer *server, SoupServerMessage *msg)
+{
+    const char *given =
+        soup_message_headers_get_one(soup_server_message_get_request_headers(msg), "Authorization");
+    if (server->token == NULL)
+        return TRUE;
+    if (given == NULL || !g_str_has_prefix(given, "Bearer "))
+        return FALSE;
+    /* digests, so that the time says nothing about where they differ */
+    g_autofree char *a = g_compute_checksum_for_string(G_CHECKSUM_SHA256, given + 7, -1);
+    g_autofree char *b = g_compute_checksum_for_string(G_CHECKSUM_SHA256, server->token, -1);
+    return strcmp(a, b) == 0;
+}
+
+/* Headers are complete: of a stranger no body is kept. */
+static void on_headers(SoupServer *soup, SoupServerMessage *msg, const char *path,
+                       GHashTable *query, gpointer user_data)
+{
+    (void)soup, (void)path, (void)query;
+    if (!token_matches(user_data, msg))
+        body_refuse(g_object_get_data(G_OBJECT(msg), "assay-body"), msg, 401);
 }
 
 static void on_finished(SoupServerMessage *msg, gpointer user_data)
@@ -79,6 +105,9 @@ static void on_finished(SoupServerMessage *msg, gpointer user_data)
 static void on_started(SoupServer *soup, SoupServerMessage *msg, gpointer user_data)
 {
     (void)soup;
+    Body *body = g_new0(Body, 1);
+    body->server = user_data;
+    g_object_set_data_full(G_OBJECT(msg), "assay-body", body, body_free);
     g_signal_connect(msg, "got-chunk", G_CALLBACK(on_chunk), user_data);
     g_signal_connect(msg, "finished", G_CALLBACK(on_finished), NULL);
 }
@@ -172,20 +201,6 @@ static void parse_later(PolicyServer *server, SoupServerMessage *msg, const Poli
 
 /* --- messages */
 
-static gboolean token_matches(const PolicyServer *server, SoupServerMessage *msg)
-{
-    const char *given =
-        soup_message_headers_get_one(soup_server_message_get_request_headers(msg), "Authorization");
-    if (server->token == NULL)
-        return TRUE;
-    if (given == NULL || !g_str_has_prefix(given, "Bearer "))
-        return FALSE;
-    /* digests, so that the time says nothing about where they differ */
-    g_autofree char *a = g_compute_checksum_for_string(G_CHECKSUM_SHA256, given + 7, -1);
-    g_autofree char *b = g_compute_checksum_for_string(G_CHECKSUM_SHA256, server->token, -1);
-    return strcmp(a, b) == 0;
-}
-
 /* A pattern that ends with a star takes anything in its place. */
 static gboolean path_matches(const char *pattern, const char *path)
 {
@@ -217,22 +232,22 @@ static void handle(SoupServer *soup, SoupServerMessage *msg, const char *path, G
 {
     (void)soup;
     PolicyServer *server = user_data;
-    const Body *body = g_object_get_data(G_OBJECT(msg), "assay-body");
+    guint status = ((Body *)g_object_get_data(G_OBJECT(msg), "assay-body"))->status;
     gint64 arrived_us = g_get_monotonic_time();
     server->n_requests++;
     soup_server_message_pause(msg);
-    if (!token_matches(server, msg)) {
+    if (status == 401) {
         policy_refuse(msg, 401, "token_unknown", "Authorization: Bearer and the token are needed");
         return;
     }
     const PolicyRoute *route = route_of(msg, path);
     if (route == NULL)
         return;
-    if (body != NULL && body->status == 413)
+    if (status == 413)
         policy_refuse(msg, 413, "body_too_large", "the body has more than %u bytes",
                       POLICY_BODY_MAX);
-    else if (body != NULL && body->status != 0)
-        policy_refuse(msg, body->status, "queue_full", "bodies of %u bytes are being read",
+    else if (status != 0)
+        policy_refuse(msg, status, "queue_full", "bodies of %u bytes are being read",
                       POLICY_BODIES_MAX);
     else if (strcmp(route->method, "POST") == 0)
         parse_later(server, msg, route, query, arrived_us);
@@ -269,6 +284,7 @@ static gboolean server_listen(PolicyServer *server, Cli *cli, char **ret_where, 
     if (server->listener == NULL)
         return FALSE;
     g_signal_connect(server->soup, "request-started", G_CALLBACK(on_started), server);
+    soup_server_add_early_handler(server->soup, NULL, on_headers, server, NULL);
     soup_server_add_handler(server->soup, NULL, handle, server, NULL);
     if (local)
         *ret_where = g_strdup(where);

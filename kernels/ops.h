@@ -228,7 +228,7 @@ typedef struct Ops {
 
     /* Ceilings for benchmarks, on the calling thread; NULL in the oracle. `ceiling_flops` does
      * nothing but multiply-adds and returns how many operations they were; `ceiling_read` reads n
-     * floats in order. */
+     * floats, four places at once. */
     double (*ceiling_flops)(size_t rounds);
     float (*ceiling_read)(const float *from, size_t n);
 } Ops;

@@ -2,7 +2,9 @@
  * Measuring the CPU path against what the machine can do.
  *
  * Invariants
- *  1. A figure and its ceiling come from one run; figures are medians of rounds.
+ *  1. A figure and its ceiling come from one run, the ceilings taken right before and right after
+ *     it, the better of each: on a shared machine they change within seconds. Figures are medians
+ *     of rounds.
  *  2. Operations and bytes are counted from the config and the routing that happened, not guessed.
  *
  * Not here: correctness (tests/), printing (env/).
@@ -23,6 +25,7 @@ typedef struct {
     const Ops *ops;
     Model *model;
     guint rounds;
+    float *block;           /* READ_FLOATS to read */
     double peak, bandwidth; /* operations and bytes per second, all threads */
     BenchFunc func;
     gpointer user;
@@ -82,24 +85,18 @@ static void run_flops(gpointer data)
     b->ops->ceiling_flops(FLOPS_ROUNDS);
 }
 
-typedef struct {
-    const Bench *bench;
-    const float *from;
-    float sum; /* so that the reading is not thrown away */
-} Reading;
-
 static void run_read(gpointer data)
 {
-    Reading *r = data;
+    const Bench *b = data;
     float sum = 0;
 
 #pragma omp parallel reduction(+ : sum)
     {
         size_t part = READ_FLOATS / (size_t)omp_get_num_threads();
 
-        sum += r->bench->ops->ceiling_read(r->from + part * (size_t)omp_get_thread_num(), part);
+        sum += b->ops->ceiling_read(b->block + part * (size_t)omp_get_thread_num(), part);
     }
-    r->sum = sum;
+    b->block[0] = sum; /* so that the reading is not thrown away */
 }
 
 static void run_nothing(gpointer data)
@@ -111,18 +108,34 @@ static void run_nothing(gpointer data)
     }
 }
 
+static void take_ceilings(Bench *b)
+{
+    double flops = b->ops->ceiling_flops(1) * FLOPS_ROUNDS * omp_get_max_threads();
+
+    b->peak = MAX(b->peak, flops / timed(b, run_flops, b));
+    b->bandwidth = MAX(b->bandwidth, 4.0 * READ_FLOATS / timed(b, run_read, b));
+}
+
+/* Median seconds of `run`, and the ceilings of that moment. */
+static double timed_beside(Bench *b, void (*run)(gpointer), gpointer data)
+{
+    double seconds;
+
+    b->peak = b->bandwidth = 0;
+    take_ceilings(b);
+    seconds = timed(b, run, data);
+    take_ceilings(b);
+    return seconds;
+}
+
 static void measure_ceilings(Bench *b)
 {
     int threads = omp_get_max_threads();
-    g_autofree float *block = g_new(float, READ_FLOATS);
-    Reading reading = {b, block, 0};
 
-    for (size_t i = 0; i < READ_FLOATS; i++)
-        block[i] = (float)i;
     for (int n = 1; n <= threads; n = n < threads ? threads : n + 1) {
         omp_set_num_threads(n);
-        b->peak = b->ops->ceiling_flops(FLOPS_ROUNDS) * n / timed(b, run_flops, b);
-        b->bandwidth = 4.0 * READ_FLOATS / timed(b, run_read, &reading);
+        b->peak = b->bandwidth = 0;
+        take_ceilings(b);
         report(b, "ceiling", "GFLOP/s", b->peak / 1e9, 0, "multiply-adds, %d threads", n);
         report(b, "ceiling", "GB/s", b->bandwidth / 1e9, 0, "reading memory, %d threads", n);
     }
@@ -155,15 +168,16 @@ static void *aligned(gsize bytes)
     return memset(at, 0, bytes);
 }
 
-static void measure_gemm(const Bench *b, int rows, int n, int k, WeightFormat format)
+static void measure_gemm(Bench *b, int rows, int n, int k, WeightFormat format)
 {
     Gemm g = {.bench = b, .w = {.n = n, .k = k, .format = format}, .rows = rows};
-    double work = 2.0 * rows * n * k;
+    double work = 2.0 * rows * n * k, seconds;
 
     g.w.data = aligned(b->ops->weight_bytes(format, n, k));
     g.x = aligned((gsize)rows * (gsize)k * sizeof(float));
     g.y = aligned((gsize)rows * (gsize)n * sizeof(float));
-    report(b, "kernel", "GFLOP/s", work / timed(b, run_gemm, &g) / 1e9, b->peak / 1e9,
+    seconds = timed_beside(b, run_gemm, &g);
+    report(b, "kernel", "GFLOP/s", work / seconds / 1e9, b->peak / 1e9,
            "product %d x %d x %d, %s weights", rows, n, k, format == WEIGHT_BF16 ? "bf16" : "f32");
     free(g.w.data);
     free(g.x);
@@ -187,19 +201,20 @@ static void run_lightning(gpointer data)
 }
 
 /* Per token and head: q S and the fold, 2 d^2 each; scores and their product, C d each at least. */
-static void measure_lightning(const Bench *b)
+static void measure_lightning(Bench *b)
 {
     const ModelConfig *c = &b->model->config;
     int rows = 2048;
     gsize one = (gsize)c->attn_dim * sizeof(float);
     Lightning l = {.bench = b, .span = {.rows = rows}};
-    double work = rows * (double)c->attn_dim * (4.0 * c->head_dim + 2.0 * (c->chunk + 1));
+    double work = rows * (double)c->attn_dim * (4.0 * c->head_dim + 2.0 * (c->chunk + 1)), seconds;
 
     l.span.state_in = l.span.state_out = aligned(b->model->cache.state_bytes);
     l.span.open = aligned(b->model->cache.open_bytes);
     l.qkv = aligned((gsize)rows * 3 * one);
     l.o = aligned((gsize)rows * one);
-    report(b, "kernel", "GFLOP/s", work / timed(b, run_lightning, &l) / 1e9, b->peak / 1e9,
+    seconds = timed_beside(b, run_lightning, &l);
+    report(b, "kernel", "GFLOP/s", work / seconds / 1e9, b->peak / 1e9,
            "lightning attention, %u heads of %u, chunks of %u", c->heads, c->head_dim, c->chunk);
     free(l.span.state_out);
     free(l.span.open);
@@ -325,7 +340,7 @@ static double step_flops(const Step *s)
 }
 
 /* `group` at a batch; value and bound in tokens per second. */
-static gboolean measure_step(const Bench *b, const char *group, int sequences, int rows_each,
+static gboolean measure_step(Bench *b, const char *group, int sequences, int rows_each,
                              gint64 context, GError **error)
 {
     Step *s = step_new(b, sequences, rows_each, context, ACTS_KEEP_NOTHING, error);
@@ -335,7 +350,7 @@ static gboolean measure_step(const Bench *b, const char *group, int sequences, i
         step_free(s);
         return FALSE;
     }
-    seconds = timed(b, run_step, s);
+    seconds = timed_beside(b, run_step, s);
     bound = MAX(step_bytes(s) / b->bandwidth, step_flops(s) / b->peak);
     report(b, group, "token/s", tokens / seconds, tokens / bound,
            "%d sequences, %d rows each, at %" G_GINT64_FORMAT, sequences, rows_each, context);
@@ -438,7 +453,7 @@ static void run_update(gpointer data)
 }
 
 /* Bound: three forwards at the peak. The optimiser reads four numbers and writes three a weight. */
-static gboolean measure_train(const Bench *b, GError **error)
+static gboolean measure_train(Bench *b, GError **error)
 {
     Train *t;
     Update u = {.bench = b};
@@ -449,7 +464,7 @@ static gboolean measure_train(const Bench *b, GError **error)
     t = train_new(b, error);
     if (!t)
         return FALSE;
-    seconds = timed(b, run_train, t);
+    seconds = timed_beside(b, run_train, t);
     work = 3 * (step_flops(t->step) +
                 2.0 * (TRAIN_ROWS - 1) * b->model->config.vocab * b->model->config.hidden);
     report(b, "train", "token/s", TRAIN_ROWS / seconds, TRAIN_ROWS * b->peak / work,
@@ -459,8 +474,9 @@ static gboolean measure_train(const Bench *b, GError **error)
     u.w = aligned(u.n * sizeof(float));
     u.m = aligned(u.n * sizeof(float));
     u.v = aligned(u.n * sizeof(float));
-    report(b, "train", "GB/s", 28.0 * (double)u.n / timed(b, run_update, &u) / 1e9,
-           b->bandwidth / 1e9, "optimiser, %" G_GSIZE_FORMAT " weights", u.n);
+    seconds = timed_beside(b, run_update, &u);
+    report(b, "train", "GB/s", 28.0 * (double)u.n / seconds / 1e9, b->bandwidth / 1e9,
+           "optimiser, %" G_GSIZE_FORMAT " weights", u.n);
     free(u.w);
     free(u.m);
     free(u.v);
@@ -503,6 +519,7 @@ gboolean bench_run(const Ops *ops, const ModelConfig *config, WeightFormat forma
     Bench b = {.ops = ops, .rounds = CLAMP(rounds, 1, ROUNDS_MAX), .func = func, .user = user};
     gboolean ok = model_open(&b, config, format, error);
 
+    b.block = aligned(READ_FLOATS * sizeof(float));
     if (ok) {
         measure_ceilings(&b);
         measure_gemm(&b, 1024, 1024, 1024, WEIGHT_REAL);
@@ -519,5 +536,6 @@ gboolean bench_run(const Ops *ops, const ModelConfig *config, WeightFormat forma
     b.model = NULL;
     ok = ok && measure_dense(&b, config, format, error);
     model_free(b.model);
+    free(b.block);
     return ok;
 }

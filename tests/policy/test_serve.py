@@ -227,6 +227,13 @@ def bad_requests_name_the_field(tmp):
         assert s.post("/v1/completions", 404, prompt="x", model="other")["error"]["code"] == "model_not_found"
         s.post("/v1/chat/completions", 400)
         s.ask("GET", "/nowhere", status=404)
+        for path in ("/a/%2e%2e/v1/models", "/v1/models/../x", "/%zz", "/v1/models/%00"):  # libsoup refuses some itself
+            try:
+                assert s.send("POST", path, b"x" * (1 << 20))[1].status in (400, 404, 405), path
+            except OSError:
+                pass  # hung up on before the body was sent
+            assert s.metric("assay_policy_body_bytes") == 0, path
+        assert s.ask("GET", "/v1/models/%6d")["id"] == "m"
         s.ask("GET", "/v1/completions", status=405)
         assert s.metric('assay_policy_requests{state="running"}') == 0
 
@@ -247,6 +254,13 @@ def tcp_asks_for_the_token(tmp):
             reply.read()
             connection.close()
             assert reply.status == status, reply.status
+        # a stranger's body is not kept: it does not even count towards the limits
+        before = s.resident()
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        connection.request("POST", "/v1/completions", b" " * (40 << 20))
+        assert connection.getresponse().status == 401
+        assert s.resident() - before < 16 << 20 or "ASAN_OPTIONS" in os.environ, s.resident() - before
+        connection.close()
 
 
 @case
