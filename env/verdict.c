@@ -17,10 +17,8 @@
 
 #include "base/digest.h"
 #include "base/error.h"
-#include "base/id.h"
 #include "sandbox/pool.h"
 
-#include <errno.h>
 #include <string.h>
 
 #define N_BOXES_DEFAULT   2u

@@ -26,7 +26,7 @@ struct RepairSource {
     guint64 state;
     RepairSplit split;
     GPtrArray *choices; /* Choice */
-    GHashTable *seen;   /* instance ids */
+    GHashTable *seen;   /* keys of what was given out */
     guint n_bugs;
 };
 
@@ -158,20 +158,25 @@ guint repair_source_bugs(const RepairSource *source)
     return source->n_bugs;
 }
 
+/* What makes a row: the same key, the same row. */
+static char *key_of(const RepairFamily *family, guint mutant, const RepairNames *names)
+{
+    GString *key = g_string_new(family->name);
+    g_string_append_printf(key, " %u", mutant);
+    for (const char *role = family->roles; *role != '\0'; role++)
+        g_string_append_printf(key, " %s", names->of[(int)*role]);
+    return g_string_free(key, FALSE);
+}
+
 json_t *repair_source_next(RepairSource *source, GError **error)
 {
     for (guint tries = 0; tries < TRIES_MAX; tries++) {
         const Choice *choice = source->choices->pdata[draw(source, source->choices->len)];
         guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
         const RepairNames names = repair_names_draw(choice->family, draw, source);
-        json_t *row = repair_row(choice->family, choice->family->mutants->pdata[i],
-                                 choice->family->fails[i], &names, error);
-        if (row == NULL)
-            return NULL;
-        const char *id = json_string_value(json_object_get(row, "instance_id"));
-        if (g_hash_table_add(source->seen, g_strdup(id)))
-            return row;
-        json_decref(row);
+        if (g_hash_table_add(source->seen, key_of(choice->family, i, &names)))
+            return repair_row(choice->family, choice->family->mutants->pdata[i],
+                              choice->family->fails[i], &names, error);
     }
     error_set(error, ASSAY_ERROR_LIMIT, "no new task in %u draws, after %u; ask for more families",
               TRIES_MAX, g_hash_table_size(source->seen));

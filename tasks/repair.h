@@ -11,8 +11,8 @@
  *
  * Beside the canonical fields a row has `calls` (tasks/calls.h) and
  *
- *     repair: {"family", "split", "path", "kind", "tokens", "edits": [{"line", "offset", "wrong",
- *              "right"}]}
+ *     repair: {"family", "split", "path", "kind", "bug", "tokens",
+ *              "edits": [{"line", "offset", "wrong", "right"}]}
  *
  * where the edits are in the order of the file as it is, offsets and lines (from 1) are of that
  * file, and "right" is what belongs in the place of "wrong". Either may be empty.

@@ -181,6 +181,19 @@ static char *digest_of(const RepairFamily *family)
     return g_strndup(hex, 16);
 }
 
+/* The roles of all texts of a family, in the order of their letters. */
+static void find_roles(RepairFamily *family)
+{
+    const char *const texts[] = {family->code, family->also, family->header};
+    guint n = 0;
+    for (char role = 'A'; role <= 'z'; role++)
+        for (gsize i = 0; i < G_N_ELEMENTS(texts); i++)
+            if (texts[i] != NULL && strstr(texts[i], (char[]){'$', role, '\0'}) != NULL) {
+                family->roles[n++] = role;
+                break;
+            }
+}
+
 /* Three hexadecimal digits for each mutant. */
 static void read_fails(RepairFamily *family, const char *digits)
 {
@@ -228,6 +241,7 @@ const GPtrArray *repair_families(void)
         g_assert(family->calls->len >= 5 && family->calls->len <= REPAIR_CALLS_MAX);
         family->mutants = repair_mutants(family->name, family->language, family->code);
         family->digest = digest_of(family);
+        find_roles(family);
     }
     read_facts(list);
     g_once_init_leave(&families, list);

@@ -35,6 +35,7 @@ typedef struct RepairFamily {
     RepairPart part;
     GStrv names, helpers;       /* helpers: NULL without `also` */
     char *code, *also, *header; /* NULL: there is none */
+    char roles[128];            /* the letters of those that occur */
     GPtrArray *calls;           /* statements, one text each */
     GPtrArray *mutants;         /* RepairMutant */
     char *digest;               /* of all that the facts depend on */

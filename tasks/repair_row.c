@@ -8,8 +8,6 @@
  */
 #include "tasks/repair.h"
 
-#include "base/digest.h"
-#include "base/error.h"
 #include "tasks/repo_diff.h"
 #include "tasks/script.h"
 

@@ -96,7 +96,7 @@ static void splits_share_no_bug_and_no_heldout_function(void)
     }
     for (guint split = 0; split < REPAIR_SPLITS; split++) {
         g_autoptr(RepairSource) source = source_of(3, split, NULL);
-        for (guint i = 0; i < 400; i++) {
+        for (guint i = 0; i < 150; i++) {
             g_autoptr(json_t) row = next_of(source);
             const char *family = repair_str(row, "family");
             char *bug = g_strconcat(family, " ", repair_str(row, "bug"), NULL);
