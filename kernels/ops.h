@@ -97,10 +97,10 @@ typedef struct {
 /* Rows sorted by expert: made once per layer by moe_plan, read by the moe entries. R = T * K. */
 typedef struct {
     int rows, topk, experts; /* R, K, E */
-    int *offsets; /* [E + 1] first sorted slot of each expert */
-    int *source;  /* [R] sorted slot -> t * K + c */
-    int *slot;    /* [R] t * K + c -> sorted slot */
-    int *order;   /* [R] the c of row t in ascending order of expert */
+    int *offsets;            /* [E + 1] first sorted slot of each expert */
+    int *source;             /* [R] sorted slot -> t * K + c */
+    int *slot;               /* [R] t * K + c -> sorted slot */
+    int *order;              /* [R] the c of row t in ascending order of expert */
 } MoePlan;
 
 /* The three matrices of every expert: up [F, D], gate [F, D], down [D, F]. */
