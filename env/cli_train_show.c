@@ -215,12 +215,10 @@ int cli_train_ls(Cli *cli)
 static void print_differences(GKeyFile *a, GKeyFile *b)
 {
     for (const TrainKey *key = train_keys; key->name; key++) {
-        const char *dot = strchr(key->name, '.');
-        g_autofree char *group = g_strndup(key->name, dot - key->name);
-        g_autofree char *x = key_of(a, group, dot + 1), *y = key_of(b, group, dot + 1);
+        g_autofree char *x = train_key_value(a, key), *y = train_key_value(b, key);
 
-        if (strcmp(x, y) != 0 && strcmp(key->name, "run.dir") != 0)
-            printf("%s\t%s\t%s\n", key->name, x, y);
+        if (g_strcmp0(x, y) != 0 && strcmp(key->name, "run.dir") != 0)
+            printf("%s\t%s\t%s\n", key->name, x ? x : "-", y ? y : "-");
     }
 }
 

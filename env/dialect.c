@@ -210,7 +210,13 @@ gboolean dialect_answer(const Tokenizer *tokenizer, const char *words, gboolean 
 
 /* ---- from the model ---- */
 
-void line_edit_clear(LineEdit *edit)
+/* One edit of one line. */
+typedef struct LineEdit {
+    guint line; /* from 1, as shown */
+    char *from, *to;
+} LineEdit;
+
+static void line_edit_clear(LineEdit *edit)
 {
     g_clear_pointer(&edit->from, g_free);
     g_clear_pointer(&edit->to, g_free);
@@ -311,10 +317,11 @@ static char *text_replaced(const char *text, const char *old, const char *new)
     return g_strdup_printf("%.*s%s%s", (int)(at - text), text, new, at + strlen(old));
 }
 
-/* Adds the call of one edit to `calls` and applies it to `files`; FALSE: it does not apply. */
-static gboolean add_call(const Source *source, json_t *files, const LineEdit *edit, json_t *calls)
+/* Adds the call of one edit to `calls` and its file to `changes`; FALSE: it does not apply. */
+static gboolean add_call(const Source *source, json_t *changes, const LineEdit *edit, json_t *calls)
 {
     const SourceLine *line;
+    const json_t *before;
     const char *text;
     g_autofree char *changed = NULL, *after = NULL;
     g_auto(GStrv) lines = NULL;
@@ -323,7 +330,8 @@ static gboolean add_call(const Source *source, json_t *files, const LineEdit *ed
     if (edit->line > source->lines->len)
         return FALSE;
     line = source->lines->pdata[edit->line - 1];
-    text = json_string_value(json_object_get(files, line->path));
+    before = json_object_get(changes, line->path);
+    text = json_string_value(before ? before : json_object_get(source->files, line->path));
     lines = g_strsplit(text, "\n", -1);
     changed = edit_apply(lines[line->number], edit);
     if (!changed || !strcmp(changed, lines[line->number]))
@@ -331,14 +339,14 @@ static gboolean add_call(const Source *source, json_t *files, const LineEdit *ed
     call = replace_call(line->path, text, line->number, changed);
     after = text_replaced(text, json_string_value(json_object_get(call, "old_str")),
                           json_string_value(json_object_get(call, "new_str")));
-    json_object_set_new(files, line->path, json_string(after));
+    json_object_set_new(changes, line->path, json_string(after));
     return json_array_append_new(calls, call) == 0;
 }
 
-json_t *dialect_action(const Source *source, const char *text)
+json_t *dialect_action(const Source *source, const char *text, json_t **ret_changes)
 {
     g_auto(GStrv) lines = g_strsplit(text, "\n", DIALECT_EDITS_MAX + 1);
-    g_autoptr(json_t) files = json_copy(source->files), calls = json_array();
+    g_autoptr(json_t) changes = json_object(), calls = json_array();
     guint n = g_strv_length(lines);
 
     if (n > 1 && !*lines[n - 1]) /* the last line may be ended */
@@ -347,12 +355,14 @@ json_t *dialect_action(const Source *source, const char *text)
         return NULL;
     for (guint i = 0; i < n; i++) {
         LineEdit edit = {0};
-        gboolean ok = edit_parse(lines[i], &edit) && add_call(source, files, &edit, calls);
+        gboolean ok = edit_parse(lines[i], &edit) && add_call(source, changes, &edit, calls);
 
         line_edit_clear(&edit);
         if (!ok)
             return NULL;
     }
+    if (ret_changes)
+        *ret_changes = g_steal_pointer(&changes);
     return g_steal_pointer(&calls);
 }
 
@@ -443,7 +453,7 @@ char *dialect_random(const Source *source, GRand *rand)
         g_autofree char *old = lexeme_text(line, at), *new = other_of_kind(source, old, rand);
         g_autofree char *action =
             new ? g_strdup_printf("%u %s " ARROW " %s", number + 1, old, new) : NULL;
-        g_autoptr(json_t) calls = action ? dialect_action(source, action) : NULL;
+        g_autoptr(json_t) calls = action ? dialect_action(source, action, NULL) : NULL;
 
         if (calls)
             return g_steal_pointer(&action);

@@ -53,18 +53,15 @@ gboolean dialect_prompt(const Tokenizer *tokenizer, const Source *source, GArray
 gboolean dialect_answer(const Tokenizer *tokenizer, const char *words, gboolean ended, GArray *ids,
                         GError **error);
 
-/* One edit of one line. */
-typedef struct LineEdit {
-    guint line; /* from 1, as shown */
-    char *from, *to;
-} LineEdit;
-
-void line_edit_clear(LineEdit *edit);
+/* What the environment says to an action after which tests fail, and to what is no action. */
+#define DIALECT_FAIL "fail"
+#define DIALECT_BAD  "bad"
 
 /* Reads an action; NULL (no error) when it is none: it names no line, no such tokens, or too many
  * edits. The edits are arguments of the tool `edit`: str_replace, with as many lines around as make
- * the place the only one. */
-json_t *dialect_action(const Source *source, const char *text);
+ * the place the only one. `ret_changes` (may be NULL): the changed files as they are then, path to
+ * text. */
+json_t *dialect_action(const Source *source, const char *text, json_t **ret_changes);
 
 /* The edits that make the lines of `source` those of `fixed`, as an action; NULL where lines were
  * added or taken away, which the dialect cannot say. */

@@ -349,6 +349,14 @@ void train_config_free(TrainConfig *config)
     g_free(config);
 }
 
+char *train_key_value(GKeyFile *file, const TrainKey *key)
+{
+    const char *dot = strchr(key->name, '.');
+    g_autofree char *group = g_strndup(key->name, dot - key->name);
+
+    return g_key_file_get_string(file, group, dot + 1, NULL);
+}
+
 static char *value_text(const TrainConfig *config, const TrainKey *key)
 {
     const void *at = (const char *)config + key->offset;

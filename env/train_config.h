@@ -65,6 +65,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainConfig, train_config_free)
 /* The whole configuration as a key file, every key with its value: what a run keeps. */
 char *train_config_text(const TrainConfig *config);
 
+/* The value of a key in such a file; NULL: it is not there. */
+char *train_key_value(GKeyFile *file, const TrainKey *key);
+
 /* What the loss, advantage, normaliser and corrections add up to; names are checked by load. */
 LossOptions train_config_loss(const TrainConfig *config, const Loss **ret_loss);
 AdvantageOptions train_config_advantage(const TrainConfig *config);

@@ -55,7 +55,7 @@ static gboolean add_turns(Demo *demo, const TrainTask *task, const Tokenizer *to
             return FALSE;
         if (right || turn + 1 == o->turns)
             return TRUE;
-        if (!dialect_answer(tokenizer, o->fail_words, TRUE, demo->ids, error))
+        if (!dialect_answer(tokenizer, DIALECT_FAIL, TRUE, demo->ids, error))
             return FALSE;
         demo_mask(demo, FALSE);
     }

@@ -15,7 +15,6 @@
 typedef struct DemoOptions {
     double gold, text; /* shares */
     guint turns;
-    const char *fail_words; /* what the environment says to a wrong edit */
 } DemoOptions;
 
 /* Demonstrations of about `tokens` in all, groups of one rollout; by the state of `rand`. */

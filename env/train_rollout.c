@@ -32,9 +32,8 @@ typedef struct Rolling {
     const RolloutOptions *options;
     RolloutStats *stats;
     gint32 eos;
-    guint open;    /* episodes without a reward */
-    guint judging; /* of those, the ones that wait for tests */
-    GQueue ended;  /* Sample: turns to be read */
+    guint open;   /* episodes without a reward */
+    GQueue ended; /* Sample: turns to be read */
     GPtrArray *samples;
     GError *error;
 } Rolling;
@@ -186,34 +185,10 @@ static void on_verdict(const Verdict *verdict, gpointer user)
 {
     Sample *sample = user;
 
-    sample->all->judging--;
     if (verdict->state == VERDICT_FAILED)
-        answer(sample, "fail");
+        answer(sample, DIALECT_FAIL);
     else
         episode_end(sample, verdict->state == VERDICT_PASSED ? 1 : (double)NAN);
-}
-
-/* The files that the calls of an action change, as they are then. */
-static json_t *changes_of(const Source *source, const json_t *calls)
-{
-    json_t *changes = json_object(), *call;
-    size_t i;
-
-    json_array_foreach(calls, i, call)
-    {
-        const char *path = json_string_value(json_object_get(call, "path"));
-        const char *old = json_string_value(json_object_get(call, "old_str"));
-        const json_t *before = json_object_get(changes, path);
-        const char *text =
-            json_string_value(before ? before : json_object_get(source->files, path));
-        const char *at = strstr(text, old);
-        g_autofree char *after =
-            g_strdup_printf("%.*s%s%s", (int)(at - text), text,
-                            json_string_value(json_object_get(call, "new_str")), at + strlen(old));
-
-        json_object_set_new(changes, path, json_string(after));
-    }
-    return changes;
 }
 
 static void turn_read(Sample *sample)
@@ -231,14 +206,12 @@ static void turn_read(Sample *sample)
         tokenizer_decode(all->roller->tokenizer,
                          &g_array_index(sample->ids, gint32, sample->turn_from), n, TOKENS_PLAIN,
                          text, NULL))
-        calls = dialect_action(sample->task->source, text->str);
+        calls = dialect_action(sample->task->source, text->str, &changes);
     if (!calls) {
         all->stats->invalid++;
-        answer(sample, "bad");
+        answer(sample, DIALECT_BAD);
         return;
     }
-    all->judging++;
-    changes = changes_of(sample->task->source, calls);
     verdict_ask(all->roller->verdicts, sample->task->task, changes, on_verdict, sample,
                 &all->error);
 }

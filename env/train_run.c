@@ -5,7 +5,7 @@
  *    goes on from a checkpoint draws the same.
  * 2. The first minibatch after a rollout must have the very log-probabilities that sampling
  *    recorded; anything else is an error of ours, and the run stops.
- * 3. An update that is not finite changes nothing and ends the run; its minibatch is kept.
+ * 3. An update that is not finite changes nothing and ends the run.
  *
  * Not here: how a batch is sampled (train_batch.c), files (train_setup.c), measuring
  * (train_eval.c).
@@ -21,7 +21,6 @@
 #include <math.h>
 #include <string.h>
 
-#define FAIL_WORDS      "fail"
 #define WARMUP_LOG_STEP 10
 
 /* Rising over the first `rise` steps, then linear from `from` to `to`. */
@@ -50,7 +49,7 @@ static gboolean warmup_update(Train *t, GError **error)
     const TrainConfig *c = t->config;
     g_autoptr(GRand) rand = train_rand(t, TRAIN_SEED_WARMUP, t->warmup);
     const Loss *sft = loss_find("sft");
-    const DemoOptions demo = {c->warmup_gold, c->warmup_text, (guint)c->rollout_turns, FAIL_WORDS};
+    const DemoOptions demo = {c->warmup_gold, c->warmup_text, (guint)c->rollout_turns};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
     const NormOptions norm = {.kind = NORM_SEQ_MEAN}; /* an action weighs as much as a file */
     TrainerLoss loss = {
@@ -111,12 +110,8 @@ static void put_loss(Train *t, const TrainerStats *s, double lr)
     train_log_put(t->log, "policy/kl_reference", s->loss.kl_ref / n);
 }
 
-static void add_times(TrainerStats *sum, const TrainerStats *one)
+static void add_rows(TrainerStats *sum, const TrainerStats *one)
 {
-    sum->forward_s += one->forward_s;
-    sum->head_s += one->head_s;
-    sum->backward_s += one->backward_s;
-    sum->step_s += one->step_s;
     sum->rows += one->rows;
     sum->router_peak = MAX(sum->router_peak, one->router_peak);
 }
@@ -157,7 +152,7 @@ static gboolean minibatches(Train *t, GPtrArray *groups, TrainerStats *sum, GErr
         }
         if (!trainer_step(t->trainer, &step, &stats, error))
             return FALSE;
-        add_times(sum, &stats);
+        add_rows(sum, &stats);
         if (i + 1 == parts)
             put_loss(t, &stats, lr);
     }

@@ -239,10 +239,7 @@ static gboolean same_config(const char *path, const char *text, GError **error)
         !g_key_file_load_from_data(is, text, strlen(text), G_KEY_FILE_NONE, error))
         return FALSE;
     for (const TrainKey *key = train_keys; key->name; key++) {
-        const char *dot = strchr(key->name, '.');
-        g_autofree char *group = g_strndup(key->name, dot - key->name);
-        g_autofree char *before = g_key_file_get_string(was, group, dot + 1, NULL);
-        g_autofree char *now = g_key_file_get_string(is, group, dot + 1, NULL);
+        g_autofree char *before = train_key_value(was, key), *now = train_key_value(is, key);
 
         if (!may_change(key->name) && g_strcmp0(before, now) != 0)
             return error_set(error, ASSAY_ERROR_CONFLICT,

@@ -139,10 +139,8 @@ static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
     s->masked += t->weight == 0;
     s->ratio_high += t->weight != 0 && t->weight < t->ratio;
     s->ratio_low += t->weight > t->ratio;
-    s->corrected += t->correction != 1;
     s->ratio_sum += t->ratio;
     s->ratio_max = MAX(s->ratio_max, t->ratio);
-    s->kl1 -= log_ratio;
     s->kl3 += t->ratio - 1 - log_ratio;
     s->mismatch_max = MAX(s->mismatch_max, fabs(t->logp - t->mu));
     s->x += x;
@@ -151,7 +149,6 @@ static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
     s->yy += y * y;
     s->xy += x * y;
     s->kl_ref += o->kl ? bounded_exp(t->ref - t->logp) - 1 + t->logp - t->ref : 0;
-    s->advantage_squares += t->advantage * t->advantage;
 }
 
 gboolean loss_coefs(const Loss *loss, const LossOptions *o, LossToken *tokens, gsize n,

@@ -76,18 +76,18 @@ const Loss *loss_find(const char *name);
 /* `options` with the loss's defaults where they are 0. */
 LossOptions loss_options(const Loss *loss, const LossOptions *options);
 
-/* What a minibatch looked like; sums that stats_of turns into means. */
+/* What a minibatch looked like: sums over its tokens. */
 typedef struct LossStats {
     guint64 tokens, rollouts;
     double loss; /* -sum coef logp + bonus entropy, those frozen */
     double entropy;
-    guint64 ratio_high, ratio_low;    /* weight held below, above the ratio */
-    guint64 masked, corrected;        /* c = 0; w != 1 */
-    double ratio_sum, ratio_max;      /* of r */
-    double kl1, kl3;                  /* of pi against the anchor: -log r, r - 1 - log r */
-    double mismatch_max;              /* |logp - mu| */
-    double x, y, xx, yy, xy;          /* sums over exp(mu), exp(logp): Pearson's correlation */
-    double kl_ref, advantage_squares; /* against the reference; of A */
+    guint64 ratio_high, ratio_low; /* weight held below, above the ratio */
+    guint64 masked;                /* c = 0 */
+    double ratio_sum, ratio_max;   /* of r */
+    double kl3;                    /* of pi against the anchor: r - 1 - log r */
+    double mismatch_max;           /* |logp - mu| */
+    double x, y, xx, yy, xy;       /* sums over exp(mu), exp(logp): Pearson's correlation */
+    double kl_ref;                 /* against the reference */
 } LossStats;
 
 /* Sets the lower half of every token and adds to `stats`. FALSE when a coefficient is not finite:

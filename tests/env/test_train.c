@@ -38,7 +38,7 @@ static Source *source_of(const char *path, const char *text)
 /* The text of the file after an action; NULL: it is none. */
 static char *after(const Source *source, const char *path, const char *action)
 {
-    g_autoptr(json_t) calls = dialect_action(source, action);
+    g_autoptr(json_t) calls = dialect_action(source, action, NULL);
     char *text = g_strdup(json_string_value(json_object_get(source->files, path)));
     json_t *call;
     size_t i;
@@ -115,7 +115,7 @@ static void test_no_actions(void)
     g_autoptr(GString) many = g_string_new(NULL);
 
     for (guint i = 0; i < G_N_ELEMENTS(rows); i++) {
-        g_autoptr(json_t) calls = dialect_action(source, rows[i]);
+        g_autoptr(json_t) calls = dialect_action(source, rows[i], NULL);
         g_autofree char *shown = g_strescape(rows[i], NULL);
 
         g_test_message("%s", shown);
@@ -123,7 +123,7 @@ static void test_no_actions(void)
     }
     for (guint i = 0; i <= DIALECT_EDITS_MAX; i++)
         g_string_append(many, i % 2 ? "3 < => >\n" : "3 > => <\n");
-    g_assert_null(dialect_action(source, many->str));
+    g_assert_null(dialect_action(source, many->str, NULL));
 }
 
 /* Lines that occur twice are changed where the number says. */
