@@ -185,6 +185,7 @@ int cli_policy_train_tokenizer(Cli *cli);
 int cli_train(Cli *cli);
 int cli_train_ls(Cli *cli);
 int cli_train_show(Cli *cli);
+int cli_train_watch(Cli *cli);
 int cli_train_compare(Cli *cli);
 int cli_train_episodes(Cli *cli);
 int cli_train_explain(Cli *cli);

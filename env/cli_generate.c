@@ -178,6 +178,10 @@ int cli_task_generate(Cli *cli)
     if (cli_option(cli, "families") != NULL)
         families = g_strsplit(cli_option(cli, "families"), ",", -1);
     options.families = (const char *const *)families;
+    options.for_imitation = cli_has(cli, "imitation");
+    if (options.for_imitation && cli_has(cli, "verify"))
+        return cli_usage(cli,
+                         "--imitation takes bugs that tests do not notice: nothing to --verify");
     g_autoptr(RepairSource) source = repair_source_new(&options, &error);
     g_autoptr(VerdictRunner) runner = NULL;
     if (source != NULL && cli_has(cli, "verify")) {

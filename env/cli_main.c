@@ -65,6 +65,7 @@ static const CliOption generate_options[] = {
     {"split", "S", "train (default), tune, tune-functions, heldout-bugs or heldout-functions"},
     {"families", "A,B", "only these functions, or: c, python"},
     {"out", "FILE", "write the rows there (else: standard output)"},
+    {"imitation", NULL, "bugs that tests do not notice as well: for warm-up, not for rewards"},
     {"verify", NULL, "see each one fail, and pass when fixed, in boxes"}, {NULL, NULL, NULL}};
 static const CliOption results_options[] = {
     {"verdict", "V", "only this verdict"}, {"follow", NULL,
@@ -254,6 +255,7 @@ const CliCommand cli_commands[] = {
     {"train ls", "[DIR]", "list the runs below a directory", cli_train_ls, NULL, 0, 1},
     {"train show", "DIR", "the metrics of a run, as curves", cli_train_show, train_show_options, 1,
      1},
+    {"train watch", "DIR", "a run under way, live, with curves", cli_train_watch, NULL, 1, 1},
     {"train compare", "DIR DIR", "where two runs differ: keys and last metrics", cli_train_compare,
      NULL, 2, 2},
     {"train episodes", "DIR", "the best, worst and longest episodes of a batch",

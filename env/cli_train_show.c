@@ -7,6 +7,7 @@
 #include "env/cli.h"
 
 #include "env/train_config.h"
+#include "env/train_curve.h"
 #include "env/train_log.h"
 
 #include "base/error.h"
@@ -17,52 +18,6 @@
 #define CURVE_WIDTH 48u
 
 /* ---- a run's numbers ---- */
-
-/* The values of a metric in the order of steps. */
-static GArray *series_of(const GPtrArray *rows, const char *name)
-{
-    GArray *series = g_array_new(FALSE, FALSE, sizeof(double));
-
-    for (guint i = 0; i < rows->len; i++) {
-        const json_t *value = json_object_get(rows->pdata[i], name);
-
-        if (json_is_number(value)) {
-            double number = json_number_value(value);
-
-            g_array_append_val(series, number);
-        }
-    }
-    return series;
-}
-
-static double value_at(const GArray *series, guint i)
-{
-    return g_array_index(series, double, i);
-}
-
-/* Means of equal parts of the series, as eight heights. */
-static char *curve_of(const GArray *series)
-{
-    static const char *const heights[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-    g_autoptr(GString) curve = g_string_new(NULL);
-    guint width = MIN(series->len, CURVE_WIDTH);
-    double least = INFINITY, most = -INFINITY;
-
-    for (guint i = 0; i < series->len; i++) {
-        least = MIN(least, value_at(series, i));
-        most = MAX(most, value_at(series, i));
-    }
-    for (guint w = 0; w < width; w++) {
-        guint from = series->len * w / width, to = series->len * (w + 1) / width;
-        double sum = 0;
-
-        for (guint i = from; i < to; i++)
-            sum += value_at(series, i);
-        sum = most > least ? (sum / (to - from) - least) / (most - least) : 0.5;
-        g_string_append(curve, heights[(guint)CLAMP(sum * 8, 0, 7)]);
-    }
-    return g_string_free(g_steal_pointer(&curve), FALSE);
-}
 
 /* Names of metrics, in the order they first came. */
 static GPtrArray *names_of(const GPtrArray *rows)
@@ -88,14 +43,6 @@ static GPtrArray *names_of(const GPtrArray *rows)
 static char *number_text(double value)
 {
     return isnan(value) ? g_strdup("-") : g_strdup_printf("%.4g", value);
-}
-
-/* The last value; NAN: there is none. */
-static double last_of(const GPtrArray *rows, const char *name)
-{
-    g_autoptr(GArray) series = series_of(rows, name);
-
-    return series->len ? value_at(series, series->len - 1) : (double)NAN;
 }
 
 static gint64 step_of(const GPtrArray *rows)
@@ -129,19 +76,20 @@ int cli_train_show(Cli *cli)
     names = names_of(rows);
     table = cli_table_new(cli, columns);
     for (guint i = 0; i < names->len; i++) {
-        g_autoptr(GArray) series = series_of(rows, names->pdata[i]);
+        g_autoptr(GArray) series = train_series(rows, names->pdata[i]);
         double least = INFINITY, most = -INFINITY;
-        g_autofree char *curve = curve_of(series), *first = NULL, *last = NULL, *low = NULL;
+        g_autofree char *curve = train_curve(series, CURVE_WIDTH), *first = NULL, *last = NULL,
+                        *low = NULL;
         g_autofree char *high = NULL;
 
         if (series->len == 0 || (only && !strstr(names->pdata[i], only)))
             continue;
         for (guint j = 0; j < series->len; j++) {
-            least = MIN(least, value_at(series, j));
-            most = MAX(most, value_at(series, j));
+            least = MIN(least, g_array_index(series, double, j));
+            most = MAX(most, g_array_index(series, double, j));
         }
-        first = number_text(value_at(series, 0));
-        last = number_text(value_at(series, series->len - 1));
+        first = number_text(g_array_index(series, double, 0));
+        last = number_text(g_array_index(series, double, series->len - 1));
         low = number_text(least);
         high = number_text(most);
         cli_table_add(table, names->pdata[i], first, last, low, high, curve, NULL);
@@ -180,7 +128,7 @@ static void list_run(CliTable *table, const char *dir, const char *name)
     of = key_of(config, "run", "updates");
     warmup = key_of(config, "warmup", "updates");
     steps = g_strdup_printf("%" G_GINT64_FORMAT " of %s+%s", step_of(rows), warmup, of);
-    reward = number_text(last_of(rows, "reward/mean"));
+    reward = number_text(train_series_last(rows, "reward/mean"));
     cli_table_add(table, name, loss, steps, reward, NULL);
 }
 
@@ -239,7 +187,7 @@ int cli_train_compare(Cli *cli)
     names = names_of(a);
     table = cli_table_new(cli, columns);
     for (guint i = 0; i < names->len; i++) {
-        double x = last_of(a, names->pdata[i]), y = last_of(b, names->pdata[i]);
+        double x = train_series_last(a, names->pdata[i]), y = train_series_last(b, names->pdata[i]);
         g_autofree char *first = number_text(x), *second = number_text(y);
         g_autofree char *difference = number_text(y - x);
 

@@ -33,6 +33,7 @@ typedef struct Train {
     const TrainConfig *config;
     char *dir;
     GPtrArray *tasks; /* TrainTask: to learn from */
+    GPtrArray *demos; /* TrainTask: to imitate */
     GArray *sets;     /* TrainSet: to be measured on */
     Tokenizer *tokenizer;
     Model *model;

@@ -21,10 +21,10 @@ typedef struct TrainConfig {
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,
         model_ffn, model_vocab, model_chunk;
     /* [tasks] */
-    char *tasks_train;
+    char *tasks_train, *tasks_warmup;
     /* [warmup] */
     gint64 warmup_updates, warmup_tokens, warmup_lr_warmup;
-    double warmup_lr, warmup_lr_end, warmup_gold, warmup_text;
+    double warmup_lr, warmup_lr_end, warmup_gold, warmup_text, warmup_read;
     /* [rollout] */
     gint64 rollout_groups, rollout_samples, rollout_turns, rollout_tokens, rollout_cache_mib;
     gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;

@@ -32,6 +32,17 @@ static RolloutGroup *demo_group(const Demo *demo, guint prompt_n)
     return group;
 }
 
+/* The prompt is learnt as well: its tokens weigh `read` together, the others 1. */
+static void demo_weigh(RolloutGroup *group, guint n_prompt, double read)
+{
+    Rollout *r = group->rollouts;
+    double n = rollout_trained(r), n_read = n_prompt - 1;
+
+    r->credit = g_new(double, r->n);
+    for (int i = 0; i < r->n; i++)
+        r->credit[i] = (guint)i + 1 < n_prompt ? read * n / n_read : n / (n - n_read);
+}
+
 static gboolean add_action(Demo *demo, const Tokenizer *tokenizer, const char *action,
                            GError **error)
 {
@@ -68,6 +79,7 @@ static RolloutGroup *demo_make(const TrainTask *task, const Tokenizer *tokenizer
     g_autoptr(GArray) ids = tokens_new(), mask = g_array_new(FALSE, FALSE, 1);
     gboolean text = g_rand_double(rand) < o->text || !task->fix || !*task->fix;
     Demo demo = {ids, mask};
+    RolloutGroup *group;
 
     if (text) {
         if (!dialect_prompt(tokenizer, task->fixed, ids, error))
@@ -77,10 +89,13 @@ static RolloutGroup *demo_make(const TrainTask *task, const Tokenizer *tokenizer
         return demo_group(&demo, 1); /* all but the first token can be learnt */
     }
     g_array_append_vals(ids, task->prompt->data, task->prompt->len);
-    demo_mask(&demo, FALSE);
+    demo_mask(&demo, o->read > 0);
     if (!add_turns(&demo, task, tokenizer, o, rand, error))
         return NULL;
-    return demo_group(&demo, task->prompt->len);
+    group = demo_group(&demo, o->read > 0 ? 1 : task->prompt->len);
+    if (o->read > 0)
+        demo_weigh(group, task->prompt->len, o->read);
+    return group;
 }
 
 GPtrArray *demos_make(const GPtrArray *tasks, const Tokenizer *tokenizer, const DemoOptions *o,

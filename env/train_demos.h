@@ -5,7 +5,7 @@
  * A share `text` of the demonstrations is a prompt of fixed code, every token of which is learnt.
  * The others are episodes: each turn's action is the fix with probability `gold`, else a random
  * edit, after which the environment says "fail" and the next turn follows. Actions are learnt,
- * prompts and answers only read.
+ * answers only read; a prompt weighs `read` times what its actions do.
  */
 #pragma once
 
@@ -14,6 +14,7 @@
 
 typedef struct DemoOptions {
     double gold, text; /* shares */
+    double read;       /* weight of a prompt beside its actions */
     guint turns;
 } DemoOptions;
 

@@ -175,24 +175,36 @@ static const struct {
     {"rl", "time/update_s", "update", 2},
 };
 
-static void talk(const TrainLog *log, const char *phase, gint64 step)
+/* "rl  12  reward 0.312  first 0.25 ..."; numbers that are not there are left out. */
+char *train_log_line(const json_t *row)
 {
-    g_autoptr(GString) line = g_string_new(NULL);
+    const char *phase = json_string_value(json_object_get(row, "phase")), *name;
+    gint64 step = json_integer_value(json_object_get(row, "step"));
+    GString *line = g_string_new(NULL);
+    json_t *value;
 
-    if (log->talk == 0 || (!strcmp(phase, "warmup") && step % log->talk != 0))
-        return;
-    g_string_append_printf(line, "%-6s %5" G_GINT64_FORMAT, phase, step);
+    g_string_append_printf(line, "%-6s %5" G_GINT64_FORMAT, phase ? phase : "", step);
     for (guint i = 0; i < G_N_ELEMENTS(columns); i++) {
-        if (strcmp(columns[i].phase, phase) == 0 && find(log, columns[i].name) >= 0)
+        const json_t *number = json_object_get(row, columns[i].name);
+
+        if (g_strcmp0(columns[i].phase, phase) == 0 && json_is_number(number))
             g_string_append_printf(line, "  %s %.*f", columns[i].label, columns[i].digits,
-                                   train_log_get(log, columns[i].name));
+                                   json_number_value(number));
     }
-    for (guint i = 0; !strcmp(phase, "eval") && i < log->n; i++)
-        g_string_append_printf(line, "  %s %.3f",
-                               g_str_has_prefix(log->names[i], "eval/") ? log->names[i] + 5
-                                                                        : log->names[i],
-                               log->values[i]);
-    g_printerr("%s\n", line->str);
+    json_object_foreach((json_t *)(gsize)row, name,
+                        value) if (g_str_has_prefix(name, "eval/") && json_is_number(value))
+        g_string_append_printf(line, "  %s %.3f", name + 5, json_number_value(value));
+    return g_string_free(line, FALSE);
+}
+
+static void talk(const TrainLog *log, const json_t *row)
+{
+    const char *phase = json_string_value(json_object_get(row, "phase"));
+    gint64 step = json_integer_value(json_object_get(row, "step"));
+    g_autofree char *line = train_log_line(row);
+
+    if (log->talk > 0 && (strcmp(phase, "warmup") != 0 || step % log->talk == 0))
+        g_printerr("%s\n", line);
 }
 
 gboolean train_log_end(TrainLog *log, const char *phase, gint64 step, GError **error)
@@ -214,7 +226,7 @@ gboolean train_log_end(TrainLog *log, const char *phase, gint64 step, GError **e
     ok = fd_write_all(log->fd, ended, strlen(ended), error) &&
          tensorboard_add(log->board, step, wall, (const char *const *)log->names, log->values,
                          log->n, error);
-    talk(log, phase, step);
+    talk(log, row);
     forget(log);
     return ok;
 }

@@ -32,5 +32,8 @@ double train_log_get(const TrainLog *log, const char *name);
 /* Writes what was put, if anything. `phase`: "warmup", "rl" or "eval". */
 gboolean train_log_end(TrainLog *log, const char *phase, gint64 step, GError **error);
 
+/* A row of metrics as a line for people. */
+char *train_log_line(const json_t *row);
+
 /* The lines of a run's metrics, or NULL. */
 GPtrArray *train_log_read(const char *dir, GError **error);

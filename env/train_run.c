@@ -49,7 +49,10 @@ static gboolean warmup_update(Train *t, GError **error)
     const TrainConfig *c = t->config;
     g_autoptr(GRand) rand = train_rand(t, TRAIN_SEED_WARMUP, t->warmup);
     const Loss *sft = loss_find("sft");
-    const DemoOptions demo = {c->warmup_gold, c->warmup_text, (guint)c->rollout_turns};
+    const DemoOptions demo = {.gold = c->warmup_gold,
+                              .text = c->warmup_text,
+                              .read = c->warmup_read,
+                              .turns = (guint)c->rollout_turns};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
     const NormOptions norm = {.kind = NORM_SEQ_MEAN}; /* an action weighs as much as a file */
     TrainerLoss loss = {
@@ -58,7 +61,7 @@ static gboolean warmup_update(Train *t, GError **error)
         rate_at(c->warmup_lr, c->warmup_lr_end, c->warmup_lr_warmup, t->warmup, c->warmup_updates);
     TrainerStep step = step_of(c, lr);
     g_autoptr(GPtrArray) groups =
-        demos_make(t->tasks, t->tokenizer, &demo, c->warmup_tokens, rand, error);
+        demos_make(t->demos, t->tokenizer, &demo, c->warmup_tokens, rand, error);
     RolloutGroup **all;
     AdvantageStats seen;
     TrainerStats stats = {0};

@@ -57,7 +57,7 @@ static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error
     } else {
         trainer = token_trainer_new();
         corpus = g_string_new(NULL);
-        demos_corpus(t->tasks, corpus);
+        demos_corpus(t->demos, corpus);
         if (!token_trainer_add(trainer, corpus->str, corpus->len, error))
             return NULL;
         tokenizer = token_trainer_finish(trainer, (guint)t->config->model_vocab, error);
@@ -261,6 +261,14 @@ static gboolean keep_config(const Train *t, GError **error)
     return file_write_atomic(path, text, strlen(text), error);
 }
 
+static gboolean read_demos(Train *t, GError **error)
+{
+    const char *path = t->config->tasks_warmup;
+
+    t->demos = *path ? train_tasks_read(path, 0, error) : g_ptr_array_ref(t->tasks);
+    return t->demos != NULL;
+}
+
 static gboolean read_sets(Train *t, GError **error)
 {
     g_auto(GStrv) sets = g_strsplit(t->config->eval_sets, ",", -1);
@@ -287,7 +295,8 @@ static gboolean encode_all(Train *t, GError **error)
     gint64 longest =
         t->config->optim_rows - t->config->rollout_turns * (t->config->rollout_tokens + 16);
 
-    if (!train_tasks_encode(t->tasks, t->tokenizer, longest, error))
+    if (!train_tasks_encode(t->tasks, t->tokenizer, longest, error) ||
+        (t->demos != t->tasks && !train_tasks_encode(t->demos, t->tokenizer, longest, error)))
         return FALSE;
     for (guint i = 0; i < t->sets->len; i++)
         if (!train_tasks_encode(g_array_index(t->sets, TrainSet, i).tasks, t->tokenizer, longest,
@@ -329,7 +338,7 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **e
     if (config->run_threads > 0)
         omp_set_num_threads((int)config->run_threads);
     if (!keep_config(t, error) || !(t->tasks = train_tasks_read(config->tasks_train, 0, error)) ||
-        !read_sets(t, error) || !build(t, error))
+        !read_demos(t, error) || !read_sets(t, error) || !build(t, error))
         return NULL;
     t->roller = (Roller){t->engine, t->tokenizer, verdicts};
     return g_steal_pointer(&t);
@@ -352,6 +361,7 @@ void train_free(Train *t)
     }
     g_array_unref(t->sets);
     g_clear_pointer(&t->tasks, g_ptr_array_unref);
+    g_clear_pointer(&t->demos, g_ptr_array_unref);
     g_free(t->dir);
     g_free(t);
 }

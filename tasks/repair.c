@@ -4,7 +4,8 @@
  * Invariants:
  *   1. What is drawn depends on the seed, the split and the families asked for, on nothing of the
  *      machine.
- *   2. Only mutants that the facts call noticed are drawn; where facts are missing there is no row.
+ *   2. Only mutants that the facts call noticed are drawn, unless it is for imitation; where facts
+ *      are missing there is no row.
  *   3. No row is given out twice by one source.
  *
  * Not here: what is in a row (repair_row.c), families (repair_family.c), bugs (repair_mutant.c).
@@ -105,13 +106,13 @@ static gboolean families_exist(const char *const *wanted, GError **error)
     return TRUE;
 }
 
-static void add_family(RepairSource *source, const RepairFamily *family)
+static void add_family(RepairSource *source, const RepairFamily *family, gboolean unnoticed)
 {
     Choice *choice = g_new0(Choice, 1);
     choice->family = family;
     choice->mutants = g_array_new(FALSE, FALSE, sizeof(guint));
     for (guint i = 0; i < family->mutants->len; i++)
-        if (family->fails[i] != 0 &&
+        if ((family->fails[i] != 0 || unnoticed) &&
             repair_split_of(family, family->mutants->pdata[i]) == source->split)
             g_array_append_val(choice->mutants, i);
     source->n_bugs += choice->mutants->len;
@@ -134,7 +135,7 @@ RepairSource *repair_source_new(const RepairOptions *options, GError **error)
     for (guint i = 0; i < families->len; i++) {
         const RepairFamily *family = families->pdata[i];
         if (family->fails != NULL && is_asked_for(family, options->families))
-            add_family(source, family);
+            add_family(source, family, options->for_imitation);
     }
     if (source->choices->len == 0) {
         error_set(error, ASSAY_ERROR_NOT_FOUND, "no family that was asked for is of split %s",

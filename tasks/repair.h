@@ -38,6 +38,7 @@ typedef struct RepairOptions {
     guint64 seed;
     RepairSplit split;
     const char *const *families; /* names, or "c" and "python"; NULL: all */
+    gboolean for_imitation; /* bugs that tests do not notice as well: nothing to be graded on */
 } RepairOptions;
 
 typedef struct RepairSource RepairSource;

@@ -9,11 +9,13 @@ rollout and training agree, wrong settings are refused before anything is made.
 import json
 import os
 import pathlib
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 ASSAY, LIBEXEC = sys.argv[1], sys.argv[2]
@@ -173,7 +175,7 @@ def check_stopped(lab):
 def check_looking(lab):
     """what_a_run_did_can_be_looked_at"""
     run = str(lab.top / "a")
-    for words, wanted in ((("ls", str(lab.top)), "cispo"), (("show", run), "reward/mean"),
+    for words, wanted in ((("ls", str(lab.top)), "cispo"), (("show", run), "reward/mean"), (("watch", run), "reward"),
                           (("compare", run, str(lab.top / "s")), "run.updates"),
                           (("episodes", run), "--- longest"), (("explain", run), "0.")):
         done = assay("train", *words)
@@ -185,6 +187,27 @@ def check_looking(lab):
     assert one["reward"] in (0, 1) and "1 int " in one["prompt"]
     assert assay("train", "explain", run, "--group", "99").returncode == 2
     assert assay("train", "show", str(lab.top / "none")).returncode != 0
+
+
+def check_watching(lab):
+    """watching_draws_curves_and_gives_the_terminal_back"""
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    done = subprocess.Popen([ASSAY, "train", "watch", str(lab.top / "a")], stdin=theirs, stdout=theirs,
+                            stderr=subprocess.PIPE, env=ENV | {"TERM": "xterm"})
+    seen = b""
+    while b"q quit" not in seen:
+        seen += os.read(ours, 65536)
+    os.write(ours, b"q")
+    _, talk = done.communicate(timeout=30)
+    assert done.returncode == 0 and not talk, talk
+    while not seen.endswith(b"\x1b[?1049l"):
+        seen += os.read(ours, 65536)
+    text = seen.decode()
+    assert "reward/mean" in text and "\u2588" in text and "ended" in text and "update 12/12" in text, text
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
 
 
 def check_settings(lab):
@@ -222,7 +245,7 @@ def check_refusals(lab):
 
 
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings)
-CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_settings,
+CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
           check_refusals]
 
 

@@ -111,6 +111,21 @@ static void splits_share_no_bug_and_no_heldout_function(void)
     }
 }
 
+static void imitation_has_more_bugs_of_the_same_split(void)
+{
+    const RepairOptions options = {.seed = 3, .split = REPAIR_TRAIN, .for_imitation = TRUE};
+    g_autoptr(RepairSource) graded = source_of(3, REPAIR_TRAIN, NULL);
+    g_autoptr(RepairSource) source = repair_source_new(&options, NULL);
+    guint n_unnoticed = 0;
+    g_assert_cmpuint(repair_source_bugs(source), >, repair_source_bugs(graded) * 3 / 2);
+    for (guint i = 0; i < 150; i++) {
+        g_autoptr(json_t) row = next_of(source);
+        g_assert_cmpstr(repair_str(row, "split"), ==, "train");
+        n_unnoticed += json_array_size(json_object_get(row, "FAIL_TO_PASS")) == 0;
+    }
+    g_assert_cmpuint(n_unnoticed, >, 30);
+}
+
 static char *rows_text(guint64 seed, guint n)
 {
     g_autoptr(RepairSource) source = source_of(seed, REPAIR_TRAIN, NULL);
@@ -256,6 +271,7 @@ int main(int argc, char **argv)
     ADD(every_family_has_facts_of_its_text);
     ADD(no_edit_is_part_of_two_splits);
     ADD(splits_share_no_bug_and_no_heldout_function);
+    ADD(imitation_has_more_bugs_of_the_same_split);
     ADD(a_seed_gives_the_same_rows_again);
     ADD(rows_are_tasks_with_calls_and_edits);
     ADD(a_source_says_when_it_has_no_more);
