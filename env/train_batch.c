@@ -186,6 +186,8 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     double episodes = MAX(r->episodes, 1), turns = MAX(r->turns, 1);
 
     train_log_put(t->log, "reward/mean", a->reward_mean);
+    train_log_put(t->log, "reward/std", a->reward_std);
+    train_log_put(t->log, "reward/max", a->reward_max);
     train_log_put(t->log, "reward/resolved", r->passed / episodes);
     train_log_put(t->log, "reward/resolved_first_turn", r->passed_first / episodes);
     train_log_put(t->log, "signal/zero_std_groups", (double)a->skipped / MAX(a->groups, 1));
@@ -212,12 +214,51 @@ static void put_verdicts(Train *t, const TrainBatch *b)
     train_log_put(t->log, "verdict/cached_frac", (double)(v->cached + v->joined) / MAX(asked, 1));
     train_log_put(t->log, "verdict/ms", (double)v->box_us / 1e3 / MAX(run, 1));
     train_log_put(t->log, "perf/episodes_per_s", b->rolled.episodes / b->seconds);
+    train_log_put(t->log, "perf/tokens_per_s", (double)b->rolled.tokens / b->seconds);
+}
+
+static int by_number(gconstpointer a, gconstpointer b)
+{
+    int x = *(const int *)a, y = *(const int *)b;
+
+    return (x > y) - (x < y);
+}
+
+static void put_p95(Train *t, const char *name, GArray *lengths)
+{
+    g_array_sort(lengths, by_number);
+    if (lengths->len > 0)
+        train_log_put(t->log, name, g_array_index(lengths, int, (lengths->len - 1) * 95 / 100));
+}
+
+/* Of the groups that are learnt from. */
+static void put_lengths(Train *t, const TrainBatch *batch)
+{
+    g_autoptr(GArray) prompts = g_array_new(FALSE, FALSE, sizeof(int));
+    g_autoptr(GArray) sampled = g_array_new(FALSE, FALSE, sizeof(int));
+    double sum = 0;
+
+    for (guint g = 0; g < batch->groups->len; g++) {
+        const RolloutGroup *group = batch->groups->pdata[g];
+
+        sum += group->prompt_n;
+        g_array_append_val(prompts, group->prompt_n);
+        for (guint i = 0; i < group->n; i++) {
+            int n = rollout_trained(&group->rollouts[i]);
+
+            g_array_append_val(sampled, n);
+        }
+    }
+    train_log_put(t->log, "length/prompt_mean", sum / MAX(batch->groups->len, 1));
+    put_p95(t, "length/prompt_p95", prompts);
+    put_p95(t, "length/completion_p95", sampled);
 }
 
 void train_batch_log(Train *t, const TrainBatch *batch)
 {
     put_rollouts(t, &batch->rolled, &batch->seen);
     put_verdicts(t, batch);
+    put_lengths(t, batch);
     train_log_put(t->log, "policy/stale_versions", (double)(t->model->version - batch->version));
 }
 

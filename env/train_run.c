@@ -106,6 +106,7 @@ static void put_loss(Train *t, const TrainerStats *s, double lr)
     train_log_put(t->log, "optim/grad_norm", s->grad_norm);
     train_log_put(t->log, "policy/entropy", s->loss.entropy / n);
     train_log_put(t->log, "policy/is_ratio_mean", s->loss.ratio_sum / n);
+    train_log_put(t->log, "policy/is_ratio_min", s->loss.ratio_min);
     train_log_put(t->log, "policy/is_ratio_max", s->loss.ratio_max);
     train_log_put(t->log, "policy/is_clipped_frac", (double)s->loss.ratio_high / n);
     train_log_put(t->log, "policy/masked_frac", (double)s->loss.masked / n);
@@ -151,6 +152,8 @@ static gboolean minibatches(Train *t, GPtrArray *groups, TrainerStats *sum, GErr
             if (!check_mismatch(t, &stats.loss, error))
                 return FALSE;
             train_log_put(t->log, "policy/logp_diff_max", stats.loss.mismatch_max);
+            train_log_put(t->log, "policy/logp_diff_mean",
+                          stats.loss.mismatch_sum / (double)MAX(stats.loss.tokens, 1));
             train_log_put(t->log, "policy/logp_correlation", loss_correlation(&stats.loss));
         }
         if (!trainer_step(t->trainer, &step, &stats, error))

@@ -150,6 +150,28 @@ static void whiten(RolloutGroup *const *groups, guint n, const AdvantageOptions 
     each_used(groups, n, batch_apply, data);
 }
 
+/* Sums until stats_end: mean of rewards, std of their squares. */
+static void reward_add(AdvantageStats *stats, double reward)
+{
+    gboolean first = stats->rollouts == stats->unscorable;
+
+    stats->rollouts++;
+    stats->reward_mean += reward;
+    stats->reward_std += reward * reward;
+    stats->reward_max = first ? reward : MAX(stats->reward_max, reward);
+}
+
+static void stats_end(AdvantageStats *stats)
+{
+    double n = stats->rollouts - stats->unscorable, mean;
+
+    if (n == 0)
+        return;
+    mean = stats->reward_mean / n;
+    stats->reward_std = sqrt(MAX(stats->reward_std / n - mean * mean, 0));
+    stats->reward_mean = mean;
+}
+
 static void group_advantages(RolloutGroup *group, const AdvantageOptions *o, double eps,
                              AdvantageStats *stats)
 {
@@ -161,12 +183,13 @@ static void group_advantages(RolloutGroup *group, const AdvantageOptions *o, dou
     stats->skipped += group->skipped;
     stats->solve_none += s.n > 0 && s.best <= 0;
     stats->solve_all += s.n > 0 && s.least >= 1;
-    stats->rollouts += group->n;
+    stats->rollouts += group->n - s.n;
     stats->unscorable += group->n - s.n;
-    stats->reward_mean += s.sum; /* a sum until the end */
     for (guint i = 0; i < group->n; i++) {
         Rollout *r = &group->rollouts[i];
 
+        if (!r->unscorable)
+            reward_add(stats, r->reward);
         r->advantage =
             group->skipped || r->unscorable ? 0 : advantage_in_group(o->kind, &s, r->reward, eps);
     }
@@ -184,8 +207,7 @@ void advantages(RolloutGroup *const *groups, guint n, const AdvantageOptions *o,
         whiten(groups, n, o, eps, FALSE);
     if (o->kind == ADVANTAGE_REINFORCE_PP || o->kind == ADVANTAGE_REINFORCE_PP_BASELINE)
         whiten(groups, n, o, eps, TRUE);
-    if (stats->rollouts > stats->unscorable)
-        stats->reward_mean /= stats->rollouts - stats->unscorable;
+    stats_end(stats);
 }
 
 /* ---- normalisers ---- */

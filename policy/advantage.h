@@ -59,7 +59,7 @@ typedef struct AdvantageStats {
     guint groups, skipped;       /* skipped: solve_none, solve_all and others without a spread */
     guint solve_none, solve_all; /* every scorable reward at most 0; at least 1 */
     guint rollouts, unscorable;
-    double reward_mean;
+    double reward_mean, reward_std, reward_max; /* of the scorable; std divides by n */
 } AdvantageStats;
 
 /* Sets `advantage` of every rollout and `skipped` of every group: a group without two scorable

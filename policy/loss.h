@@ -84,10 +84,12 @@ typedef struct LossStats {
     guint64 ratio_high, ratio_low; /* weight held below, above the ratio */
     guint64 masked;                /* c = 0 */
     double ratio_sum, ratio_max;   /* of r */
+    double ratio_min;              /* 0: no token yet */
     double kl3;                    /* of pi against the anchor: r - 1 - log r */
-    double mismatch_max;           /* |logp - mu| */
-    double x, y, xx, yy, xy;       /* sums over exp(mu), exp(logp): Pearson's correlation */
-    double kl_ref;                 /* against the reference */
+    double mismatch_sum;           /* |logp - mu| */
+    double mismatch_max;
+    double x, y, xx, yy, xy; /* sums over exp(mu), exp(logp): Pearson's correlation */
+    double kl_ref;           /* against the reference */
 } LossStats;
 
 /* Sets the lower half of every token and adds to `stats`. FALSE when a coefficient is not finite:
