@@ -50,6 +50,8 @@ const TrainKey train_keys[] = {
     {"warmup.lr_warmup", TRAIN_INT, AT(warmup_lr_warmup), 0, 1e6, "20", "updates of rising rate"},
     {"warmup.gold", TRAIN_NUMBER, AT(warmup_gold), 0, 1, "0.5",
      "share of demonstrated edits that are the fix; the rest are random"},
+    {"warmup.skip_wrong", TRAIN_BOOL, AT(warmup_skip_wrong), 0, 0, "false",
+     "wrong actions are read, not learnt"},
     {"warmup.text", TRAIN_NUMBER, AT(warmup_text), 0, 1, "0.33", "share of plain correct code"},
     {"warmup.read", TRAIN_NUMBER, AT(warmup_read), 0, 1e3, "0",
      "weight of learning a prompt's own tokens, beside 1 for its actions"},

@@ -34,7 +34,7 @@ typedef struct TrainConfig {
     char *loss_name, *loss_advantage, *loss_normaliser, *loss_mismatch, *loss_kl, *loss_anchor;
     double loss_is_cap, loss_is_floor, loss_eps_low, loss_eps_high, loss_dual_cap, loss_tv_max;
     double loss_mismatch_cap, loss_mismatch_floor, loss_kl_beta, loss_entropy, loss_balance;
-    gboolean loss_over_all, loss_population;
+    gboolean warmup_skip_wrong, loss_over_all, loss_population;
     /* [optim] */
     double optim_lr, optim_lr_end, optim_beta1, optim_beta2, optim_eps, optim_weight_decay;
     double optim_clip_norm;

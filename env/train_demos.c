@@ -44,14 +44,14 @@ static void demo_weigh(RolloutGroup *group, guint n_prompt, double read)
 }
 
 static gboolean add_action(Demo *demo, const Tokenizer *tokenizer, const char *action,
-                           GError **error)
+                           gboolean learnt, GError **error)
 {
     gint32 eos = tokenizer_special(tokenizer, TOKEN_EOS);
 
     if (!tokenizer_encode(tokenizer, action, strlen(action), TOKENS_PLAIN, demo->ids, error))
         return FALSE;
     g_array_append_val(demo->ids, eos);
-    demo_mask(demo, TRUE);
+    demo_mask(demo, learnt);
     return TRUE;
 }
 
@@ -59,12 +59,13 @@ static gboolean add_turns(Demo *demo, const TrainTask *task, const Tokenizer *to
                           const DemoOptions *o, GRand *rand, GError **error)
 {
     for (guint turn = 0; turn < o->turns; turn++) {
-        gboolean right = g_rand_double(rand) < o->gold;
+        gboolean last = turn + 1 == o->turns;
+        gboolean right = g_rand_double(rand) < o->gold || (last && o->skip_wrong);
         g_autofree char *action = right ? g_strdup(task->fix) : dialect_random(task->source, rand);
 
-        if (!add_action(demo, tokenizer, action, error))
+        if (!add_action(demo, tokenizer, action, right || !o->skip_wrong, error))
             return FALSE;
-        if (right || turn + 1 == o->turns)
+        if (right || last)
             return TRUE;
         if (!dialect_answer(tokenizer, DIALECT_FAIL, TRUE, demo->ids, error))
             return FALSE;

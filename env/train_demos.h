@@ -5,7 +5,9 @@
  * A share `text` of the demonstrations is a prompt of fixed code, every token of which is learnt.
  * The others are episodes: each turn's action is the fix with probability `gold`, else a random
  * edit, after which the environment says "fail" and the next turn follows. Actions are learnt,
- * answers only read; a prompt weighs `read` times what its actions do.
+ * answers only read; a prompt weighs `read` times what its actions do. With `skip_wrong` random
+ * edits are only read as well, and the last turn is right: how to go on after a mistake is learnt,
+ * the mistake is not.
  */
 #pragma once
 
@@ -15,6 +17,7 @@
 typedef struct DemoOptions {
     double gold, text; /* shares */
     double read;       /* weight of a prompt beside its actions */
+    gboolean skip_wrong;
     guint turns;
 } DemoOptions;
 

@@ -52,6 +52,7 @@ static gboolean warmup_update(Train *t, GError **error)
     const DemoOptions demo = {.gold = c->warmup_gold,
                               .text = c->warmup_text,
                               .read = c->warmup_read,
+                              .skip_wrong = c->warmup_skip_wrong,
                               .turns = (guint)c->rollout_turns};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
     const NormOptions norm = {.kind = NORM_SEQ_MEAN}; /* an action weighs as much as a file */

@@ -5,6 +5,7 @@
 #include "env/dialect.h"
 #include "env/tensorboard.h"
 #include "env/train_config.h"
+#include "env/train_demos.h"
 #include "env/train_log.h"
 #include "policy/token_train.h"
 
@@ -209,6 +210,78 @@ static void test_turns(void)
                               "bad" TOKEN_EOS TOKEN_BOS TOKEN_BOS "fail" TOKEN_EOS TOKEN_BOS);
 }
 
+/* ---- demonstrations ---- */
+
+/* The trained tokens of a demonstration, as text. */
+static char *learnt_text(const RolloutGroup *group, const Tokenizer *tokenizer)
+{
+    const Rollout *r = group->rollouts;
+    g_autoptr(GArray) ids = tokens_new();
+    GString *text = g_string_new(NULL);
+
+    for (int i = 0; i < r->n; i++)
+        if (r->mask[i])
+            g_array_append_val(ids, r->ids[i]);
+    g_assert_true(tokenizer_decode(tokenizer, (const gint32 *)(gpointer)ids->data, ids->len,
+                                   TOKENS_SPECIALS, text, NULL));
+    return g_string_free(text, FALSE);
+}
+
+static RolloutGroup *demo_of(TrainTask *task, const Tokenizer *tokenizer, const DemoOptions *o)
+{
+    g_autoptr(GPtrArray) tasks = g_ptr_array_new();
+    g_autoptr(GRand) rand = g_rand_new_with_seed(3);
+    g_autoptr(GPtrArray) groups = NULL;
+
+    g_ptr_array_add(tasks, task);
+    groups = demos_make(tasks, tokenizer, o, 1, rand, NULL);
+    g_assert_cmpuint(groups->len, ==, 1);
+    return g_ptr_array_steal_index(groups, 0);
+}
+
+static void test_demos(void)
+{
+    g_autoptr(TokenTrainer) trainer = token_trainer_new();
+    g_autoptr(Tokenizer) tokenizer = token_trainer_finish(trainer, 260, NULL);
+    g_autoptr(Source) bad = source_of("a.c", "x < y + z;\n"),
+                      good = source_of("a.c", "x > y + z;\n");
+    g_autoptr(GArray) prompt = tokens_new();
+    g_autofree char *fix = dialect_fix(bad, good);
+    TrainTask task = {.source = bad, .fixed = good, .fix = fix, .prompt = prompt};
+    const DemoOptions wrong = {.turns = 3}, skipped = {.turns = 3, .skip_wrong = TRUE};
+    const DemoOptions right = {.gold = 1, .turns = 3, .read = 0.25};
+
+    g_assert_true(dialect_prompt(tokenizer, bad, prompt, NULL));
+    {
+        g_autoptr(RolloutGroup) demo = demo_of(&task, tokenizer, &wrong);
+        g_autofree char *text = learnt_text(demo, tokenizer);
+        g_auto(GStrv) actions = g_strsplit(text, TOKEN_EOS, -1);
+
+        g_assert_cmpuint(g_strv_length(actions), ==, 4); /* three, and nothing after the last */
+        g_assert_cmpint(demo->prompt_n, ==, prompt->len);
+    }
+    {
+        g_autoptr(RolloutGroup) demo = demo_of(&task, tokenizer, &skipped);
+        g_autofree char *text = learnt_text(demo, tokenizer);
+        g_autofree char *want = g_strconcat(fix, TOKEN_EOS, NULL);
+
+        g_assert_cmpstr(text, ==, want);
+        g_assert_cmpint(demo->rollouts[0].n, >, 3 * rollout_trained(demo->rollouts) / 2);
+    }
+    {
+        g_autoptr(RolloutGroup) demo = demo_of(&task, tokenizer, &right);
+        const Rollout *r = demo->rollouts;
+        double read = 0, acted = 0;
+
+        g_assert_cmpint(demo->prompt_n, ==, 1);
+        g_assert_cmpint(rollout_trained(r), ==, r->n);
+        for (int i = 0; i < r->n; i++)
+            *((guint)i + 1 < prompt->len ? &read : &acted) += r->credit[i];
+        g_assert_cmpfloat(fabs(acted - r->n), <, 1e-9);
+        g_assert_cmpfloat(fabs(read - 0.25 * r->n), <, 1e-9);
+    }
+}
+
 /* ---- configurations ---- */
 
 static void refused(const char *setting, const char *why)
@@ -348,6 +421,7 @@ int main(int argc, char **argv)
     g_test_add_func("/dialect/fixes_are_actions", test_fixes);
     g_test_add_func("/dialect/random_edits_apply", test_random_edits);
     g_test_add_func("/dialect/turns_have_marks", test_turns);
+    g_test_add_func("/demos/what_is_learnt_of_them", test_demos);
     g_test_add_func("/config/values_and_what_is_refused", test_config);
     g_test_add_func("/config/files", test_config_file);
     g_test_add_func("/log/lines_after_the_checkpoint_go", test_log);
