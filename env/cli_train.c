@@ -7,6 +7,7 @@
 #include "env/cli.h"
 
 #include "env/train.h"
+#include "env/train_plan.h"
 
 #include "base/error.h"
 
@@ -54,13 +55,19 @@ static int finish(Cli *cli, const Train *train)
     return CLI_INTERRUPTED;
 }
 
+/* RUN.conf and --set. */
+static TrainConfig *config_wanted(Cli *cli, GError **error)
+{
+    const char *set = cli_option(cli, "set");
+    g_auto(GStrv) settings = g_strsplit(set ? set : "", "\n", -1);
+
+    return train_config_load(cli_arg(cli, 0), (const char *const *)settings, error);
+}
+
 int cli_train(Cli *cli)
 {
     GError *error = NULL;
-    const char *set = cli_option(cli, "set");
-    g_auto(GStrv) settings = g_strsplit(set ? set : "", "\n", -1);
-    g_autoptr(TrainConfig) config =
-        train_config_load(cli_arg(cli, 0), (const char *const *)settings, &error);
+    g_autoptr(TrainConfig) config = config_wanted(cli, &error);
     VerdictOptions boxes = {.slot_first = SLOT_FIRST + 2 * ((guint)getpid() % SLOT_PAIRS),
                             .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
     g_autoptr(VerdictRunner) verdicts = config ? verdict_runner_new(&boxes, &error) : NULL;
@@ -77,6 +84,60 @@ int cli_train(Cli *cli)
     if (!train_run(train, &error))
         return cli_error(cli, error, NULL);
     return finish(cli, train);
+}
+
+static void plan_row(CliTable *table, json_t *json, const char *part, guint64 bytes,
+                     const char *key)
+{
+    g_autofree char *size = g_format_size_full(bytes, G_FORMAT_SIZE_IEC_UNITS);
+    g_autofree char *number = g_strdup_printf("%" G_GUINT64_FORMAT, bytes);
+
+    json_object_set_new(json, part, json_integer((json_int_t)MIN(bytes, G_MAXINT64)));
+    if (table)
+        cli_table_add(table, part, number, size, key, NULL);
+}
+
+int cli_train_plan(Cli *cli)
+{
+    static const char *const columns[] = {"part", "bytes", "size", "keys", NULL};
+    GError *error = NULL;
+    g_autoptr(TrainConfig) config = config_wanted(cli, &error);
+    g_autoptr(json_t) json = json_object();
+    TrainPlan plan;
+    CliTable *table;
+
+    if (!config || !train_plan(config, &plan, &error))
+        return cli_error(cli, error, "assay train keys");
+    table = cli->json ? NULL : cli_table_new(cli, columns);
+    for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)
+        plan_row(table, json, plan.parts[i].name, plan.parts[i].bytes, plan.parts[i].key);
+    plan_row(table, json, "all", plan.total, "");
+    plan_row(table, json, "available", plan.available, "");
+    if (table)
+        cli_table_end(table);
+    else
+        cli_print_json(json);
+    return train_plan_check(&plan, &error) ? CLI_OK : cli_error(cli, error, NULL);
+}
+
+int cli_train_retry(Cli *cli)
+{
+    GError *error = NULL;
+    TrainerStats stats = {0};
+    g_autoptr(json_t) json = NULL;
+
+    if (!train_retry(cli_arg(cli, 0), &stats, &error))
+        return cli_error(cli, error, NULL);
+    json = json_pack("{s:f, s:f, s:I, s:f}", "loss", stats.loss.loss, "grad_norm", stats.grad_norm,
+                     "tokens", (json_int_t)stats.loss.tokens, "logp_diff_max",
+                     stats.loss.mismatch_max);
+    if (cli->json)
+        cli_print_json(json);
+    else
+        printf("loss %g, gradient %g over %" G_GUINT64_FORMAT
+               " tokens, log-probabilities differ by up to %g\n",
+               stats.loss.loss, stats.grad_norm, stats.loss.tokens, stats.loss.mismatch_max);
+    return CLI_OK;
 }
 
 int cli_train_keys(Cli *cli)

@@ -2,8 +2,10 @@
  * Batches of rollouts as files: to be read by people, explained token by token, trained on again.
  *
  *     DIR/rollouts/NNNNNN.jsonl, a line per group:
- *     {"task", "prompt": [ids], "rollouts": [{"ids", "mask", "logprobs", "reward", "advantage",
- *      "unscorable", "no_loss"}]}
+ *     {"task", "prompt": [ids], "skipped", "rollouts": [{"ids", "mask", "logprobs", "reward",
+ *      "advantage", "unscorable", "no_loss", "anchor", "ref"}]}
+ *
+ * The last two where there are any. A number that is not finite is null.
  */
 #pragma once
 
@@ -16,7 +18,7 @@
 json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups);
 GPtrArray *record_groups(const json_t *list, GStrv *ret_tasks, GError **error);
 
-/* Whole or not at all. */
+/* Whole or not at all. `tasks` may be NULL: demonstrations. */
 gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
                       GError **error);
 
