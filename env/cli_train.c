@@ -80,6 +80,10 @@ int cli_train(Cli *cli)
     cli_say(cli, "%s: %u tasks, %" G_GSIZE_FORMAT " parameters, %s, loss %s", train->dir,
             train->tasks->len, (gsize)tensors_params(&train->model->config),
             train->model->ops->name, config->loss_name);
+    if (*config->rollout_server)
+        cli_say(cli, "rollouts from %s; its weights %s", config->rollout_server,
+                config->rollout_server_update ? "are given to it before each batch"
+                                              : "stay as they are (rollout.server_update)");
     watch_signals(train);
     if (!train_run(train, &error))
         return cli_error(cli, error, NULL);

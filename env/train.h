@@ -39,7 +39,7 @@ typedef struct Train {
     Model *model;
     Trainer *trainer;
     Model *reference; /* the weights before the first rollout, where loss.kl wants them */
-    Engine *engine;
+    Sampler *sampler;
     Roller roller;
     TrainLog *log;
     TrainBatch *pending;   /* one step behind: sampled already */

@@ -162,7 +162,7 @@ TrainBatch *train_batch_sample(Train *t, gint64 number, GError **error)
     g_autoptr(TrainBatch) batch = g_new0(TrainBatch, 1);
 
     batch->version = t->model->version;
-    if (!sample_rounds(t, batch, number, error))
+    if (!sampler_ready(t->sampler, t->trainer, error) || !sample_rounds(t, batch, number, error))
         return NULL;
     now = verdict_stats(t->roller.verdicts);
     batch->verdicts = verdicts_since(&before, &now);
@@ -200,6 +200,7 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "length/repetition_frac", r->repeated / turns);
     train_log_put(t->log, "length/completion_mean", (double)r->tokens / episodes);
     train_log_put(t->log, "mask/infra_frac", r->unscorable / episodes);
+    train_log_put(t->log, "mask/server_frac", r->lost / episodes);
     train_log_put(t->log, "time/rollout_s", r->sample_s);
     train_log_put(t->log, "time/grade_s", r->wait_s);
 }
@@ -273,8 +274,8 @@ static const struct {
     const char *name;
     gsize offset;
 } counters[] = {
-    COUNTER(episodes), COUNTER(turns),        COUNTER(invalid),    COUNTER(cut),
-    COUNTER(passed),   COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated),
+    COUNTER(episodes),     COUNTER(turns),      COUNTER(invalid),  COUNTER(cut),  COUNTER(passed),
+    COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated), COUNTER(lost),
 };
 
 json_t *train_batch_json(const TrainBatch *batch)

@@ -112,6 +112,12 @@ static guint64 episodes_bytes(const TrainConfig *c)
     return episodes * (guint64)c->rollout_turns * (guint64)c->rollout_tokens * TOKEN_BYTES;
 }
 
+static guint64 engine_bytes(const TrainConfig *c, const Model *m)
+{
+    return ((guint64)c->rollout_cache_mib << 20) +
+           acts_bytes(m, (int)MAX(c->rollout_rows, c->model_chunk), ACTS_KEEP_NOTHING);
+}
+
 gboolean train_plan(const TrainConfig *c, TrainPlan *plan, GError **error)
 {
     int rows = (int)c->optim_rows;
@@ -127,21 +133,20 @@ gboolean train_plan(const TrainConfig *c, TrainPlan *plan, GError **error)
     acts = acts_bytes(m, rows, keep);
     back = backward_bytes(m, rows, rows);
     trainer = trainer_bytes(m, rows, keep);
-    *plan = (TrainPlan){
-        .parts = {{"weights", "", m->weights_bytes},
-                  {"unrounded weights", "", params},
-                  {"moments", "", 2 * params},
-                  {"gradients", "", params},
-                  {"activations", "optim.rows, optim.recompute", acts},
-                  {"backward pass and head", "optim.rows", trainer - 4 * params - acts},
-                  {"reference weights", "loss.kl",
-                   strcmp(c->loss_kl, "none") != 0 ? m->weights_bytes : 0},
-                  {"engine", "rollout.cache_mib, rollout.rows",
-                   ((guint64)c->rollout_cache_mib << 20) +
-                       acts_bytes(m, (int)MAX(c->rollout_rows, c->model_chunk), ACTS_KEEP_NOTHING)},
-                  {"episodes", "rollout.groups, rollout.samples, rollout.refill",
-                   episodes_bytes(c)}},
-        .available = memory_available()};
+    *plan =
+        (TrainPlan){.parts = {{"weights", "", m->weights_bytes},
+                              {"unrounded weights", "", params},
+                              {"moments", "", 2 * params},
+                              {"gradients", "", params},
+                              {"activations", "optim.rows, optim.recompute", acts},
+                              {"backward pass and head", "optim.rows", trainer - 4 * params - acts},
+                              {"reference weights", "loss.kl",
+                               strcmp(c->loss_kl, "none") != 0 ? m->weights_bytes : 0},
+                              {"engine", "rollout.cache_mib, rollout.rows",
+                               *c->rollout_server ? 0 : engine_bytes(c, m)},
+                              {"episodes", "rollout.groups, rollout.samples, rollout.refill",
+                               episodes_bytes(c)}},
+                    .available = memory_available()};
     g_assert(trainer >= 4 * params + acts + back);
     for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)
         plan->total += plan->parts[i].bytes;

@@ -1,9 +1,9 @@
 /*
- * Rollouts with the engine of this process.
+ * Rollouts: turns sampled, read, answered and rewarded.
  *
  * 1. A sample is a function of weights, task, seed and the tests' answers: not of who else runs.
  * 2. What could not be scored has no reward and says so; it is never a zero.
- * 3. Ids go from the engine to the trainer as they are: no text is tokenised a second time.
+ * 3. Ids go from the sampler to the trainer as they are: no text is tokenised a second time.
  */
 #include "env/train_rollout.h"
 
@@ -33,6 +33,7 @@ typedef struct Rolling {
     RolloutStats *stats;
     gint32 eos;
     guint open;   /* episodes without a reward */
+    guint lost;   /* a server's doing */
     GQueue ended; /* Sample: turns to be read */
     GPtrArray *samples;
     GError *error;
@@ -53,6 +54,32 @@ static void rolling_clear(Rolling *all)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Rolling, rolling_clear)
 
+/* ---- ends ---- */
+
+/* DAPO's soft penalty for length (arXiv 2503.14476, 3.4), before any statistics of the group. */
+static double overlong(const Sample *sample)
+{
+    const RolloutOptions *o = sample->all->options;
+    gint64 most = o->turns * o->tokens_max;
+
+    if (o->overlong_from == 0 || sample->sampled <= o->overlong_from || most <= o->overlong_from)
+        return 0;
+    return o->overlong_penalty * (double)(sample->sampled - o->overlong_from) /
+           (double)(most - o->overlong_from);
+}
+
+static void episode_end(Sample *sample, double reward)
+{
+    RolloutStats *stats = sample->all->stats;
+
+    sample->reward = reward - overlong(sample);
+    sample->all->open--;
+    stats->episodes++;
+    stats->unscorable += isnan(reward) != 0;
+    stats->passed += reward > 0;
+    stats->passed_first += reward > 0 && sample->turn == 0;
+}
+
 /* ---- turns ---- */
 
 static gboolean on_sample_token(Sample *sample, const EngineToken *token)
@@ -66,7 +93,11 @@ static gboolean on_sample_token(Sample *sample, const EngineToken *token)
         sample->sampled++;
         sample->all->stats->tokens++;
     }
-    if (token->finish != FINISH_NONE) {
+    if (token->finish == FINISH_ABORTED) {
+        sample->all->stats->lost++;
+        sample->all->lost++;
+        episode_end(sample, (double)NAN);
+    } else if (token->finish != FINISH_NONE) {
         sample->finish = token->finish;
         g_queue_push_tail(&sample->all->ended, sample);
     }
@@ -109,7 +140,7 @@ static gboolean group_begin(Rolling *all, guint first, GError **error)
     request.params.seed = sample->seed;
     request.on_token = on_group_token;
     request.user = &all->samples->pdata[first];
-    return engine_submit(all->roller->engine, &request, error) != 0;
+    return sampler_submit(all->roller->sampler, &request, error);
 }
 
 static gboolean turn_begin(Sample *sample, GError **error)
@@ -125,34 +156,10 @@ static gboolean turn_begin(Sample *sample, GError **error)
     request.on_token = on_turn_token;
     request.user = sample;
     sample->turn_from = sample->ids->len;
-    return engine_submit(all->roller->engine, &request, error) != 0;
+    return sampler_submit(all->roller->sampler, &request, error);
 }
 
 /* ---- answers ---- */
-
-/* DAPO's soft penalty for length (arXiv 2503.14476, 3.4), before any statistics of the group. */
-static double overlong(const Sample *sample)
-{
-    const RolloutOptions *o = sample->all->options;
-    gint64 most = o->turns * o->tokens_max;
-
-    if (o->overlong_from == 0 || sample->sampled <= o->overlong_from || most <= o->overlong_from)
-        return 0;
-    return o->overlong_penalty * (double)(sample->sampled - o->overlong_from) /
-           (double)(most - o->overlong_from);
-}
-
-static void episode_end(Sample *sample, double reward)
-{
-    RolloutStats *stats = sample->all->stats;
-
-    sample->reward = reward - overlong(sample);
-    sample->all->open--;
-    stats->episodes++;
-    stats->unscorable += isnan(reward) != 0;
-    stats->passed += reward > 0;
-    stats->passed_first += reward > 0 && sample->turn == 0;
-}
 
 static void answer(Sample *sample, const char *words)
 {
@@ -244,7 +251,7 @@ static void run_all(Rolling *all)
 {
     while (all->open > 0 && !all->error) {
         gint64 since = g_get_monotonic_time();
-        guint left = engine_step(all->roller->engine);
+        guint left = sampler_step(all->roller->sampler);
         Sample *sample;
 
         all->stats->sample_s += seconds_since(since);
@@ -277,6 +284,16 @@ static RolloutGroup *group_of(const Rolling *all, guint first)
     return group;
 }
 
+/* A server that gave not one sample is not waited for any longer. */
+static void check_server(Rolling *all)
+{
+    RemoteStats server = sampler_stats(all->roller->sampler);
+
+    if (!all->error && all->samples->len > 0 && all->lost == all->samples->len)
+        error_set(&all->error, ASSAY_ERROR_SYSTEM, "rollout.server gives no samples: %s",
+                  server.why);
+}
+
 GPtrArray *rollouts_make(Roller *roller, TrainTask *const *tasks, guint n,
                          const RolloutOptions *options, RolloutStats *stats, GError **error)
 {
@@ -291,8 +308,9 @@ GPtrArray *rollouts_make(Roller *roller, TrainTask *const *tasks, guint n,
     for (guint g = 0; g < n && !all.error; g++)
         group_begin(&all, g * options->samples, &all.error);
     run_all(&all);
+    check_server(&all);
     if (all.error) {
-        while (engine_step(roller->engine) > 0 || verdict_turn(roller->verdicts, -1))
+        while (sampler_step(roller->sampler) > 0 || verdict_turn(roller->verdicts, -1))
             continue;
         g_propagate_error(error, all.error);
         return NULL;

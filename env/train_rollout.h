@@ -1,15 +1,15 @@
 /*
  * Rollouts: the policy's own episodes, many at once, from prompts to rewards.
  *
- * The engine samples a turn of every open episode; turns that ended become tool calls, and what the
+ * The sampler makes a turn of every open episode; turns that ended become tool calls, and what the
  * tests say is the reward or the next turn's observation. Everything a trainer needs is recorded
  * where it is made: ids, masks, log-probabilities, endings.
  */
 #pragma once
 
+#include "env/train_sampler.h"
 #include "env/train_tasks.h"
 #include "env/verdict.h"
-#include "policy/engine.h"
 #include "policy/rollout.h"
 
 typedef struct RolloutOptions {
@@ -27,13 +27,14 @@ typedef struct RolloutStats {
     guint episodes, turns, invalid, cut; /* turns that said no action; that ran out of tokens */
     guint passed, passed_first;          /* at all; by the first turn */
     guint unscorable, repeated;          /* repeated: turns that the repetition stop ended */
+    guint lost;                          /* of the unscorable: a server's doing */
     guint64 tokens;                      /* sampled */
-    double sample_s;                     /* in the engine */
+    double sample_s;                     /* in the engine, or on a server */
     double wait_s;                       /* for tests, with nothing to sample */
 } RolloutStats;
 
 typedef struct Roller {
-    Engine *engine;
+    Sampler *sampler;
     const Tokenizer *tokenizer;
     VerdictRunner *verdicts;
 } Roller;

@@ -60,7 +60,8 @@ TrainerLoss train_loss(const TrainConfig *c, TrainPhase phase, NormOptions *ret_
 
 static gboolean check_mismatch(const Train *t, const LossStats *stats, GError **error)
 {
-    if (t->config->run_behind || t->config->rollout_temperature != 1 || stats->mismatch_max == 0)
+    if (!sampler_is_exact(t->sampler) || t->config->run_behind ||
+        t->config->rollout_temperature != 1 || stats->mismatch_max == 0)
         return TRUE;
     return error_set(error, ASSAY_ERROR_SYSTEM,
                      "update %" G_GINT64_FORMAT
@@ -124,6 +125,18 @@ static gboolean warmup_update(Train *t, GError **error)
 
 /* ---- one update ---- */
 
+/* Sampled against recomputed, under the weights that sampled. */
+static void put_mismatch(Train *t, const LossStats *s)
+{
+    double n = (double)MAX(s->tokens, 1);
+
+    train_log_put(t->log, "policy/logp_diff_max", s->mismatch_max);
+    train_log_put(t->log, "policy/logp_diff_mean", s->mismatch_sum / n);
+    train_log_put(t->log, "policy/logp_correlation", loss_correlation(s));
+    train_log_put(t->log, "policy/mismatch_k1", s->mismatch_k1 / n);
+    train_log_put(t->log, "policy/mismatch_k3", s->mismatch_k3 / n);
+}
+
 static void put_loss(Train *t, const TrainerStats *s, double lr)
 {
     double n = (double)MAX(s->loss.tokens, 1);
@@ -183,16 +196,13 @@ static gboolean minibatches(Train *t, const TrainBatch *batch, TrainerStats *sum
         if (!learn(t, &m, &stats, error))
             return FALSE;
         if (i == 0) {
-            train_log_put(t->log, "policy/logp_diff_max", stats.loss.mismatch_max);
-            train_log_put(t->log, "policy/logp_diff_mean",
-                          stats.loss.mismatch_sum / (double)MAX(stats.loss.tokens, 1));
-            train_log_put(t->log, "policy/logp_correlation", loss_correlation(&stats.loss));
+            put_mismatch(t, &stats.loss);
         }
         add_rows(sum, &stats);
         if (i + 1 == parts)
             put_loss(t, &stats, m.lr);
     }
-    engine_weights_changed(t->engine, FALSE);
+    sampler_weights_changed(t->sampler);
     return TRUE;
 }
 
@@ -261,7 +271,7 @@ static gboolean warmup_all(Train *t, GError **error)
             !train_checkpoint(t, error))
             return FALSE;
     }
-    return TRUE; /* the engine has sampled nothing yet: no cache to be told */
+    return TRUE; /* nothing was sampled yet: no cache to be told */
 }
 
 gboolean train_run(Train *t, GError **error)

@@ -184,10 +184,22 @@ gboolean train_reference(Train *t, GError **error)
 /* Keys that may differ between a run and its continuation. */
 static gboolean may_change(const char *name)
 {
-    static const char *const names[] = {
-        "run.updates", "run.checkpoint_every", "run.threads", "run.dir",
-        "eval.every",  "eval.samples",         "eval.tasks",  "eval.sets",
-        "optim.rows",  "optim.recompute",      NULL};
+    static const char *const names[] = {"run.updates",
+                                        "run.checkpoint_every",
+                                        "run.threads",
+                                        "run.dir",
+                                        "eval.every",
+                                        "eval.samples",
+                                        "eval.tasks",
+                                        "eval.sets",
+                                        "optim.rows",
+                                        "optim.recompute",
+                                        "rollout.server",
+                                        "rollout.server_key",
+                                        "rollout.server_flight",
+                                        "rollout.server_attempts",
+                                        "rollout.server_wait_s",
+                                        NULL};
 
     return g_strv_contains(names, name);
 }
@@ -281,7 +293,8 @@ static gboolean build(Train *t, GError **error)
            (t->trainer = trainer_new(t->model, (int)c->optim_rows,
                                      c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
                                      error)) != NULL &&
-           resume(t, error) && (t->engine = engine_new(t->model, &limits, error)) != NULL &&
+           resume(t, error) &&
+           (t->sampler = sampler_new(c, t->model, &limits, t->dir, error)) != NULL &&
            (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
 }
 
@@ -303,7 +316,7 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **e
         !keep_config(t, error) || !(t->tasks = train_tasks_read(config->tasks_train, 0, error)) ||
         !read_demos(t, error) || !read_sets(t, error) || !build(t, error))
         return NULL;
-    t->roller = (Roller){t->engine, t->tokenizer, verdicts};
+    t->roller = (Roller){t->sampler, t->tokenizer, verdicts};
     return g_steal_pointer(&t);
 }
 
@@ -313,7 +326,7 @@ void train_free(Train *t)
         return;
     train_log_close(t->log);
     train_batch_free(t->pending);
-    engine_free(t->engine);
+    sampler_free(t->sampler);
     trainer_free(t->trainer);
     model_free(t->reference);
     model_free(t->model);
