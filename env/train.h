@@ -73,8 +73,8 @@ TrainerLoss train_loss(const TrainConfig *config, TrainPhase phase, NormOptions 
 
 /* --- train_failed.c */
 
-/* Keeps the minibatch, weights and moments under failed/NNNNNN of the run and ends with `why`, which
- * it frees; always FALSE. */
+/* Keeps the minibatch, weights and moments under failed/NNNNNN of the run and ends with `why`,
+ * which it takes; always FALSE. */
 gboolean train_failed(const Train *train, const TrainMinibatch *minibatch, GError *why,
                       GError **error);
 /* Gradients and step of what was kept in `dir`, in memory: FALSE with what was wrong, or what

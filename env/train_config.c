@@ -89,7 +89,7 @@ const TrainKey train_keys[] = {
      "it is given the weights before each batch (/update_weights); else its own stay"},
     {"rollout.server_flight", TRAIN_INT, AT(rollout_server_flight), 1, 4096, "64",
      "requests at once"},
-    {"rollout.server_attempts", TRAIN_INT, AT(rollout_server_attempts), 1, 100, "6",
+    {"rollout.server_attempts", TRAIN_INT, AT(rollout_server_attempts), 1, 100, "8",
      "for an answer; after that the episode is unscorable"},
     {"rollout.server_wait_s", TRAIN_INT, AT(rollout_server_wait_s), 1, 86400, "600",
      "for an answer"},

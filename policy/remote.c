@@ -2,7 +2,7 @@
  * Requests to a server on their way: many at once, each with a deadline, asked again when nothing
  * came of it.
  *
- *     waiting (for its turn, or for the pause after a failed attempt) -> in flight -> answered | lost
+ *     waiting (for its turn, or for a pause to end) -> in flight -> answered | lost | waiting
  *
  * 1. Every sample that was submitted ends, answered or aborted, whatever the server does: attempts
  *    are counted, an attempt has a deadline, an answer has a size.
@@ -24,7 +24,7 @@
 #define UPDATE_BYTES_MAX (1u << 20)
 #define UPDATE_WAIT_MS   600000L
 #define CONNECT_WAIT_MS  10000L
-#define PAUSE_US_FIRST   100000
+#define PAUSE_US_FIRST   50000
 #define PAUSE_US_MAX     5000000
 #define SOCKET_PATH_MAX  107u
 

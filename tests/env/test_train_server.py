@@ -223,8 +223,8 @@ def liar(share):
 def check_liar(lab):
     """no_lie_of_a_server_reaches_the_trainer"""
     with liar(0.35) as where:
-        done = lab.run("l", where, "rollout.server_wait_s=1", "rollout.server_attempts=30", "run.updates=3",
-                       "warmup.updates=3", "run.checkpoint_every=1", "rollout.tokens=32")
+        done = lab.run("l", where, "rollout.server_wait_s=1", "rollout.server_attempts=30", "run.updates=2",
+                       "warmup.updates=3", "run.checkpoint_every=1", "rollout.groups=12", "rollout.samples=3")
         told = dict(Liar.told)
     assert done.returncode == 0 and "stay as they are" in done.stderr, done.stderr
     assert len(told) > 25, told
