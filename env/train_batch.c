@@ -257,6 +257,9 @@ static void put_lengths(Train *t, const TrainBatch *batch)
 
 void train_batch_log(Train *t, const TrainBatch *batch)
 {
+    if (batch->rolled.lost > 0)
+        train_log_say(t->log, "rollout.server: %u episodes lost, the last time: %s",
+                      batch->rolled.lost, sampler_stats(t->sampler).why);
     put_rollouts(t, &batch->rolled, &batch->seen);
     put_verdicts(t, batch);
     put_lengths(t, batch);

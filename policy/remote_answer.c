@@ -177,13 +177,17 @@ static RemoteChoice *read_choice(const json_t *json, const EngineRequest *r, int
 GPtrArray *remote_read(const char *text, gsize len, const EngineRequest *r, int vocab,
                        gint64 version, GError **error)
 {
-    g_autoptr(json_t) body = json_parse(text, len, error);
+    json_error_t why;
+    /* the text of a token may be a NUL */
+    g_autoptr(json_t) body = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
     const json_t *list = json_object_get(body, "choices");
     guint n = MAX(r->n, 1);
     g_autoptr(GPtrArray) choices = g_ptr_array_new_full(n, (GDestroyNotify)remote_choice_free);
 
-    if (!body)
+    if (!body) {
+        no_answer(error, why.text);
         return NULL;
+    }
     if (json_array_size(list) != n) {
         no_answer(error, "not as many samples as were asked for");
         return NULL;
