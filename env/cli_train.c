@@ -64,13 +64,21 @@ static TrainConfig *config_wanted(Cli *cli, GError **error)
     return train_config_load(cli_arg(cli, 0), (const char *const *)settings, error);
 }
 
+/* Boxes to test in; first what a run that was killed has left of its own. */
+static VerdictRunner *boxes_open(Cli *cli, GError **error)
+{
+    VerdictOptions boxes = {.slot_first = SLOT_FIRST + 2 * ((guint)getpid() % SLOT_PAIRS),
+                            .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
+
+    box_sweep_stale();
+    return verdict_runner_new(&boxes, error);
+}
+
 int cli_train(Cli *cli)
 {
     GError *error = NULL;
     g_autoptr(TrainConfig) config = config_wanted(cli, &error);
-    VerdictOptions boxes = {.slot_first = SLOT_FIRST + 2 * ((guint)getpid() % SLOT_PAIRS),
-                            .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
-    g_autoptr(VerdictRunner) verdicts = config ? verdict_runner_new(&boxes, &error) : NULL;
+    g_autoptr(VerdictRunner) verdicts = config ? boxes_open(cli, &error) : NULL;
     g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &error) : NULL;
 
     if (!train)

@@ -18,6 +18,7 @@
 #include "base/json.h"
 
 #include <curl/curl.h>
+#include <poll.h>
 #include <string.h>
 
 #define ANSWER_BYTES_MAX (256u << 20)
@@ -65,6 +66,8 @@ struct Remote {
     char *weights;  /* where those that were given are; NULL: none were */
     gint64 version; /* of them, as the server says; 0: it does not */
     gboolean stale; /* the server may have others */
+    guint update_attempts;
+    gint64 update_not_before_us;
     RemoteStats stats;
     char *why;
 };
@@ -348,31 +351,54 @@ static gboolean update_once(Remote *r, GError **error)
     return TRUE;
 }
 
-/* As often as anything is tried, with the same pauses. */
-static gboolean update_tried(Remote *r, GError **error)
+/* Weights that the server may not have are given to it, as often as anything is tried and with the
+ * same pauses; `wait_ms` is at most what is left of one. FALSE: given up, for this time. */
+static gboolean update_due(Remote *r, int *wait_ms, GError **error)
 {
-    for (guint attempt = 1; attempt < r->attempts_max; attempt++) {
-        if (update_once(r, NULL))
-            return TRUE;
-        curl_multi_poll(r->multi, NULL, 0, (int)(pause_us(attempt) / 1000), NULL);
+    gint64 now = g_get_monotonic_time();
+    g_autoptr(GError) why = NULL;
+
+    if (now < r->update_not_before_us) {
+        *wait_ms = (int)MIN(*wait_ms, (r->update_not_before_us - now) / 1000 + 1);
+        return TRUE;
     }
-    return update_once(r, error);
+    if (update_once(r, &why)) {
+        r->update_attempts = 0;
+        return TRUE;
+    }
+    if (++r->update_attempts < r->attempts_max) {
+        r->update_not_before_us = now + pause_us(r->update_attempts);
+        *wait_ms = MIN(*wait_ms, (int)(pause_us(r->update_attempts) / 1000));
+        return TRUE;
+    }
+    r->update_attempts = 0;
+    g_propagate_error(error, g_steal_pointer(&why));
+    return FALSE;
 }
 
 gboolean remote_update(Remote *r, const char *dir, GError **error)
 {
     g_free(r->weights);
     r->weights = g_strdup(dir);
-    return update_tried(r, error);
+    r->stale = TRUE;
+    r->update_not_before_us = 0;
+    while (r->stale) {
+        int wait_ms = G_MAXINT;
+
+        if (!update_due(r, &wait_ms, error))
+            return FALSE;
+        if (r->stale)
+            poll(NULL, 0, wait_ms);
+    }
+    return TRUE;
 }
 
-/* The server may have forgotten the weights it was given. */
-static void give_again(Remote *r)
+/* The server may have forgotten the weights it was given: before it has them nothing is begun. */
+static void give_again(Remote *r, int *wait_ms)
 {
     g_autoptr(GError) error = NULL;
 
-    r->stale = FALSE;
-    if (update_tried(r, &error))
+    if (update_due(r, wait_ms, &error))
         return;
     g_free(r->why);
     r->why = g_strdup(error->message);
@@ -392,8 +418,9 @@ guint remote_step(Remote *r, int wait_ms)
     CURLMsg *message;
 
     if (r->stale)
-        give_again(r);
-    wait_ms = begin_all(r, wait_ms);
+        give_again(r, &wait_ms);
+    if (!r->stale)
+        wait_ms = begin_all(r, wait_ms);
     curl_multi_perform(r->multi, &running);
     if (r->calls->len > 0 && wait_ms > 0) {
         curl_multi_poll(r->multi, NULL, 0, wait_ms, NULL);

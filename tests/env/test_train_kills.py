@@ -77,7 +77,7 @@ class Run:
         self.begin()
 
     def begin(self):
-        with open(self.top / "err", "wb") as err:
+        with open(self.top / "err", "ab") as err:
             self.trainer = subprocess.Popen(self.words, env=ENV, stdout=subprocess.PIPE, stderr=err)
         self.owners.add(self.trainer.pid)
 
@@ -92,7 +92,10 @@ class Run:
             if not boxes:
                 return None
             self.owners.update(boxes)
-            os.kill(CHANCE.choice(boxes), signal.SIGKILL)
+            try:
+                os.kill(CHANCE.choice(boxes), signal.SIGKILL)
+            except ProcessLookupError:
+                return None
             return what
         process = self.trainer if what == "trainer" else self.server
         before = self.steps() if what == "trainer" else None
@@ -155,9 +158,12 @@ def check(top, calm, with_server):
         assert steps == [(row["phase"], row["step"]) for row in calm.rows()], "a step is missing or there twice"
         assert said["episodes"] == said["update"] * GROUPS * SAMPLES, said
         for ours, theirs in zip(rows, calm.rows()):
+            assert not ours.get("mask/infra_frac"), (ours["step"], [
+                line for line in (top / "err").read_text().splitlines() if "lost" in line])
             assert all(ours.get(key) == theirs.get(key) for key in ("reward/mean", "loss/total")), (ours, theirs)
-            assert not ours.get("mask/infra_frac") and not ours.get("mask/server_frac"), ours
         assert run.weights() == calm.weights()
+        again = subprocess.run(run.words, env=ENV, capture_output=True, timeout=60, check=False)
+        assert again.returncode == 0 and run.weights() == calm.weights(), again.stderr  # it was through
         left = [path for path in cgroups() if int(os.path.basename(path).split("-")[2]) in run.owners]
         assert not left, left
     finally:
