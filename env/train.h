@@ -11,6 +11,7 @@
 #include "env/train_config.h"
 #include "env/train_log.h"
 #include "env/train_rollout.h"
+#include "env/train_window.h"
 #include "policy/trainer.h"
 
 typedef struct TrainSet {
@@ -25,6 +26,7 @@ typedef struct TrainBatch {
     RolloutStats rolled;
     AdvantageStats seen; /* of all that was rolled out, dropped groups included */
     VerdictStats verdicts;
+    WindowSeen window; /* of all that was rolled out as well */
     double seconds;
     guint64 version; /* of the weights that sampled it */
 } TrainBatch;
@@ -42,6 +44,7 @@ typedef struct Train {
     Sampler *sampler;
     Roller roller;
     TrainLog *log;
+    TrainWindow window;
     TrainBatch *pending;   /* one step behind: sampled already */
     gint64 warmup, update; /* done so far */
     gint64 episodes, tokens;

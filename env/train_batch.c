@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "policy/init.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ---- what is drawn ---- */
@@ -83,7 +84,7 @@ static gboolean sample_round(Train *t, TrainBatch *g, gint64 number, gint64 roun
     gint64 step = number * (c->rollout_refill + 1) + round;
     RolloutOptions options = {.samples = (guint)c->rollout_samples,
                               .turns = (guint)c->rollout_turns,
-                              .tokens_max = c->rollout_tokens,
+                              .tokens_max = window_tokens(c, t->window.at),
                               .repetition = c->rollout_repetition,
                               .mask_cut = !strcmp(c->rollout_cut, "mask"),
                               .overlong_from = c->rollout_overlong_from,
@@ -139,6 +140,7 @@ static gboolean sample_rounds(Train *t, TrainBatch *g, gint64 number, GError **e
         if (g->seen.groups - g->seen.skipped >= most)
             break;
     }
+    g->window = window_measure(t->window.at, g->groups);
     if (c->rollout_refill > 0) {
         keep_used(g, most);
         advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &kept);
@@ -263,6 +265,9 @@ void train_batch_log(Train *t, const TrainBatch *batch)
     put_rollouts(t, &batch->rolled, &batch->seen);
     put_verdicts(t, batch);
     put_lengths(t, batch);
+    train_log_put(t->log, "window/tokens", (double)window_tokens(t->config, batch->window.window));
+    train_log_put(t->log, "window/perplexity", exp(batch->window.nll));
+    train_log_put(t->log, "window/length_p99", batch->window.p99);
     train_log_put(t->log, "policy/stale_versions", (double)(t->model->version - batch->version));
 }
 
@@ -283,9 +288,10 @@ static const struct {
 
 json_t *train_batch_json(const TrainBatch *batch)
 {
-    json_t *json = json_pack("{s:I, s:I, s:o}", "version", (json_int_t)batch->version, "tokens",
-                             (json_int_t)batch->rolled.tokens, "groups",
-                             record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
+    json_t *json =
+        json_pack("{s:I, s:o, s:I, s:o}", "version", (json_int_t)batch->version, "window",
+                  window_seen_json(&batch->window), "tokens", (json_int_t)batch->rolled.tokens,
+                  "groups", record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
 
     for (guint i = 0; i < G_N_ELEMENTS(counters); i++) {
         const char *at = (const char *)&batch->rolled + counters[i].offset;
@@ -316,6 +322,8 @@ TrainBatch *train_batch_read(Train *t, const json_t *json, GError **error)
             (guint)json_integer_value(json_object_get(json, counters[i].name));
     batch->rolled.tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
     batch->seconds = 1;
+    if (!window_seen_read(json_object_get(json, "window"), &batch->window, error))
+        return NULL;
     batch->tasks = g_ptr_array_new();
     batch->groups = record_groups(json_object_get(json, "groups"), &names, error);
     if (!batch->groups)

@@ -251,6 +251,9 @@ static gboolean update(Train *t, GError **error)
     if (!keep_rollouts(t, batch, error) || !minibatches(t, batch, &spent, error))
         return FALSE;
     t->update++;
+    if (window_add(&t->window, t->config, &batch->window))
+        train_log_say(t->log, "turns of up to %" G_GINT64_FORMAT " tokens from now on",
+                      window_tokens(t->config, t->window.at));
     t->episodes += batch->rolled.episodes;
     t->tokens += (gint64)batch->rolled.tokens;
     train_log_put(t->log, "time/update_s", (double)(g_get_monotonic_time() - since) / 1e6);

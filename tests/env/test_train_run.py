@@ -272,6 +272,25 @@ def check_failed(lab):
     assert row["grad_norm"] > 0 and row["logp_diff_max"] < 5, row
 
 
+def check_windows(lab):
+    """windows_grow_at_the_same_update_after_a_kill"""
+    settings = ["rollout.windows=6,12,32", "rollout.window_span=2", "rollout.window_flat=0.5",
+                "rollout.window_near=0.9", "run.updates=12", "warmup.updates=5", "run.checkpoint_every=1"]
+    done = lab.run("w", *settings)
+    assert done.returncode == 0 and "turns of up to 12 tokens" in done.stderr, done.stderr
+    run = subprocess.Popen(lab.command("x", *settings), env=ENV, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (lab.top / "x" / "checkpoints" / "000007").exists():
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    assert lab.run("x", *settings).returncode == 0
+    assert lab.weights("w") == lab.weights("x")
+    tokens = [[row["window/tokens"] for row in lab.rows(name) if row["phase"] == "rl"] for name in "wx"]
+    assert tokens[0] == tokens[1] == sorted(tokens[0]) and tokens[0][:5] == [6, 6, 6, 6, 12], tokens
+    longest = [row["window/length_p99"] for row in lab.rows("w") if row["phase"] == "rl"]
+    assert all(n <= most for n, most in zip(longest, tokens[0])), longest
+
+
 def check_refusals(lab):
     """wrong_settings_are_refused_before_anything_is_made"""
     for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
@@ -289,14 +308,20 @@ def check_refusals(lab):
         assert done.returncode != 0 and why in done.stderr, (settings, done.stderr)
     done = lab.run("a", "run.seed=1", "loss.name=grpo")
     assert done.returncode != 0 and "was begun with loss.name = cispo" in done.stderr, done.stderr
+    kept = lab.top / "a" / "config.conf"  # of a version that had no windows yet
+    kept.write_text("".join(line for line in kept.read_text().splitlines(True) if "window" not in line))
+    done = lab.run("a", "run.seed=1", "rollout.windows=8,32")
+    assert done.returncode != 0 and "was begun with rollout.windows = ," in done.stderr, done.stderr
+    done = lab.run("a", "run.seed=1")
+    assert done.returncode == 0, done.stderr
     (lab.top / "text").write_text('{"not": "a task"}\n')
     done = lab.run("r", f"tasks.train={lab.top}/text")
     assert done.returncode != 0 and "line 1" in done.stderr, done.stderr
 
 
-PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings)
+PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
-          check_plan, check_failed, check_refusals]
+          check_plan, check_failed, check_windows, check_refusals]
 
 
 def main():
