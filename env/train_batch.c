@@ -90,6 +90,10 @@ static gboolean sample_round(Train *t, TrainBatch *g, gint64 number, gint64 roun
                               .overlong_from = c->rollout_overlong_from,
                               .overlong_penalty = c->rollout_overlong_penalty,
                               .temperature = c->rollout_temperature,
+                              .routes =
+                                  c->optim_routing_replay
+                                      ? t->model->config.layers * t->model->config.experts_per_token
+                                      : 0,
                               .seed = train_seed(t, TRAIN_SEED_ROLLOUT, step)};
     guint n = (guint)c->rollout_groups;
     g_autofree TrainTask **tasks = draw_tasks(t, n, step);

@@ -141,6 +141,8 @@ const TrainKey train_keys[] = {
      "rows worked on at once: memory, not results"},
     {"optim.recompute", TRAIN_BOOL, AT(optim_recompute), 0, 0, "false",
      "activations are made a second time instead of kept: memory, not results"},
+    {"optim.routing_replay", TRAIN_BOOL, AT(optim_routing_replay), 0, 0, "false",
+     "each token is trained through the experts that sampling chose for it"},
     {"eval.sets", TRAIN_TEXT, AT(eval_sets), 0, 0, "", "NAME=FILE, ...: held-out tasks"},
     {"eval.every", TRAIN_INT, AT(eval_every), 1, 1e9, "50", "updates between evaluations"},
     {"eval.samples", TRAIN_INT, AT(eval_samples), 1, 4096, "4", "episodes of a task"},
@@ -375,6 +377,9 @@ static gboolean check_server(const TrainConfig *c, GError **error)
     if (c->rollout_repetition > 0)
         return error_set(error, ASSAY_ERROR_INPUT,
                          "rollout.server: rollout.repetition is the engine's, it must be 0");
+    if (c->optim_routing_replay)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "rollout.server: optim.routing_replay is of the engine's own choices");
     return TRUE;
 }
 

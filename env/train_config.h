@@ -44,7 +44,7 @@ typedef struct TrainConfig {
     /* [optim] */
     double optim_lr, optim_lr_end, optim_beta1, optim_beta2, optim_eps, optim_weight_decay;
     double optim_clip_norm;
-    gboolean optim_recompute;
+    gboolean optim_recompute, optim_routing_replay;
     gint64 optim_lr_warmup, optim_minibatches, optim_epochs, optim_rows;
     /* [eval] */
     char *eval_sets;

@@ -5,7 +5,9 @@
  *     {"task", "prompt": [ids], "skipped", "rollouts": [{"ids", "mask", "logprobs", "reward",
  *      "advantage", "unscorable", "no_loss", "anchor", "ref"}]}
  *
- * The last two where there are any. A number that is not finite is null.
+ * The last two where there are any. A number that is not finite is null. With routing replay groups
+ * have "width", how many experts a token has in all, and groups and rollouts "experts", those of
+ * the tokens that were read: a byte for each, in base64.
  */
 #pragma once
 

@@ -20,6 +20,8 @@ typedef struct {
     const TrainTask *task;
     guint64 seed;
     GArray *ids, *mask, *mu; /* after the prompt; gint32, guint8, float */
+    GArray *routes;          /* guint16 [layers, K] of the tokens read, if they are recorded */
+    GArray *prompt_routes;   /* the same of the prompt; of a group's first sample */
     guint turn, turn_from;   /* of the turn that is sampled: its number, its first token */
     FinishReason finish;     /* of that turn */
     gboolean was_cut;        /* some turn ended at its limit */
@@ -44,6 +46,8 @@ static void sample_free(Sample *sample)
     g_array_unref(sample->ids);
     g_array_unref(sample->mask);
     g_array_unref(sample->mu);
+    g_array_unref(sample->routes);
+    g_array_unref(sample->prompt_routes);
     g_free(sample);
 }
 
@@ -117,6 +121,31 @@ static gboolean on_turn_token(const EngineToken *token, gpointer user)
     return on_sample_token(user, token);
 }
 
+/* Tokens are read in order, some more than once: with the same weights and experts. */
+static void sample_route(Sample *sample, gint64 position, const guint16 *experts)
+{
+    gint64 prompt = sample->task->prompt->len, at = position - prompt;
+    GArray *to = at < 0 ? sample->prompt_routes : sample->routes;
+    guint width = sample->all->options->routes, from = (guint)(at < 0 ? position : at) * width;
+
+    if (to->len < from + width)
+        g_array_set_size(to, from + width);
+    memcpy(&g_array_index(to, guint16, from), experts, width * sizeof *experts);
+}
+
+static void on_group_route(guint number, gint64 position, const guint16 *experts, gpointer user)
+{
+    Sample *const *samples = user;
+
+    sample_route(samples[number], position, experts);
+}
+
+static void on_turn_route(guint number, gint64 position, const guint16 *experts, gpointer user)
+{
+    (void)number;
+    sample_route(user, position, experts);
+}
+
 static EngineRequest request_of(const Rolling *all, const int *prompt, gint64 prompt_len)
 {
     return (EngineRequest){.prompt = prompt,
@@ -139,6 +168,7 @@ static gboolean group_begin(Rolling *all, guint first, GError **error)
     request.n = all->options->samples;
     request.params.seed = sample->seed;
     request.on_token = on_group_token;
+    request.on_route = all->options->routes ? on_group_route : NULL;
     request.user = &all->samples->pdata[first];
     return sampler_submit(all->roller->sampler, &request, error);
 }
@@ -154,6 +184,7 @@ static gboolean turn_begin(Sample *sample, GError **error)
     request = request_of(all, (const int *)(gpointer)ids->data, (gint64)ids->len);
     request.params.seed = sample->seed + sample->turn * SEED_TURN;
     request.on_token = on_turn_token;
+    request.on_route = all->options->routes ? on_turn_route : NULL;
     request.user = sample;
     sample->turn_from = sample->ids->len;
     return sampler_submit(all->roller->sampler, &request, error);
@@ -237,6 +268,8 @@ static void samples_make(Rolling *all, TrainTask *const *tasks, guint n)
             sample->ids = tokens_new();
             sample->mask = g_array_new(FALSE, FALSE, sizeof(guint8));
             sample->mu = g_array_new(FALSE, FALSE, sizeof(float));
+            sample->routes = g_array_new(FALSE, FALSE, sizeof(guint16));
+            sample->prompt_routes = g_array_new(FALSE, FALSE, sizeof(guint16));
             g_ptr_array_add(all->samples, sample);
             all->open++;
         }
@@ -264,6 +297,11 @@ static void run_all(Rolling *all)
     }
 }
 
+static void routes_copy(guint16 *to, const GArray *routes, gsize most)
+{
+    memcpy(to, routes->data, MIN(routes->len, most) * sizeof *to);
+}
+
 static RolloutGroup *group_of(const Rolling *all, guint first)
 {
     const Sample *one = all->samples->pdata[first];
@@ -281,6 +319,13 @@ static RolloutGroup *group_of(const Rolling *all, guint first)
         group->rollouts[s].reward = group->rollouts[s].unscorable ? 0 : sample->reward;
         group->rollouts[s].no_loss = all->options->mask_cut && sample->was_cut;
     }
+    if (all->options->routes == 0)
+        return group;
+    rollout_group_routes(group, all->options->routes);
+    routes_copy(group->experts, one->prompt_routes, (gsize)group->prompt_n * group->width);
+    for (guint s = 0; s < group->n; s++)
+        routes_copy(group->rollouts[s].experts, ((Sample *)all->samples->pdata[first + s])->routes,
+                    (gsize)group->rollouts[s].n * group->width);
     return group;
 }
 

@@ -286,6 +286,14 @@ static gboolean encode_all(Train *t, GError **error)
     return TRUE;
 }
 
+/* Batches on disk have a byte for an expert. */
+static gboolean check_routes(const Train *t, GError **error)
+{
+    return !t->config->optim_routing_replay || t->model->config.experts <= 256 ||
+           error_set(error, ASSAY_ERROR_LIMIT, "optim.routing_replay: %u experts, at most 256",
+                     t->model->config.experts);
+}
+
 static gboolean build(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
@@ -297,7 +305,7 @@ static gboolean build(Train *t, GError **error)
                                             16};
 
     return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
-           (t->model = model_for(t, error)) != NULL &&
+           (t->model = model_for(t, error)) != NULL && check_routes(t, error) &&
            (t->trainer = trainer_new(t->model, (int)c->optim_rows,
                                      c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
                                      error)) != NULL &&

@@ -291,6 +291,35 @@ def check_windows(lab):
     assert all(n <= most for n, most in zip(longest, tokens[0])), longest
 
 
+def check_replay(lab):
+    """recorded_experts_change_nothing_until_the_router_does"""
+    settings = ["model.experts=4", "model.topk=2", "run.updates=4", "run.checkpoint_every=1"]
+    for name, more in (("p", []), ("q", ["optim.routing_replay=true"])):
+        done = lab.run(name, *settings, "optim.minibatches=1", *more)
+        assert done.returncode == 0, done.stderr
+    assert lab.weights("p")[1] == lab.weights("q")[1]
+    assert all(row["router/rerouted_frac"] == 0 for row in lab.rows("q") if row["phase"] == "rl")
+    path = max((lab.top / "q" / "rollouts").iterdir())
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for experts, why in (("////", "no group of rollouts"), ("/" * 16, "not of this model"), ("A" * 16, "not of this"),
+                         (None, "no group of rollouts")):
+        rows[0]["rollouts"][0]["experts"] = experts  # layers * K = 4 of each token: bytes 255, 0, too few
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = assay("train", "explain", str(lab.top / "q"), "--group", "0")
+        assert done.returncode != 0 and why in done.stderr, (experts, done.stderr)
+    settings += ["optim.routing_replay=true", "optim.minibatches=3", "run.behind=1", "optim.lr=0.01"]
+    done = lab.run("t", *settings)
+    assert done.returncode == 0, done.stderr
+    assert any(row["router/rerouted_frac"] > 0 for row in lab.rows("t") if row["phase"] == "rl")
+    run = subprocess.Popen(lab.command("u", *settings), env=ENV, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (lab.top / "u" / "checkpoints" / "000122").exists():
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    done = lab.run("u", *settings)
+    assert done.returncode == 0 and lab.weights("t") == lab.weights("u"), done.stderr
+
+
 def check_refusals(lab):
     """wrong_settings_are_refused_before_anything_is_made"""
     for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
@@ -319,9 +348,9 @@ def check_refusals(lab):
     assert done.returncode != 0 and "line 1" in done.stderr, done.stderr
 
 
-PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows)
+PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows, check_replay)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
-          check_plan, check_failed, check_windows, check_refusals]
+          check_plan, check_failed, check_windows, check_replay, check_refusals]
 
 
 def main():
