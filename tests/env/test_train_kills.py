@@ -31,7 +31,7 @@ GROUPS, SAMPLES = 6, 6
 BEFORE = cgroups()
 CONF = f"""
 [run]
-updates = {10 * KILLS}
+updates = {20 * KILLS}
 checkpoint_every = 1
 [model]
 hidden = 32
@@ -145,7 +145,7 @@ def check(top, calm, with_server):
     killed, begun = {}, time.monotonic()
     try:
         while sum(killed.values()) < KILLS and run.trainer.poll() is None:
-            time.sleep(CHANCE.uniform(0.1, 0.5))
+            time.sleep(CHANCE.uniform(0.05, 0.35))
             what = run.trainer.poll() is None and run.kill_one()
             if what:
                 killed[what] = killed.get(what, 0) + 1

@@ -240,7 +240,7 @@ def check_plan(lab):
 
 def check_failed(lab):
     """an_update_that_is_not_finite_keeps_the_weights_and_can_be_tried_again"""
-    settings = ["run.behind=1", "run.updates=3", "warmup.updates=5", "run.checkpoint_every=1"]
+    settings = ["run.behind=1", "run.updates=3", "warmup.updates=5", "run.checkpoint_every=1", "eval.sets="]
     done = lab.run("f", *settings)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(lab.top / "f" / "checkpoints" / "000008")
@@ -275,7 +275,8 @@ def check_failed(lab):
 def check_windows(lab):
     """windows_grow_at_the_same_update_after_a_kill"""
     settings = ["rollout.windows=6,12,32", "rollout.window_span=2", "rollout.window_flat=0.5",
-                "rollout.window_near=0.9", "run.updates=12", "warmup.updates=5", "run.checkpoint_every=1"]
+                "rollout.window_near=0.9", "run.updates=12", "warmup.updates=5", "run.checkpoint_every=1",
+                "eval.sets="]
     done = lab.run("w", *settings)
     assert done.returncode == 0 and "turns of up to 12 tokens" in done.stderr, done.stderr
     run = subprocess.Popen(lab.command("x", *settings), env=ENV, stderr=subprocess.DEVNULL)
@@ -293,7 +294,7 @@ def check_windows(lab):
 
 def check_replay(lab):
     """recorded_experts_change_nothing_until_the_router_does"""
-    settings = ["model.experts=4", "model.topk=2", "run.updates=4", "run.checkpoint_every=1"]
+    settings = ["model.experts=4", "model.topk=2", "run.updates=4", "run.checkpoint_every=1", "eval.sets="]
     for name, more in (("p", []), ("q", ["optim.routing_replay=true"])):
         done = lab.run(name, *settings, "optim.minibatches=1", *more)
         assert done.returncode == 0, done.stderr

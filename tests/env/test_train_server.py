@@ -244,7 +244,7 @@ def check_lost(lab):
     """what_a_server_never_gives_is_unscorable_and_no_zero"""
     with liar(0.4) as where:
         done = lab.run("n", where, "rollout.server_wait_s=1", "rollout.server_attempts=1", "run.updates=2",
-                       "warmup.updates=3", "run.checkpoint_every=1")
+                       "warmup.updates=3", "run.checkpoint_every=1", "rollout.groups=16", "rollout.samples=3")
     assert done.returncode == 0, done.stderr
     lost = [row["mask/server_frac"] for row in lab.rows("n")]
     assert max(lost) > 0 and all(row["mask/infra_frac"] == row["mask/server_frac"] for row in lab.rows("n")), lost
