@@ -31,7 +31,7 @@ GROUPS, SAMPLES = 6, 6
 BEFORE = cgroups()
 CONF = f"""
 [run]
-updates = {20 * KILLS}
+updates = {12 * KILLS}
 checkpoint_every = 1
 [model]
 hidden = 32
