@@ -263,6 +263,7 @@ const CliCommand cli_commands[] = {
     {"train explain", "DIR", "an episode token by token: ratio, weight, coefficient, why",
      cli_train_explain, train_explain_options, 1, 1},
     {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},
+    {"train dialects", "", "how tasks are put to a policy", cli_train_dialects, NULL, 0, 0},
     {"train losses", "", "the losses, and what each makes of a ratio", cli_train_losses, NULL, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
      tokenize_options, 0, 1},

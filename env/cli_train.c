@@ -16,9 +16,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SLOT_FIRST   300u /* of the boxes, spread over pids: two runs rarely share one */
-#define SLOT_PAIRS   350u
-#define WARMUP_EVERY 50 /* steps from line to line */
+#define SLOT_FIRST        300u /* of the boxes, spread over pids: two runs rarely share one */
+#define SLOT_PAIRS        350u
+#define SLOT_TOOLS        1100u /* up to 64 of them, likewise */
+#define SLOT_TOOLS_SPREAD 800u
+#define WARMUP_EVERY      50 /* steps from line to line */
 
 static Train *running;
 
@@ -64,7 +66,10 @@ int cli_train(Cli *cli)
     VerdictOptions boxes = {.slot_first = SLOT_FIRST + 2 * ((guint)getpid() % SLOT_PAIRS),
                             .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
     g_autoptr(VerdictRunner) verdicts = config ? verdict_runner_new(&boxes, &error) : NULL;
-    g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &error) : NULL;
+    const EpisodeHostOptions tools = {.slot_first =
+                                          SLOT_TOOLS + (guint)getpid() % SLOT_TOOLS_SPREAD,
+                                      .allow_degraded = boxes.allow_degraded};
+    g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &tools, &error) : NULL;
 
     if (!train)
         return cli_error(cli, error, "assay train keys");
@@ -103,6 +108,17 @@ int cli_train_losses(Cli *cli)
     for (guint i = 0; losses[i]; i++)
         cli_table_add(table, losses[i]->name, advantage_name(losses[i]->advantage),
                       norm_name(losses[i]->norm), losses[i]->summary, NULL);
+    cli_table_end(table);
+    return CLI_OK;
+}
+
+int cli_train_dialects(Cli *cli)
+{
+    static const char *const columns[] = {"dialect", "what", NULL};
+    CliTable *table = cli_table_new(cli, columns);
+
+    for (guint i = 0; train_dialects[i]; i++)
+        cli_table_add(table, train_dialects[i]->name, train_dialects[i]->summary, NULL);
     cli_table_end(table);
     return CLI_OK;
 }

@@ -511,6 +511,14 @@ const EpisodeTool *episode_tool_find(const char *name)
     return NULL;
 }
 
+EpisodeToolKind episode_tool_kind(const char *name)
+{
+    const EpisodeTool *tool = episode_tool_find(name);
+    return tool == NULL            ? EPISODE_TOOL_NONE
+           : tool->fn == tool_bash ? EPISODE_TOOL_WAITS
+                                   : EPISODE_TOOL_QUICK;
+}
+
 char *episode_tool_names(void)
 {
     GString *names = g_string_new(NULL);

@@ -1,7 +1,7 @@
 /*
  * A training run: tasks, model, engine and trainer in one process, from warm-up to the last update.
  *
- *     g_autoptr(Train) train = train_open(config, verdicts, error);    new, or where it stopped
+ *     g_autoptr(Train) train = train_open(config, verdicts, &boxes, error);    new, or where it stopped
  *     train_run(train, error);
  *
  * Files of a run: docs/training.md.
@@ -48,8 +48,10 @@ typedef struct Train {
     gint stop; /* set by a signal: end after this update */
 } Train;
 
-/* Opens the run of `config->run_dir`: what it holds is gone on with. */
-Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **error);
+/* Opens the run of `config->run_dir`: what it holds is gone on with. `boxes`: for tools, as many as
+ * the configuration says, from that slot on. */
+Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
+                  const EpisodeHostOptions *boxes, GError **error);
 void train_free(Train *train);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Train, train_free)
 

@@ -8,6 +8,8 @@
  */
 #include "env/train_config.h"
 
+#include "env/train_dialect.h"
+
 #include "base/error.h"
 #include "base/json.h"
 
@@ -42,6 +44,8 @@ const TrainKey train_keys[] = {
     {"tasks.train", TRAIN_TEXT, AT(tasks_train), 0, 0, "", "rows of the tasks to learn from"},
     {"tasks.warmup", TRAIN_TEXT, AT(tasks_warmup), 0, 0, "",
      "rows that demonstrations are of; else tasks.train"},
+    {"tasks.shown", TRAIN_BOOL, AT(tasks_shown), 0, 0, "false",
+     "tools: the prompt shows the files that tests call"},
     {"warmup.updates", TRAIN_INT, AT(warmup_updates), 0, 1e9, "1200",
      "updates on demonstrations before the first rollout"},
     {"warmup.tokens", TRAIN_INT, AT(warmup_tokens), 64, 1e7, "2048", "tokens of one such update"},
@@ -55,6 +59,8 @@ const TrainKey train_keys[] = {
     {"warmup.text", TRAIN_NUMBER, AT(warmup_text), 0, 1, "0.33", "share of plain correct code"},
     {"warmup.read", TRAIN_NUMBER, AT(warmup_read), 0, 1e3, "0",
      "weight of learning a prompt's own tokens, beside 1 for its actions"},
+    {"rollout.dialect", TRAIN_TEXT, AT(rollout_dialect), 0, 0, "compact",
+     "how tasks are put to the policy; assay train dialects lists them"},
     {"rollout.groups", TRAIN_INT, AT(rollout_groups), 1, 65536, "32", "tasks of a batch"},
     {"rollout.samples", TRAIN_INT, AT(rollout_samples), 1, 4096, "16", "episodes of a task"},
     {"rollout.turns", TRAIN_INT, AT(rollout_turns), 1, 64, "2", "turns of an episode"},
@@ -74,6 +80,12 @@ const TrainKey train_keys[] = {
      "sampled tokens of an episode from which its reward shrinks; 0: never"},
     {"rollout.overlong_penalty", TRAIN_NUMBER, AT(rollout_overlong_penalty), 0, 100, "1",
      "what is taken at the limit of turns and tokens, linearly up to there"},
+    {"rollout.observation", TRAIN_INT, AT(rollout_observation), 200, 1e6, "2000",
+     "tools: bytes of what a tool says, head and tail"},
+    {"rollout.command_s", TRAIN_INT, AT(rollout_command_s), 1, 3600, "60",
+     "tools: seconds of a command"},
+    {"rollout.boxes", TRAIN_INT, AT(rollout_boxes), 1, 64, "4",
+     "tools: episodes that can be in a box at once"},
     {"rollout.cache_mib", TRAIN_INT, AT(rollout_cache_mib), 1, 1048576, "512",
      "caches of sequences, MiB"},
     {"rollout.rows", TRAIN_INT, AT(rollout_rows), 1, 65536, "512", "rows of an engine step"},
@@ -275,6 +287,20 @@ static const char *name_cut(int kind)
     return kind ? "mask" : "keep";
 }
 
+static const char *name_dialect(int kind)
+{
+    return train_dialects[kind]->name;
+}
+
+static int dialects_count(void)
+{
+    int n = 0;
+
+    while (train_dialects[n])
+        n++;
+    return n;
+}
+
 static const char *name_loss(int kind)
 {
     return losses[kind]->name;
@@ -314,7 +340,9 @@ static gboolean check(const TrainConfig *c, GError **error)
                     error) ||
         !check_word("loss.kl", c->loss_kl, FALSE, name_kl, KL_KINDS, error) ||
         !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error) ||
-        !check_word("rollout.cut", c->rollout_cut, FALSE, name_cut, 2, error))
+        !check_word("rollout.cut", c->rollout_cut, FALSE, name_cut, 2, error) ||
+        !check_word("rollout.dialect", c->rollout_dialect, FALSE, name_dialect, dialects_count(),
+                    error))
         return FALSE;
     if (!*c->model_pattern || !softmax)
         return error_set(error, ASSAY_ERROR_INPUT,

@@ -21,6 +21,7 @@ typedef struct TrainConfig {
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,
         model_ffn, model_vocab, model_chunk;
     /* [tasks] */
+    gboolean tasks_shown;
     char *tasks_train, *tasks_warmup;
     /* [warmup] */
     gint64 warmup_updates, warmup_tokens, warmup_lr_warmup;
@@ -28,7 +29,8 @@ typedef struct TrainConfig {
     /* [rollout] */
     gint64 rollout_groups, rollout_samples, rollout_turns, rollout_tokens, rollout_cache_mib;
     gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;
-    char *rollout_cut;
+    gint64 rollout_boxes, rollout_observation, rollout_command_s;
+    char *rollout_cut, *rollout_dialect;
     double rollout_temperature, rollout_rate_low, rollout_rate_high, rollout_overlong_penalty;
     /* [loss] */
     char *loss_name, *loss_advantage, *loss_normaliser, *loss_mismatch, *loss_kl, *loss_anchor;

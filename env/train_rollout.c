@@ -12,34 +12,35 @@
 #include <math.h>
 #include <string.h>
 
-#define SEED_TURN 0x9e3779b97f4a7c15u /* between the seeds of turns */
-
-/* One episode. */
-typedef struct {
-    struct Rolling *all;
-    const TrainTask *task;
-    guint64 seed;
-    GArray *ids, *mask, *mu; /* after the prompt; gint32, guint8, float */
-    guint turn, turn_from;   /* of the turn that is sampled: its number, its first token */
-    FinishReason finish;     /* of that turn */
-    gboolean was_cut;        /* some turn ended at its limit */
-    gint64 sampled;          /* tokens */
-    double reward;
-} Sample;
+#define SEED_TURN    0x9e3779b97f4a7c15u /* between the seeds of turns */
+#define BOTH_WAIT_MS 10                  /* for tests, while tools are at work as well */
+#define STEP_WAIT_MS 100                 /* for tools */
 
 typedef struct Rolling {
+    TurnDesk desk;
     Roller *roller;
     const RolloutOptions *options;
-    RolloutStats *stats;
     gint32 eos;
-    guint open;   /* episodes without a reward */
-    GQueue ended; /* Sample: turns to be read */
-    GPtrArray *samples;
-    GError *error;
+    guint open;         /* episodes without a last word */
+    GQueue ended;       /* TurnEpisode: turns to be read */
+    GPtrArray *samples; /* TurnEpisode */
 } Rolling;
 
-static void sample_free(Sample *sample)
+/* The desk is the first thing in it. */
+static Rolling *rolling_of(const TurnEpisode *sample)
 {
+    return (Rolling *)(gpointer)sample->desk;
+}
+
+static void sample_close(TurnEpisode *sample)
+{
+    if (sample->desk->dialect->close)
+        sample->desk->dialect->close(sample);
+}
+
+static void sample_free(TurnEpisode *sample)
+{
+    sample_close(sample);
     g_array_unref(sample->ids);
     g_array_unref(sample->mask);
     g_array_unref(sample->mu);
@@ -55,7 +56,7 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Rolling, rolling_clear)
 
 /* ---- turns ---- */
 
-static gboolean on_sample_token(Sample *sample, const EngineToken *token)
+static gboolean on_sample_token(TurnEpisode *sample, const EngineToken *token)
 {
     if (token->token.id >= 0) {
         guint8 one = 1;
@@ -64,11 +65,11 @@ static gboolean on_sample_token(Sample *sample, const EngineToken *token)
         g_array_append_val(sample->mask, one);
         g_array_append_val(sample->mu, token->token.logprob);
         sample->sampled++;
-        sample->all->stats->tokens++;
+        sample->desk->stats->tokens++;
     }
     if (token->finish != FINISH_NONE) {
         sample->finish = token->finish;
-        g_queue_push_tail(&sample->all->ended, sample);
+        g_queue_push_tail(&rolling_of(sample)->ended, sample);
     }
     return TRUE;
 }
@@ -76,7 +77,7 @@ static gboolean on_sample_token(Sample *sample, const EngineToken *token)
 /* The first turn of a group: one request, its samples next to each other. */
 static gboolean on_group_token(const EngineToken *token, gpointer user)
 {
-    Sample *const *samples = user;
+    TurnEpisode *const *samples = user;
 
     return on_sample_token(samples[token->sample], token);
 }
@@ -100,7 +101,7 @@ static EngineRequest request_of(const Rolling *all, const int *prompt, gint64 pr
 
 static gboolean group_begin(Rolling *all, guint first, GError **error)
 {
-    Sample *sample = all->samples->pdata[first];
+    TurnEpisode *sample = all->samples->pdata[first];
     const GArray *prompt = sample->task->prompt;
     EngineRequest request =
         request_of(all, (const int *)(gpointer)prompt->data, (gint64)prompt->len);
@@ -112,9 +113,9 @@ static gboolean group_begin(Rolling *all, guint first, GError **error)
     return engine_submit(all->roller->engine, &request, error) != 0;
 }
 
-static gboolean turn_begin(Sample *sample, GError **error)
+static gboolean turn_begin(TurnEpisode *sample, GError **error)
 {
-    Rolling *all = sample->all;
+    Rolling *all = rolling_of(sample);
     g_autoptr(GArray) ids = tokens_new();
     EngineRequest request;
 
@@ -128,12 +129,50 @@ static gboolean turn_begin(Sample *sample, GError **error)
     return engine_submit(all->roller->engine, &request, error) != 0;
 }
 
-/* ---- answers ---- */
+void turn_next(TurnEpisode *sample)
+{
+    TurnDesk *desk = sample->desk;
+    guint8 none = 0;
+    float zero = 0;
+
+    sample->turn++;
+    while (sample->mask->len < sample->ids->len) {
+        g_array_append_val(sample->mask, none);
+        g_array_append_val(sample->mu, zero);
+    }
+    if (!desk->error)
+        turn_begin(sample, &desk->error);
+}
+
+char *turn_text(const TurnEpisode *sample)
+{
+    guint n = sample->ids->len - sample->turn_from - (sample->finish == FINISH_STOP);
+    g_autoptr(GString) text = g_string_new(NULL);
+
+    if (!tokenizer_decode(sample->desk->tokenizer,
+                          (const gint32 *)(gpointer)sample->ids->data + sample->turn_from, n,
+                          TOKENS_PLAIN, text, NULL))
+        return NULL;
+    return g_string_free(g_steal_pointer(&text), FALSE);
+}
+
+static void turn_read(TurnEpisode *sample)
+{
+    RolloutStats *stats = sample->desk->stats;
+
+    stats->turns++;
+    sample->was_cut |= sample->finish == FINISH_LENGTH;
+    stats->cut += sample->finish == FINISH_LENGTH;
+    stats->repeated += sample->finish == FINISH_REPETITION;
+    sample->desk->dialect->turn(sample);
+}
+
+/* ---- endings ---- */
 
 /* DAPO's soft penalty for length (arXiv 2503.14476, 3.4), before any statistics of the group. */
-static double overlong(const Sample *sample)
+static double overlong(const TurnEpisode *sample)
 {
-    const RolloutOptions *o = sample->all->options;
+    const RolloutOptions *o = rolling_of(sample)->options;
     gint64 most = o->turns * o->tokens_max;
 
     if (o->overlong_from == 0 || sample->sampled <= o->overlong_from || most <= o->overlong_from)
@@ -142,78 +181,43 @@ static double overlong(const Sample *sample)
            (double)(most - o->overlong_from);
 }
 
-static void episode_end(Sample *sample, double reward)
+/* From its prompt, with the same seed. */
+static void begin_again(TurnEpisode *sample)
 {
-    RolloutStats *stats = sample->all->stats;
+    TurnDesk *desk = sample->desk;
 
-    sample->reward = reward - overlong(sample);
-    sample->all->open--;
+    sample_close(sample);
+    g_array_set_size(sample->ids, 0);
+    g_array_set_size(sample->mask, 0);
+    g_array_set_size(sample->mu, 0);
+    sample->turn = 0;
+    sample->sampled = 0;
+    sample->was_cut = FALSE;
+    desk->stats->retried++;
+    turn_begin(sample, &desk->error);
+}
+
+void turn_end(TurnEpisode *sample, EpisodeEnd end, double reward)
+{
+    TurnDesk *desk = sample->desk;
+    RolloutStats *stats = desk->stats;
+
+    if (desk->error)
+        return;
+    if (isnan(reward) || episode_end_rule(end)->reward == EPISODE_REWARD_NONE)
+        end = EPISODE_INFRASTRUCTURE;
+    if (end == EPISODE_INFRASTRUCTURE && sample->tries++ < desk->dialect->retries) {
+        begin_again(sample);
+        return;
+    }
+    sample->end = end;
+    sample->reward = end == EPISODE_INFRASTRUCTURE ? (double)NAN : reward - overlong(sample);
+    rolling_of(sample)->open--;
     stats->episodes++;
-    stats->unscorable += isnan(reward) != 0;
+    stats->ends[end]++;
+    stats->unscorable += end == EPISODE_INFRASTRUCTURE;
     stats->passed += reward > 0;
     stats->passed_first += reward > 0 && sample->turn == 0;
-}
-
-static void answer(Sample *sample, const char *words)
-{
-    Rolling *all = sample->all;
-    GError *error = NULL;
-    guint8 none = 0;
-    float zero = 0;
-
-    if (all->error)
-        return;
-    if (sample->turn + 1 == all->options->turns) {
-        episode_end(sample, 0);
-        return;
-    }
-    sample->turn++;
-    if (!dialect_answer(all->roller->tokenizer, words, sample->finish == FINISH_STOP, sample->ids,
-                        &error)) {
-        all->error = error;
-        return;
-    }
-    while (sample->mask->len < sample->ids->len) {
-        g_array_append_val(sample->mask, none);
-        g_array_append_val(sample->mu, zero);
-    }
-    if (!turn_begin(sample, &error))
-        all->error = error;
-}
-
-static void on_verdict(const Verdict *verdict, gpointer user)
-{
-    Sample *sample = user;
-
-    if (verdict->state == VERDICT_FAILED)
-        answer(sample, DIALECT_FAIL);
-    else
-        episode_end(sample, verdict->state == VERDICT_PASSED ? 1 : (double)NAN);
-}
-
-static void turn_read(Sample *sample)
-{
-    Rolling *all = sample->all;
-    guint n = sample->ids->len - sample->turn_from - (sample->finish == FINISH_STOP);
-    g_autoptr(GString) text = g_string_new(NULL);
-    g_autoptr(json_t) calls = NULL, changes = NULL;
-
-    all->stats->turns++;
-    sample->was_cut |= sample->finish == FINISH_LENGTH;
-    all->stats->cut += sample->finish == FINISH_LENGTH;
-    all->stats->repeated += sample->finish == FINISH_REPETITION;
-    if (sample->finish == FINISH_STOP &&
-        tokenizer_decode(all->roller->tokenizer,
-                         &g_array_index(sample->ids, gint32, sample->turn_from), n, TOKENS_PLAIN,
-                         text, NULL))
-        calls = dialect_action(sample->task->source, text->str, &changes);
-    if (!calls) {
-        all->stats->invalid++;
-        answer(sample, DIALECT_BAD);
-        return;
-    }
-    verdict_ask(all->roller->verdicts, sample->task->task, changes, on_verdict, sample,
-                &all->error);
 }
 
 /* ---- all of them ---- */
@@ -222,9 +226,9 @@ static void samples_make(Rolling *all, TrainTask *const *tasks, guint n)
 {
     for (guint g = 0; g < n; g++)
         for (guint s = 0; s < all->options->samples; s++) {
-            Sample *sample = g_new0(Sample, 1);
+            TurnEpisode *sample = g_new0(TurnEpisode, 1);
 
-            sample->all = all;
+            sample->desk = &all->desk;
             sample->task = tasks[g];
             sample->seed = all->options->seed + (guint64)g * G_MAXUINT32 + s;
             sample->ids = tokens_new();
@@ -240,61 +244,105 @@ static double seconds_since(gint64 since)
     return (double)(g_get_monotonic_time() - since) / 1e6;
 }
 
+/* What tests and tools have to say, waited for only when there is nothing to sample. */
+static void hear(Rolling *all, gboolean waits)
+{
+    TurnDesk *desk = &all->desk;
+    gboolean stepping = desk->steps && steps_under_way(desk->steps) > 0;
+    gboolean testing = verdict_turn(desk->verdicts, !waits ? 0 : stepping ? BOTH_WAIT_MS : -1);
+    StepJob *job;
+
+    waits = waits && !testing && g_queue_is_empty(&all->ended);
+    while (stepping && (job = steps_next(desk->steps, waits ? STEP_WAIT_MS : 0))) {
+        desk->dialect->step_done(job);
+        waits = FALSE;
+    }
+}
+
 static void run_all(Rolling *all)
 {
-    while (all->open > 0 && !all->error) {
+    TurnDesk *desk = &all->desk;
+
+    while (all->open > 0 && !desk->error) {
         gint64 since = g_get_monotonic_time();
         guint left = engine_step(all->roller->engine);
-        Sample *sample;
+        TurnEpisode *sample;
 
-        all->stats->sample_s += seconds_since(since);
-        while (!all->error && (sample = g_queue_pop_head(&all->ended)))
+        desk->stats->sample_s += seconds_since(since);
+        while (!desk->error && (sample = g_queue_pop_head(&all->ended)))
             turn_read(sample);
         since = g_get_monotonic_time();
-        /* tests are waited for only when there is nothing to sample */
-        verdict_turn(all->roller->verdicts, left == 0 && g_queue_is_empty(&all->ended) ? -1 : 0);
-        all->stats->wait_s += seconds_since(since);
+        hear(all, left == 0 && g_queue_is_empty(&all->ended));
+        desk->stats->wait_s += seconds_since(since);
     }
+}
+
+/* After an error: nothing of the engine, the boxes and the lanes points here any more. */
+static void drain(Rolling *all)
+{
+    TurnDesk *desk = &all->desk;
+    StepJob *job;
+
+    while (engine_step(all->roller->engine) > 0 || verdict_turn(desk->verdicts, -1))
+        continue;
+    if (!desk->steps)
+        return;
+    steps_abandon(desk->steps);
+    while ((job = steps_next(desk->steps, -1)))
+        step_job_free(job);
+}
+
+static void rollout_of(const Rolling *all, const TurnEpisode *sample, Rollout *rollout)
+{
+    const EpisodeEndRule *rule = episode_end_rule(sample->end);
+
+    rollout_fill(rollout, (const int *)(gpointer)sample->ids->data,
+                 (const guint8 *)sample->mask->data, (const float *)(gpointer)sample->mu->data,
+                 (int)sample->ids->len);
+    rollout->unscorable = !rule->in_baseline;
+    rollout->reward = rollout->unscorable ? 0 : sample->reward;
+    rollout->no_loss =
+        all->options->mask_cut && (sample->was_cut || rule->in_loss == EPISODE_LOSS_OPTION);
 }
 
 static RolloutGroup *group_of(const Rolling *all, guint first)
 {
-    const Sample *one = all->samples->pdata[first];
+    const TurnEpisode *one = all->samples->pdata[first];
     const GArray *prompt = one->task->prompt;
     RolloutGroup *group = rollout_group_new((const int *)(gpointer)prompt->data, (int)prompt->len,
                                             all->options->samples);
 
-    for (guint s = 0; s < group->n; s++) {
-        const Sample *sample = all->samples->pdata[first + s];
-
-        rollout_fill(&group->rollouts[s], (const int *)(gpointer)sample->ids->data,
-                     (const guint8 *)sample->mask->data, (const float *)(gpointer)sample->mu->data,
-                     (int)sample->ids->len);
-        group->rollouts[s].unscorable = isnan(sample->reward) != 0;
-        group->rollouts[s].reward = group->rollouts[s].unscorable ? 0 : sample->reward;
-        group->rollouts[s].no_loss = all->options->mask_cut && sample->was_cut;
-    }
+    for (guint s = 0; s < group->n; s++)
+        rollout_of(all, all->samples->pdata[first + s], &group->rollouts[s]);
     return group;
 }
 
 GPtrArray *rollouts_make(Roller *roller, TrainTask *const *tasks, guint n,
                          const RolloutOptions *options, RolloutStats *stats, GError **error)
 {
-    g_auto(Rolling) all = {.roller = roller,
+    g_auto(Rolling) all = {.desk = {.dialect = roller->dialect,
+                                    .tokenizer = roller->tokenizer,
+                                    .verdicts = roller->verdicts,
+                                    .steps = roller->steps,
+                                    .turns_max = options->turns,
+                                    .tokens_max = options->tokens_max,
+                                    .context_max = options->context_max,
+                                    .text_bytes_max = options->text_bytes_max,
+                                    .command_s = options->command_s,
+                                    .stats = stats},
+                           .roller = roller,
                            .options = options,
-                           .stats = stats,
                            .eos = tokenizer_special(roller->tokenizer, TOKEN_EOS)};
     GPtrArray *groups;
 
     all.samples = g_ptr_array_new_with_free_func((GDestroyNotify)sample_free);
     samples_make(&all, tasks, n);
-    for (guint g = 0; g < n && !all.error; g++)
-        group_begin(&all, g * options->samples, &all.error);
+    for (guint g = 0; g < n && !all.desk.error; g++)
+        group_begin(&all, g * options->samples, &all.desk.error);
     run_all(&all);
-    if (all.error) {
-        while (engine_step(roller->engine) > 0 || verdict_turn(roller->verdicts, -1))
-            continue;
-        g_propagate_error(error, all.error);
+    if (all.desk.error) {
+        drain(&all);
+        g_propagate_error(error, all.desk.error);
         return NULL;
     }
     groups = g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);

@@ -53,7 +53,8 @@ static gboolean warmup_update(Train *t, GError **error)
                               .text = c->warmup_text,
                               .read = c->warmup_read,
                               .skip_wrong = c->warmup_skip_wrong,
-                              .turns = (guint)c->rollout_turns};
+                              .turns = (guint)c->rollout_turns,
+                              .rows_max = c->optim_rows};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
     const NormOptions norm = {.kind = NORM_SEQ_MEAN}; /* an action weighs as much as a file */
     TrainerLoss loss = {
@@ -62,7 +63,7 @@ static gboolean warmup_update(Train *t, GError **error)
         rate_at(c->warmup_lr, c->warmup_lr_end, c->warmup_lr_warmup, t->warmup, c->warmup_updates);
     TrainerStep step = step_of(c, lr);
     g_autoptr(GPtrArray) groups =
-        demos_make(t->demos, t->tokenizer, &demo, c->warmup_tokens, rand, error);
+        demos_make(t->roller.dialect, t->demos, t->tokenizer, &demo, c->warmup_tokens, rand, error);
     RolloutGroup **all;
     AdvantageStats seen;
     TrainerStats stats = {0};

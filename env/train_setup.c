@@ -57,8 +57,8 @@ static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error
     } else {
         trainer = token_trainer_new();
         corpus = g_string_new(NULL);
-        demos_corpus(t->demos, corpus);
-        if (!token_trainer_add(trainer, corpus->str, corpus->len, error))
+        if (!demos_corpus(t->roller.dialect, t->demos, corpus, error) ||
+            !token_trainer_add(trainer, corpus->str, corpus->len, error))
             return NULL;
         tokenizer = token_trainer_finish(trainer, (guint)t->config->model_vocab, error);
     }
@@ -292,15 +292,19 @@ static gboolean read_sets(Train *t, GError **error)
 
 static gboolean encode_all(Train *t, GError **error)
 {
-    gint64 longest =
-        t->config->optim_rows - t->config->rollout_turns * (t->config->rollout_tokens + 16);
+    const TrainConfig *c = t->config;
+    const TrainDialect *dialect = t->roller.dialect;
+    gint64 turns =
+        dialect->answer_rows > 0 ? c->rollout_turns : 1; /* that there must be room for */
+    const TrainPrompts how = {dialect, t->tokenizer,
+                              c->optim_rows - turns * (c->rollout_tokens + dialect->answer_rows),
+                              c->tasks_shown};
 
-    if (!train_tasks_encode(t->tasks, t->tokenizer, longest, error) ||
-        (t->demos != t->tasks && !train_tasks_encode(t->demos, t->tokenizer, longest, error)))
+    if (!train_tasks_encode(t->tasks, &how, error) ||
+        (t->demos != t->tasks && !train_tasks_encode(t->demos, &how, error)))
         return FALSE;
     for (guint i = 0; i < t->sets->len; i++)
-        if (!train_tasks_encode(g_array_index(t->sets, TrainSet, i).tasks, t->tokenizer, longest,
-                                error))
+        if (!train_tasks_encode(g_array_index(t->sets, TrainSet, i).tasks, &how, error))
             return FALSE;
     return TRUE;
 }
@@ -324,7 +328,8 @@ static gboolean build(Train *t, GError **error)
            (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
 }
 
-Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **error)
+Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
+                  const EpisodeHostOptions *boxes, GError **error)
 {
     g_autoptr(Train) t = g_new0(Train, 1);
 
@@ -335,12 +340,21 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **e
         error_set(error, ASSAY_ERROR_INPUT, "%s is not set", *t->dir ? "tasks.train" : "run.dir");
         return NULL;
     }
+    t->roller.verdicts = verdicts;
+    t->roller.dialect = train_dialect(config->rollout_dialect);
+    if (t->roller.dialect->step_done) {
+        StepsOptions steps = {boxes->slot_first, (guint)config->rollout_boxes,
+                              boxes->allow_degraded};
+
+        t->roller.steps = steps_new(&steps);
+    }
     if (config->run_threads > 0)
         omp_set_num_threads((int)config->run_threads);
     if (!keep_config(t, error) || !(t->tasks = train_tasks_read(config->tasks_train, 0, error)) ||
         !read_demos(t, error) || !read_sets(t, error) || !build(t, error))
         return NULL;
-    t->roller = (Roller){t->engine, t->tokenizer, verdicts};
+    t->roller.engine = t->engine;
+    t->roller.tokenizer = t->tokenizer;
     return g_steal_pointer(&t);
 }
 
@@ -350,6 +364,7 @@ void train_free(Train *t)
         return;
     train_log_close(t->log);
     train_batch_free(t->pending);
+    steps_free(t->roller.steps);
     engine_free(t->engine);
     trainer_free(t->trainer);
     model_free(t->reference);

@@ -6,6 +6,8 @@
  */
 #include "env/train_tasks.h"
 
+#include "env/train_dialect.h"
+
 #include "base/error.h"
 #include "tasks/calls.h"
 #include "tasks/dataset.h"
@@ -104,20 +106,20 @@ GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error)
     return g_steal_pointer(&tasks);
 }
 
-gboolean train_tasks_encode(GPtrArray *tasks, const Tokenizer *tokenizer, gint64 tokens_max,
-                            GError **error)
+gboolean train_tasks_encode(GPtrArray *tasks, const TrainPrompts *how, GError **error)
 {
     for (guint i = 0; i < tasks->len; i++) {
         TrainTask *task = tasks->pdata[i];
 
         g_clear_pointer(&task->prompt, g_array_unref);
         task->prompt = tokens_new();
-        if (!dialect_prompt(tokenizer, task->source, task->prompt, error))
+        task->shows = how->shows;
+        if (!how->dialect->prompt(how->tokenizer, task, task->prompt, error))
             return FALSE;
-        if (task->prompt->len > tokens_max)
+        if (task->prompt->len > how->tokens_max)
             return error_set(error, ASSAY_ERROR_LIMIT,
                              "task %s: its prompt has %u tokens, the limit is %" G_GINT64_FORMAT,
-                             task->task->instance_id, task->prompt->len, tokens_max);
+                             task->task->instance_id, task->prompt->len, how->tokens_max);
     }
     return TRUE;
 }

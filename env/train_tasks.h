@@ -1,16 +1,19 @@
 /*
- * The tasks of a training run: rows from a file, each with what the compact dialect shows of it.
+ * The tasks of a training run: rows from a file, each with its prompt.
  */
 #pragma once
 
 #include "env/dialect.h"
 #include "tasks/task.h"
 
+struct TrainDialect;
+
 typedef struct TrainTask {
     Task *task;
     Source *source; /* as the agent finds it */
     Source *fixed;  /* without the bug */
     char *fix;      /* the action that does it; NULL: the dialect cannot say it */
+    gboolean shows; /* the files that tests call, in the prompt */
     GArray *prompt; /* gint32, once train_tasks_encode was called */
     double rate;    /* of passing, last time; below 0: never tried */
 } TrainTask;
@@ -19,6 +22,11 @@ typedef struct TrainTask {
  * task is an error that names it. */
 GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error);
 
-/* Makes the prompts; one of more than `tokens_max` is an error with the numbers. */
-gboolean train_tasks_encode(GPtrArray *tasks, const Tokenizer *tokenizer, gint64 tokens_max,
-                            GError **error);
+typedef struct TrainPrompts {
+    const struct TrainDialect *dialect;
+    const Tokenizer *tokenizer;
+    gint64 tokens_max; /* of a prompt; one of more is an error with the numbers */
+    gboolean shows;
+} TrainPrompts;
+
+gboolean train_tasks_encode(GPtrArray *tasks, const TrainPrompts *how, GError **error);

@@ -5,7 +5,7 @@
 #include "env/dialect.h"
 #include "env/tensorboard.h"
 #include "env/train_config.h"
-#include "env/train_demos.h"
+#include "env/train_dialect.h"
 #include "env/train_log.h"
 #include "policy/token_train.h"
 
@@ -234,7 +234,7 @@ static RolloutGroup *demo_of(TrainTask *task, const Tokenizer *tokenizer, const 
     g_autoptr(GPtrArray) groups = NULL;
 
     g_ptr_array_add(tasks, task);
-    groups = demos_make(tasks, tokenizer, o, 1, rand, NULL);
+    groups = demos_make(&dialect_compact, tasks, tokenizer, o, 1, rand, NULL);
     g_assert_cmpuint(groups->len, ==, 1);
     return g_ptr_array_steal_index(groups, 0);
 }
