@@ -19,10 +19,9 @@
 #include <math.h>
 #include <string.h>
 
-#define CALLS_MAX 8u /* of one turn; the others are not made */
-#define SYSTEM                                                                                     \
-    "You repair programs. Look at the files, correct the mistake with the tools, then submit."
+#define CALLS_MAX  8 /* of one turn; the others are not made */
 #define NO_CALL    "There was no tool call. Answer with a call in <tool_calls></tool_calls>."
+#define TOO_MANY   "Not made: there were more than " G_STRINGIFY(CALLS_MAX) " calls in the turn."
 #define HEAD_EVERY 16u /* tasks from head to head in the corpus: it is the same everywhere */
 
 typedef struct Own {
@@ -72,7 +71,7 @@ static gboolean prompt(const Tokenizer *tokenizer, const TrainTask *task, GArray
     g_autoptr(json_t) tools = episode_tools();
     g_autofree char *asked = question(task);
     g_autoptr(json_t) messages = json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "system", "content",
-                                           SYSTEM, "role", "user", "content", asked);
+                                           DIALECT_TOOLS_SYSTEM, "role", "user", "content", asked);
 
     return chat_encode(&style, tokenizer, messages, tools, CHAT_GENERATE, ids, error);
 }
@@ -178,6 +177,8 @@ static StepJob *job_of(TurnEpisode *episode, const char *text)
     }
     for (guint i = 0; i < MIN(reply->calls->len, CALLS_MAX); i++)
         add_call(job, reply->calls->pdata[i], own);
+    if (reply->calls->len > CALLS_MAX)
+        job->rest = TOO_MANY;
     if (episode->turn + 1 >= episode->desk->turns_max)
         job->finally = EPISODE_TURN_LIMIT;
     return job;
@@ -363,7 +364,7 @@ static gboolean corpus(const TrainTask *task, guint number, GString *out, GError
         g_autoptr(json_t) tools = episode_tools();
         g_autofree char *head = json_dumps(tools, 0);
 
-        g_string_append_printf(out, SYSTEM "\n%s\n", head);
+        g_string_append_printf(out, DIALECT_TOOLS_SYSTEM "\n%s\n", head);
     }
     g_string_append_printf(out, "user name=user\n%s\n", asked);
     if (!task->fix || !*task->fix)

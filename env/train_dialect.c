@@ -1,5 +1,5 @@
 /*
- * The table of dialects, and what their demonstrations share.
+ * The table of dialects, and what their turns and demonstrations share.
  */
 #include "env/train_dialect.h"
 
@@ -13,6 +13,28 @@ const TrainDialect *train_dialect(const char *name)
         if (!strcmp(train_dialects[i]->name, name))
             return train_dialects[i];
     return NULL;
+}
+
+void turn_next(TurnEpisode *episode)
+{
+    episode->desk->next(episode);
+}
+
+void turn_end(TurnEpisode *episode, EpisodeEnd end, double reward)
+{
+    episode->desk->end(episode, end, reward);
+}
+
+char *turn_text(const TurnEpisode *episode)
+{
+    guint n = episode->ids->len - episode->turn_from - (episode->finish == FINISH_STOP);
+    g_autoptr(GString) text = g_string_new(NULL);
+
+    if (!tokenizer_decode(episode->desk->tokenizer,
+                          (const gint32 *)(gpointer)episode->ids->data + episode->turn_from, n,
+                          TOKENS_PLAIN, text, NULL))
+        return NULL;
+    return g_string_free(g_steal_pointer(&text), FALSE);
 }
 
 void demo_mask(DemoWriter *demo, gboolean learnt)

@@ -129,7 +129,7 @@ static gboolean turn_begin(TurnEpisode *sample, GError **error)
     return engine_submit(all->roller->engine, &request, error) != 0;
 }
 
-void turn_next(TurnEpisode *sample)
+static void sample_next(TurnEpisode *sample)
 {
     TurnDesk *desk = sample->desk;
     guint8 none = 0;
@@ -142,18 +142,6 @@ void turn_next(TurnEpisode *sample)
     }
     if (!desk->error)
         turn_begin(sample, &desk->error);
-}
-
-char *turn_text(const TurnEpisode *sample)
-{
-    guint n = sample->ids->len - sample->turn_from - (sample->finish == FINISH_STOP);
-    g_autoptr(GString) text = g_string_new(NULL);
-
-    if (!tokenizer_decode(sample->desk->tokenizer,
-                          (const gint32 *)(gpointer)sample->ids->data + sample->turn_from, n,
-                          TOKENS_PLAIN, text, NULL))
-        return NULL;
-    return g_string_free(g_steal_pointer(&text), FALSE);
 }
 
 static void turn_read(TurnEpisode *sample)
@@ -197,7 +185,7 @@ static void begin_again(TurnEpisode *sample)
     turn_begin(sample, &desk->error);
 }
 
-void turn_end(TurnEpisode *sample, EpisodeEnd end, double reward)
+static void sample_end(TurnEpisode *sample, EpisodeEnd end, double reward)
 {
     TurnDesk *desk = sample->desk;
     RolloutStats *stats = desk->stats;
@@ -320,7 +308,9 @@ static RolloutGroup *group_of(const Rolling *all, guint first)
 GPtrArray *rollouts_make(Roller *roller, TrainTask *const *tasks, guint n,
                          const RolloutOptions *options, RolloutStats *stats, GError **error)
 {
-    g_auto(Rolling) all = {.desk = {.dialect = roller->dialect,
+    g_auto(Rolling) all = {.desk = {.next = sample_next,
+                                    .end = sample_end,
+                                    .dialect = roller->dialect,
                                     .tokenizer = roller->tokenizer,
                                     .verdicts = roller->verdicts,
                                     .steps = roller->steps,

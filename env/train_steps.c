@@ -103,6 +103,8 @@ static gboolean job_run(StepJob *job)
         continue;
     if (waits)
         return FALSE;
+    if (job->rest)
+        see(job, "tool", "none", job->rest);
     if (job->finally != EPISODE_OPEN)
         episode_end(job->episode, job->finally, NULL);
     job->end = episode_ended(job->episode);

@@ -27,6 +27,7 @@ typedef struct StepJob {
     guint lane;
     json_t *calls;      /* array of {"name", "arguments"} */
     const char *bad;    /* there was no call at all: what is said to that; NULL: there was */
+    const char *rest;   /* what is said of calls that are not made; NULL: there are none */
     EpisodeEnd finally; /* how to end it if it goes on after them; EPISODE_OPEN: not */
     gpointer user;
     /* what came of it */

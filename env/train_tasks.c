@@ -15,8 +15,10 @@
 
 #include <string.h>
 
-static void train_task_free(TrainTask *task)
+void train_task_free(TrainTask *task)
 {
+    if (!task)
+        return;
     task_free(task->task);
     source_free(task->source);
     source_free(task->fixed);
@@ -39,12 +41,15 @@ static json_t *files_fixed(const Task *task, GError **error)
     return NULL;
 }
 
-static TrainTask *train_task_new(Task *task, GError **error)
+TrainTask *train_task_new(json_t *row, GError **error)
 {
-    TrainTask *made = g_new0(TrainTask, 1);
+    Task *task = task_from_json(row, error);
+    TrainTask *made = task ? g_new0(TrainTask, 1) : NULL;
     g_autoptr(TaskCalls) calls = NULL;
     g_autoptr(json_t) files = NULL, fixed = NULL;
 
+    if (!made)
+        return NULL;
     made->task = task;
     made->rate = -1;
     if (!task->files) {
@@ -77,7 +82,7 @@ static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
     TrainTask *made = NULL;
 
     if (task)
-        made = train_task_new(task_from_json(task->json, NULL), &reading->error);
+        made = train_task_new(task->json, &reading->error);
     else
         reading->error = g_error_copy(why);
     if (!made) {

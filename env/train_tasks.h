@@ -18,6 +18,11 @@ typedef struct TrainTask {
     double rate;    /* of passing, last time; below 0: never tried */
 } TrainTask;
 
+/* One row. */
+TrainTask *train_task_new(json_t *row, GError **error);
+void train_task_free(TrainTask *task);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainTask, train_task_free)
+
 /* Reads rows of repair tasks (tasks/repair.h). At most `tasks_max`, 0: all. A row that is no such
  * task is an error that names it. */
 GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error);

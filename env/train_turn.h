@@ -26,8 +26,12 @@ typedef struct RolloutStats {
     double wait_s;   /* for tests, with nothing to sample */
 } RolloutStats;
 
+typedef struct TurnEpisode TurnEpisode;
+
 /* What episodes of one round share. */
 typedef struct TurnDesk {
+    void (*next)(TurnEpisode *episode); /* what turn_next and turn_end do */
+    void (*end)(TurnEpisode *episode, EpisodeEnd end, double reward);
     const struct TrainDialect *dialect;
     const Tokenizer *tokenizer;
     VerdictRunner *verdicts;
@@ -40,7 +44,7 @@ typedef struct TurnDesk {
     GError *error; /* nothing goes on */
 } TurnDesk;
 
-typedef struct TurnEpisode {
+struct TurnEpisode {
     TurnDesk *desk;
     const TrainTask *task;
     guint64 seed;
@@ -53,9 +57,9 @@ typedef struct TurnEpisode {
     gpointer own;            /* the dialect's */
     EpisodeEnd end;
     double reward; /* NAN: none */
-} TurnEpisode;
+};
 
-/* ---- for dialects; train_rollout.c does it ---- */
+/* ---- for dialects ---- */
 
 /* The ids say what the policy reads next: another turn is sampled. */
 void turn_next(TurnEpisode *episode);
