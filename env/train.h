@@ -1,7 +1,7 @@
 /*
  * A training run: tasks, model, engine and trainer in one process, from warm-up to the last update.
  *
- *     g_autoptr(Train) train = train_open(config, verdicts, &boxes, error);    new, or where it stopped
+ *     g_autoptr(Train) train = train_open(config, verdicts, &boxes, error);   or where it stopped
  *     train_run(train, error);
  *
  * Files of a run: docs/training.md.

@@ -203,6 +203,14 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "length/repetition_frac", r->repeated / turns);
     train_log_put(t->log, "length/completion_mean", (double)r->tokens / episodes);
     train_log_put(t->log, "mask/infra_frac", r->unscorable / episodes);
+    train_log_put(t->log, "episode/retried", r->retried);
+    train_log_put(t->log, "episode/calls_mean", r->calls / episodes);
+    for (guint end = EPISODE_SUBMITTED; end < EPISODE_ENDS; end++) {
+        g_autofree char *name =
+            g_strconcat("ending/", episode_end_rule((EpisodeEnd)end)->name, NULL);
+
+        train_log_put(t->log, name, r->ends[end] / episodes);
+    }
     train_log_put(t->log, "time/rollout_s", r->sample_s);
     train_log_put(t->log, "time/grade_s", r->wait_s);
 }
@@ -278,12 +286,29 @@ static const struct {
 } counters[] = {
     COUNTER(episodes), COUNTER(turns),        COUNTER(invalid),    COUNTER(cut),
     COUNTER(passed),   COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated),
+    COUNTER(retried),  COUNTER(calls),
 };
+
+static json_t *numbers_json(const guint *numbers, guint n)
+{
+    json_t *list = json_array();
+
+    for (guint i = 0; i < n; i++)
+        json_array_append_new(list, json_integer(numbers[i]));
+    return list;
+}
+
+static void numbers_read(const json_t *list, guint *numbers, guint n)
+{
+    for (guint i = 0; i < n; i++)
+        numbers[i] = (guint)json_integer_value(json_array_get(list, i));
+}
 
 json_t *train_batch_json(const TrainBatch *batch)
 {
-    json_t *json = json_pack("{s:I, s:I, s:o}", "version", (json_int_t)batch->version, "tokens",
-                             (json_int_t)batch->rolled.tokens, "groups",
+    json_t *json = json_pack("{s:I, s:I, s:o, s:o}", "version", (json_int_t)batch->version,
+                             "tokens", (json_int_t)batch->rolled.tokens, "ends",
+                             numbers_json(batch->rolled.ends, EPISODE_ENDS), "groups",
                              record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
 
     for (guint i = 0; i < G_N_ELEMENTS(counters); i++) {
@@ -313,6 +338,7 @@ TrainBatch *train_batch_read(Train *t, const json_t *json, GError **error)
     for (guint i = 0; i < G_N_ELEMENTS(counters); i++)
         *(guint *)G_STRUCT_MEMBER_P(&batch->rolled, counters[i].offset) =
             (guint)json_integer_value(json_object_get(json, counters[i].name));
+    numbers_read(json_object_get(json, "ends"), batch->rolled.ends, EPISODE_ENDS);
     batch->rolled.tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
     batch->seconds = 1;
     batch->tasks = g_ptr_array_new();

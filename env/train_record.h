@@ -3,7 +3,7 @@
  *
  *     DIR/rollouts/NNNNNN.jsonl, a line per group:
  *     {"task", "prompt": [ids], "rollouts": [{"ids", "mask", "logprobs", "reward", "advantage",
- *      "unscorable", "no_loss"}]}
+ *      "unscorable", "no_loss", "turns": [{"by": "policy" | "env", "text"}]}]}
  */
 #pragma once
 
@@ -16,9 +16,10 @@
 json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups);
 GPtrArray *record_groups(const json_t *list, GStrv *ret_tasks, GError **error);
 
-/* Whole or not at all. */
+/* Whole or not at all. With `tokenizer`, what was said as text as well, for people: it is not read
+ * back. */
 gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
-                      GError **error);
+                      const Tokenizer *tokenizer, GError **error);
 
 /* Groups in the order of the file, advantages as they were. `ret_tasks` (may be NULL): their ids,
  * to be freed. A damaged file is refused with the line. */

@@ -184,7 +184,8 @@ static gboolean keep_rollouts(const Train *t, const TrainBatch *batch, GError **
         return TRUE;
     if (g_mkdir_with_parents(dir, 0755) != 0)
         return error_set_errno(error, errno, "%s", dir);
-    return record_write(path, (TrainTask *const *)batch->tasks->pdata, batch->groups, error);
+    return record_write(path, (TrainTask *const *)batch->tasks->pdata, batch->groups, t->tokenizer,
+                        error);
 }
 
 /* The batch to learn from now. One step behind, it was sampled with the weights before the last

@@ -225,6 +225,29 @@ def check_settings(lab):
     assert (lab.top / "v" / "reference" / "config.json").exists()
 
 
+def check_tools(lab):
+    """episodes_with_tools_are_sampled_trained_on_and_the_same_after_a_kill"""
+    words = ["rollout.dialect=tools", "rollout.turns=3", "rollout.tokens=48", "model.vocab=1000", "tasks.shown=true",
+             "rollout.groups=2", "rollout.samples=3", "warmup.updates=6", "warmup.tokens=1024", "run.updates=3",
+             "eval.tasks=2", "rollout.overlong_from=2", "rollout.overlong_penalty=0.5", "run.checkpoint_every=1"]
+    done = lab.run("t", *words)
+    assert done.returncode == 0, done.stderr
+    rl = [row for row in lab.rows("t") if row["phase"] == "rl"]
+    assert len(rl) == 3 and all(row["policy/logp_diff_max"] == 0 for row in rl)
+    assert any(row["optim/grad_norm"] > 0 for row in rl)
+    for row in rl:
+        ends = {name: value for name, value in row.items() if name.startswith("ending/")}
+        assert abs(sum(ends.values()) - 1) < 1e-9, ends
+        assert ends["ending/infrastructure"] == 0
+    groups = [json.loads(line) for line in (lab.top / "t/rollouts/000001.jsonl").read_text().splitlines()]
+    turns = groups[0]["rollouts"][0]["turns"]
+    assert [turn["by"] for turn in turns[:2]] in (["policy", "env"], ["policy"]), turns
+    if SANITIZED:
+        return
+    run_killed(lab, "u", *words[:-1])
+    assert lab.weights("t") == lab.weights("u")
+
+
 def check_refusals(lab):
     """wrong_settings_are_refused_before_anything_is_made"""
     for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
@@ -246,6 +269,7 @@ def check_refusals(lab):
 
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
+          check_tools,
           check_refusals]
 
 
