@@ -179,9 +179,11 @@ int cli_task_generate(Cli *cli)
         families = g_strsplit(cli_option(cli, "families"), ",", -1);
     options.families = (const char *const *)families;
     options.for_imitation = cli_has(cli, "imitation");
-    if (options.for_imitation && cli_has(cli, "verify"))
-        return cli_usage(cli,
-                         "--imitation takes bugs that tests do not notice: nothing to --verify");
+    options.is_canary = cli_has(cli, "canary");
+    if ((options.for_imitation || options.is_canary) && cli_has(cli, "verify"))
+        return cli_usage(cli, "%s: there is nothing to --verify",
+                         options.is_canary ? "a --canary passes no tests"
+                                           : "--imitation takes bugs that tests do not notice");
     g_autoptr(RepairSource) source = repair_source_new(&options, &error);
     g_autoptr(VerdictRunner) runner = NULL;
     if (source != NULL && cli_has(cli, "verify")) {

@@ -65,6 +65,7 @@ static const CliOption generate_options[] = {
     {"split", "S", "train (default), tune, tune-functions, heldout-bugs or heldout-functions"},
     {"families", "A,B", "only these functions, or: c, python"},
     {"out", "FILE", "write the rows there (else: standard output)"},
+    {"canary", NULL, "tasks that cannot be solved: rewards for them are an alarm"},
     {"imitation", NULL, "bugs that tests do not notice as well: for warm-up, not for rewards"},
     {"verify", NULL, "see each one fail, and pass when fixed, in boxes"}, {NULL, NULL, NULL}};
 static const CliOption results_options[] = {

@@ -23,7 +23,8 @@ typedef struct TrainBatch {
     GPtrArray *tasks;  /* TrainTask, of each group */
     GPtrArray *groups; /* RolloutGroup, with advantages */
     RolloutStats rolled;
-    AdvantageStats seen; /* of all that was rolled out, dropped groups included */
+    RolloutStats canaries; /* of those sampled beside it */
+    AdvantageStats seen;   /* of all that was rolled out, dropped groups included */
     VerdictStats verdicts;
     double seconds;
     guint64 version; /* of the weights that sampled it */
@@ -32,9 +33,10 @@ typedef struct TrainBatch {
 typedef struct Train {
     const TrainConfig *config;
     char *dir;
-    GPtrArray *tasks; /* TrainTask: to learn from */
-    GPtrArray *demos; /* TrainTask: to imitate */
-    GArray *sets;     /* TrainSet: to be measured on */
+    GPtrArray *tasks;    /* TrainTask: to learn from */
+    GPtrArray *demos;    /* TrainTask: to imitate */
+    GPtrArray *canaries; /* TrainTask: that nobody can solve; NULL: none */
+    GArray *sets;        /* TrainSet: to be measured on */
     Tokenizer *tokenizer;
     Model *model;
     Trainer *trainer;
@@ -69,9 +71,24 @@ json_t *train_batch_json(const TrainBatch *batch);
 TrainBatch *train_batch_read(Train *train, const json_t *json, GError **error);
 
 /* What is drawn is drawn from the run's seed, what for, and a number. */
-typedef enum TrainSeed { TRAIN_SEED_WARMUP = 1, TRAIN_SEED_TASKS, TRAIN_SEED_ROLLOUT } TrainSeed;
+typedef enum TrainSeed {
+    TRAIN_SEED_WARMUP = 1,
+    TRAIN_SEED_TASKS,
+    TRAIN_SEED_ROLLOUT,
+    TRAIN_SEED_CANARIES,
+} TrainSeed;
 guint64 train_seed(const Train *train, TrainSeed what, gint64 number);
 GRand *train_rand(const Train *train, TrainSeed what, gint64 number);
+
+/* How the run samples, but for the seed. */
+RolloutOptions train_rollout_options(const TrainConfig *config);
+
+/* --- train_canary.c */
+
+/* Episodes of tasks that nobody can solve, beside batch `number`. A reward is said aloud, and what
+ * earned it is kept in canaries/NNNNNN.jsonl. */
+gboolean train_canaries_sample(Train *train, TrainBatch *batch, gint64 number, GError **error);
+void train_canaries_log(Train *train, const RolloutStats *stats);
 
 /* --- train_eval.c */
 

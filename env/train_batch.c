@@ -76,28 +76,33 @@ static void keep_rates(TrainTask *const *tasks, const GPtrArray *groups)
     }
 }
 
+RolloutOptions train_rollout_options(const TrainConfig *c)
+{
+    return (RolloutOptions){.samples = (guint)c->rollout_samples,
+                            .turns = (guint)c->rollout_turns,
+                            .tokens_max = c->rollout_tokens,
+                            .context_max = c->optim_rows,
+                            .text_bytes_max = (guint)c->rollout_observation,
+                            .command_s = (guint)c->rollout_command_s,
+                            .repetition = c->rollout_repetition,
+                            .mask_cut = !strcmp(c->rollout_cut, "mask"),
+                            .overlong_from = c->rollout_overlong_from,
+                            .overlong_penalty = c->rollout_overlong_penalty,
+                            .temperature = c->rollout_temperature};
+}
+
 /* One round of tasks and their groups. */
 static gboolean sample_round(Train *t, TrainBatch *g, gint64 number, gint64 round, GError **error)
 {
     const TrainConfig *c = t->config;
     gint64 step = number * (c->rollout_refill + 1) + round;
-    RolloutOptions options = {.samples = (guint)c->rollout_samples,
-                              .turns = (guint)c->rollout_turns,
-                              .tokens_max = c->rollout_tokens,
-                              .context_max = c->optim_rows,
-                              .text_bytes_max = (guint)c->rollout_observation,
-                              .command_s = (guint)c->rollout_command_s,
-                              .repetition = c->rollout_repetition,
-                              .mask_cut = !strcmp(c->rollout_cut, "mask"),
-                              .overlong_from = c->rollout_overlong_from,
-                              .overlong_penalty = c->rollout_overlong_penalty,
-                              .temperature = c->rollout_temperature,
-                              .seed = train_seed(t, TRAIN_SEED_ROLLOUT, step)};
+    RolloutOptions options = train_rollout_options(c);
     guint n = (guint)c->rollout_groups;
     g_autofree TrainTask **tasks = draw_tasks(t, n, step);
-    g_autoptr(GPtrArray) groups = rollouts_make(&t->roller, tasks, n, &options, &g->rolled, error);
+    g_autoptr(GPtrArray) groups = NULL;
 
-    if (!groups)
+    options.seed = train_seed(t, TRAIN_SEED_ROLLOUT, step);
+    if (!(groups = rollouts_make(&t->roller, tasks, n, &options, &g->rolled, error)))
         return FALSE;
     keep_rates(tasks, groups);
     for (guint i = 0; i < n; i++)
@@ -165,7 +170,7 @@ TrainBatch *train_batch_sample(Train *t, gint64 number, GError **error)
     g_autoptr(TrainBatch) batch = g_new0(TrainBatch, 1);
 
     batch->version = t->model->version;
-    if (!sample_rounds(t, batch, number, error))
+    if (!sample_rounds(t, batch, number, error) || !train_canaries_sample(t, batch, number, error))
         return NULL;
     now = verdict_stats(t->roller.verdicts);
     batch->verdicts = verdicts_since(&before, &now);
@@ -270,6 +275,7 @@ void train_batch_log(Train *t, const TrainBatch *batch)
     put_rollouts(t, &batch->rolled, &batch->seen);
     put_verdicts(t, batch);
     put_lengths(t, batch);
+    train_canaries_log(t, &batch->canaries);
     train_log_put(t->log, "policy/stale_versions", (double)(t->model->version - batch->version));
 }
 
@@ -304,20 +310,34 @@ static void numbers_read(const json_t *list, guint *numbers, guint n)
         numbers[i] = (guint)json_integer_value(json_array_get(list, i));
 }
 
-json_t *train_batch_json(const TrainBatch *batch)
+static json_t *stats_json(const RolloutStats *stats)
 {
-    json_t *json = json_pack("{s:I, s:I, s:o, s:o}", "version", (json_int_t)batch->version,
-                             "tokens", (json_int_t)batch->rolled.tokens, "ends",
-                             numbers_json(batch->rolled.ends, EPISODE_ENDS), "groups",
-                             record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
+    json_t *json = json_pack("{s:I, s:o}", "tokens", (json_int_t)stats->tokens, "ends",
+                             numbers_json(stats->ends, EPISODE_ENDS));
 
     for (guint i = 0; i < G_N_ELEMENTS(counters); i++) {
-        const char *at = (const char *)&batch->rolled + counters[i].offset;
+        const char *at = (const char *)stats + counters[i].offset;
 
         json_object_set_new(json, counters[i].name,
                             json_integer(*(const guint *)(gconstpointer)at));
     }
     return json;
+}
+
+static void stats_read(const json_t *json, RolloutStats *stats)
+{
+    stats->tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
+    numbers_read(json_object_get(json, "ends"), stats->ends, EPISODE_ENDS);
+    for (guint i = 0; i < G_N_ELEMENTS(counters); i++)
+        *(guint *)G_STRUCT_MEMBER_P(stats, counters[i].offset) =
+            (guint)json_integer_value(json_object_get(json, counters[i].name));
+}
+
+json_t *train_batch_json(const TrainBatch *batch)
+{
+    return json_pack("{s:I, s:o, s:o, s:o}", "version", (json_int_t)batch->version, "rolled",
+                     stats_json(&batch->rolled), "canaries", stats_json(&batch->canaries), "groups",
+                     record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
 }
 
 static TrainTask *task_named(const Train *t, const char *name)
@@ -335,11 +355,8 @@ TrainBatch *train_batch_read(Train *t, const json_t *json, GError **error)
     g_auto(GStrv) names = NULL;
 
     batch->version = (guint64)json_integer_value(json_object_get(json, "version"));
-    for (guint i = 0; i < G_N_ELEMENTS(counters); i++)
-        *(guint *)G_STRUCT_MEMBER_P(&batch->rolled, counters[i].offset) =
-            (guint)json_integer_value(json_object_get(json, counters[i].name));
-    numbers_read(json_object_get(json, "ends"), batch->rolled.ends, EPISODE_ENDS);
-    batch->rolled.tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
+    stats_read(json_object_get(json, "rolled"), &batch->rolled);
+    stats_read(json_object_get(json, "canaries"), &batch->canaries);
     batch->seconds = 1;
     batch->tasks = g_ptr_array_new();
     batch->groups = record_groups(json_object_get(json, "groups"), &names, error);

@@ -22,7 +22,8 @@ typedef struct TrainConfig {
         model_ffn, model_vocab, model_chunk;
     /* [tasks] */
     gboolean tasks_shown;
-    char *tasks_train, *tasks_warmup;
+    gint64 tasks_canary_groups;
+    char *tasks_canaries, *tasks_train, *tasks_warmup;
     /* [warmup] */
     gint64 warmup_updates, warmup_tokens, warmup_lr_warmup;
     double warmup_lr, warmup_lr_end, warmup_gold, warmup_text, warmup_read;

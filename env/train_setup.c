@@ -265,8 +265,16 @@ static gboolean read_demos(Train *t, GError **error)
 {
     const char *path = t->config->tasks_warmup;
 
-    t->demos = *path ? train_tasks_read(path, 0, error) : g_ptr_array_ref(t->tasks);
+    t->demos = *path ? train_tasks_read(path, 0, FALSE, error) : g_ptr_array_ref(t->tasks);
     return t->demos != NULL;
+}
+
+static gboolean read_canaries(Train *t, GError **error)
+{
+    const char *path = t->config->tasks_canaries;
+
+    t->canaries = *path ? train_tasks_read(path, 0, TRUE, error) : NULL;
+    return t->canaries || !*path;
 }
 
 static gboolean read_sets(Train *t, GError **error)
@@ -282,7 +290,7 @@ static gboolean read_sets(Train *t, GError **error)
         if (!equals)
             return error_set(error, ASSAY_ERROR_INPUT, "eval.sets: %s is not NAME=FILE", name);
         set.name = g_strndup(name, equals - name);
-        set.tasks = train_tasks_read(equals + 1, (guint)t->config->eval_tasks, error);
+        set.tasks = train_tasks_read(equals + 1, (guint)t->config->eval_tasks, FALSE, error);
         g_array_append_val(t->sets, set);
         if (!set.tasks)
             return FALSE;
@@ -301,7 +309,8 @@ static gboolean encode_all(Train *t, GError **error)
                               c->tasks_shown};
 
     if (!train_tasks_encode(t->tasks, &how, error) ||
-        (t->demos != t->tasks && !train_tasks_encode(t->demos, &how, error)))
+        (t->demos != t->tasks && !train_tasks_encode(t->demos, &how, error)) ||
+        (t->canaries && !train_tasks_encode(t->canaries, &how, error)))
         return FALSE;
     for (guint i = 0; i < t->sets->len; i++)
         if (!train_tasks_encode(g_array_index(t->sets, TrainSet, i).tasks, &how, error))
@@ -313,11 +322,13 @@ static gboolean build(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
     g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
-    EngineLimits limits = {.cache_bytes = (gsize)c->rollout_cache_mib << 20,
-                           .rows_max = (int)c->rollout_rows,
-                           .sequences_max = (guint)MAX(c->rollout_groups * c->rollout_samples,
-                                                       c->eval_tasks * c->eval_samples) +
-                                            16};
+    EngineLimits limits = {
+        .cache_bytes = (gsize)c->rollout_cache_mib << 20,
+        .rows_max = (int)c->rollout_rows,
+        .sequences_max =
+            (guint)MAX(MAX(c->rollout_groups, c->tasks_canary_groups) * c->rollout_samples,
+                       c->eval_tasks * c->eval_samples) +
+            16};
 
     return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
            (t->model = model_for(t, error)) != NULL &&
@@ -350,8 +361,10 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
     }
     if (config->run_threads > 0)
         omp_set_num_threads((int)config->run_threads);
-    if (!keep_config(t, error) || !(t->tasks = train_tasks_read(config->tasks_train, 0, error)) ||
-        !read_demos(t, error) || !read_sets(t, error) || !build(t, error))
+    if (!keep_config(t, error) ||
+        !(t->tasks = train_tasks_read(config->tasks_train, 0, FALSE, error)) ||
+        !read_demos(t, error) || !read_canaries(t, error) || !read_sets(t, error) ||
+        !build(t, error))
         return NULL;
     t->roller.engine = t->engine;
     t->roller.tokenizer = t->tokenizer;
@@ -377,6 +390,7 @@ void train_free(Train *t)
     g_array_unref(t->sets);
     g_clear_pointer(&t->tasks, g_ptr_array_unref);
     g_clear_pointer(&t->demos, g_ptr_array_unref);
+    g_clear_pointer(&t->canaries, g_ptr_array_unref);
     g_free(t->dir);
     g_free(t);
 }

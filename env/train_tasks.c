@@ -52,6 +52,7 @@ TrainTask *train_task_new(json_t *row, GError **error)
         return NULL;
     made->task = task;
     made->rate = -1;
+    made->is_canary = json_is_true(json_object_get(row, "canary"));
     if (!task->files) {
         error_set(error, ASSAY_ERROR_UNSUPPORTED, "its repository is not in the row");
     } else if ((calls = task_calls_read(task, error)) && (fixed = files_fixed(task, error))) {
@@ -73,8 +74,19 @@ TrainTask *train_task_new(json_t *row, GError **error)
 typedef struct {
     GPtrArray *tasks;
     guint tasks_max;
+    gboolean canaries;
     GError *error;
 } Reading;
+
+static gboolean belongs(const TrainTask *task, gboolean canaries, GError **error)
+{
+    if (task->is_canary == canaries)
+        return TRUE;
+    return error_set(error, ASSAY_ERROR_INPUT,
+                     canaries ? "task %s: it is no canary"
+                              : "task %s: a canary cannot be solved; it belongs in tasks.canaries",
+                     task->task->instance_id);
+}
 
 static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
 {
@@ -90,13 +102,15 @@ static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
         return FALSE;
     }
     g_ptr_array_add(reading->tasks, made);
+    if (!belongs(made, reading->canaries, &reading->error))
+        return FALSE;
     return reading->tasks_max == 0 || reading->tasks->len < reading->tasks_max;
 }
 
-GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error)
+GPtrArray *train_tasks_read(const char *path, guint tasks_max, gboolean canaries, GError **error)
 {
     g_autoptr(GPtrArray) tasks = g_ptr_array_new_with_free_func((GDestroyNotify)train_task_free);
-    Reading reading = {tasks, tasks_max, NULL};
+    Reading reading = {tasks, tasks_max, canaries, NULL};
 
     if (!dataset_read(path, NULL, on_row, &reading, error))
         return NULL;

@@ -13,6 +13,7 @@ typedef struct TrainTask {
     Source *source; /* as the agent finds it */
     Source *fixed;  /* without the bug */
     char *fix;      /* the action that does it; NULL: the dialect cannot say it */
+    gboolean is_canary;
     gboolean shows; /* the files that tests call, in the prompt */
     GArray *prompt; /* gint32, once train_tasks_encode was called */
     double rate;    /* of passing, last time; below 0: never tried */
@@ -24,13 +25,15 @@ void train_task_free(TrainTask *task);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainTask, train_task_free)
 
 /* Reads rows of repair tasks (tasks/repair.h). At most `tasks_max`, 0: all. A row that is no such
- * task is an error that names it. */
-GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error);
+ * task is an error that names it; so is a canary in a file that should have none, and the other way
+ * round. */
+GPtrArray *train_tasks_read(const char *path, guint tasks_max, gboolean canaries, GError **error);
 
 typedef struct TrainPrompts {
     const struct TrainDialect *dialect;
     const Tokenizer *tokenizer;
     gint64 tokens_max; /* of a prompt; one of more is an error with the numbers */
+    gboolean is_canary;
     gboolean shows;
 } TrainPrompts;
 

@@ -248,6 +248,30 @@ def check_tools(lab):
     assert lab.weights("t") == lab.weights("u")
 
 
+def check_canaries(lab):
+    """canaries_are_sampled_and_never_learnt_from_and_a_reward_is_an_alarm"""
+    canaries = lab.top / "canaries"
+    done = assay("task", "generate", "repair", "--canary", "--seed", "3", "--count", "8", "--families",
+                 "max_of_two,clamp", "--out", str(canaries))
+    assert done.returncode == 0, done.stderr
+    done = lab.run("n", "run.seed=1", f"tasks.canaries={canaries}", "tasks.canary_groups=2")
+    assert done.returncode == 0 and "ALARM" not in done.stderr, done.stderr
+    assert [row["canary/reward"] for row in lab.rows("n") if row["phase"] == "rl"] == [0] * 12
+    if not SANITIZED:
+        assert lab.weights("n") == lab.weights("a"), "canaries have changed what was learnt"
+    fakes = [json.loads(line) | {"canary": True} for line in (lab.top / "train").read_text().splitlines()]
+    (lab.top / "fakes").write_text("".join(json.dumps(row) + "\n" for row in fakes))
+    done = lab.run("f", "run.seed=1", f"tasks.canaries={lab.top}/fakes", "tasks.canary_groups=2", "run.updates=3")
+    assert done.returncode == 0 and "ALARM" in done.stderr, done.stderr
+    kept = next((lab.top / "f" / "canaries").iterdir()).read_text()
+    assert any(rollout["reward"] == 1 for line in kept.splitlines() for rollout in json.loads(line)["rollouts"])
+    done = lab.run("r", f"tasks.train={canaries}")
+    assert done.returncode != 0 and "belongs in tasks.canaries" in done.stderr, done.stderr
+    done = lab.run("q", f"tasks.canaries={lab.top}/train")
+    assert done.returncode != 0 and "it is no canary" in done.stderr, done.stderr
+    shutil.rmtree(lab.top / "r", ignore_errors=True)
+
+
 def check_refusals(lab):
     """wrong_settings_are_refused_before_anything_is_made"""
     for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
@@ -269,7 +293,7 @@ def check_refusals(lab):
 
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
-          check_tools,
+          check_tools, check_canaries,
           check_refusals]
 
 
