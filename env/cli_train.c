@@ -7,6 +7,7 @@
 #include "env/cli.h"
 
 #include "env/train.h"
+#include "env/train_kind.h"
 
 #include "base/error.h"
 
@@ -119,6 +120,18 @@ int cli_train_dialects(Cli *cli)
 
     for (guint i = 0; train_dialects[i]; i++)
         cli_table_add(table, train_dialects[i]->name, train_dialects[i]->summary, NULL);
+    cli_table_end(table);
+    return CLI_OK;
+}
+
+int cli_train_kinds(Cli *cli)
+{
+    static const char *const columns[] = {"kind", "answer", "reward", NULL};
+    CliTable *table = cli_table_new(cli, columns);
+
+    for (guint i = 0; train_kinds[i]; i++)
+        cli_table_add(table, train_kinds[i]->name, train_kinds[i]->answers,
+                      train_kinds[i]->rewarded, NULL);
     cli_table_end(table);
     return CLI_OK;
 }

@@ -7,13 +7,17 @@
  * Not here: the language itself (dialect.c).
  */
 #include "env/train_dialect.h"
+#include "env/train_kind.h"
 
 #include <math.h>
 
 static gboolean prompt(const Tokenizer *tokenizer, const TrainTask *task, GArray *ids,
                        GError **error)
 {
-    return dialect_prompt(tokenizer, task->source, ids, error);
+    g_autofree char *asked = task->kind->has_turns ? NULL : task->kind->question(task);
+
+    return asked ? dialect_opening(tokenizer, asked, ids, error)
+                 : dialect_prompt(tokenizer, task->source, ids, error);
 }
 
 static void answer(TurnEpisode *episode, const char *words)
@@ -43,9 +47,14 @@ static void turn(TurnEpisode *episode)
 {
     TurnDesk *desk = episode->desk;
     g_autofree char *text = episode->finish == FINISH_STOP ? turn_text(episode) : NULL;
-    g_autoptr(json_t) changes = NULL;
-    g_autoptr(json_t) calls = text ? dialect_action(episode->task->source, text, &changes) : NULL;
+    g_autoptr(json_t) calls = NULL, changes = NULL;
 
+    if (!episode->task->kind->has_turns) {
+        kind_turn(episode, text);
+        return;
+    }
+    if (text)
+        calls = dialect_action(episode->task->source, text, &changes);
     if (calls) {
         verdict_ask(desk->verdicts, episode->task->task, changes, on_verdict, episode,
                     &desk->error);
@@ -69,6 +78,8 @@ static gboolean reading(DemoWriter *demo, const TrainTask *task, GError **error)
 static gboolean demonstrate(DemoWriter *writer, const TrainTask *task, const DemoOptions *o,
                             GRand *rand, GError **error)
 {
+    if (!task->kind->has_turns)
+        return demo_say(writer, task->fix, TRUE, error);
     for (guint i = 0; i < o->turns; i++) {
         gboolean last = i + 1 == o->turns;
         gboolean right = g_rand_double(rand) < o->gold || (last && o->skip_wrong);
@@ -87,10 +98,17 @@ static gboolean demonstrate(DemoWriter *writer, const TrainTask *task, const Dem
 
 static gboolean corpus(const TrainTask *task, guint number, GString *out, GError **error)
 {
-    g_autofree char *source = dialect_text(task->source), *fixed = dialect_text(task->fixed);
+    g_autofree char *source = NULL, *fixed = NULL;
 
     (void)number;
     (void)error;
+    if (!task->kind->has_turns) {
+        source = task->kind->question(task);
+        g_string_append_printf(out, "%s\n%s\n", source, task->fix ? task->fix : "");
+        return TRUE;
+    }
+    source = dialect_text(task->source);
+    fixed = dialect_text(task->fixed);
     g_string_append_printf(out, "%s\n%s\n%s\n", source, fixed, task->fix ? task->fix : "");
     return TRUE;
 }

@@ -11,6 +11,7 @@
  * Not here: what calls do (episode.c), the template (policy/chat.c).
  */
 #include "env/train_dialect.h"
+#include "env/train_kind.h"
 
 #include "base/error.h"
 #include "policy/chat.h"
@@ -40,38 +41,14 @@ static ChatStyle style_of(gboolean is_first)
     return style;
 }
 
-/* The files that tests call, each after its name. */
-static void sources_text(const Source *source, GString *out)
-{
-    const char *path = NULL;
-
-    for (guint i = 0; i < source->lines->len; i++) {
-        const SourceLine *line = source->lines->pdata[i];
-
-        if (g_strcmp0(path, line->path) != 0)
-            g_string_append_printf(out, "\n%s:\n%s", line->path,
-                                   json_string_value(json_object_get(source->files, line->path)));
-        path = line->path;
-    }
-}
-
-static char *question(const TrainTask *task)
-{
-    GString *out = g_string_new(task->task->problem_statement);
-
-    if (task->shows)
-        sources_text(task->source, out);
-    return g_string_free(out, FALSE);
-}
-
 static gboolean prompt(const Tokenizer *tokenizer, const TrainTask *task, GArray *ids,
                        GError **error)
 {
     const ChatStyle style = style_of(TRUE);
-    g_autoptr(json_t) tools = episode_tools();
-    g_autofree char *asked = question(task);
+    g_autoptr(json_t) tools = task->kind->has_turns ? episode_tools() : NULL;
+    g_autofree char *asked = task->kind->question(task);
     g_autoptr(json_t) messages = json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "system", "content",
-                                           DIALECT_TOOLS_SYSTEM, "role", "user", "content", asked);
+                                           task->kind->system, "role", "user", "content", asked);
 
     return chat_encode(&style, tokenizer, messages, tools, CHAT_GENERATE, ids, error);
 }
@@ -200,6 +177,15 @@ static gboolean open_own(TurnEpisode *episode)
     return own->episode != NULL;
 }
 
+/* A question was asked: what counts is the text after the reasoning. */
+static void answer_read(TurnEpisode *episode, const char *text)
+{
+    g_autofree char *valid = text ? g_utf8_make_valid(text, -1) : NULL;
+    g_autoptr(ChatReply) reply = valid ? chat_reply_parse(valid, strlen(valid), FALSE) : NULL;
+
+    kind_turn(episode, reply ? reply->content->str : NULL);
+}
+
 static void turn(TurnEpisode *episode)
 {
     static const EpisodeEnd ends[FINISH_ABORTED + 1] = {
@@ -207,6 +193,10 @@ static void turn(TurnEpisode *episode)
     g_autofree char *text = turn_text(episode);
     StepJob *job;
 
+    if (!episode->task->kind->has_turns) {
+        answer_read(episode, text);
+        return;
+    }
     if (!episode->own && !open_own(episode))
         return;
     if (ends[episode->finish] == EPISODE_OPEN) {
@@ -324,8 +314,11 @@ static gboolean play_to_ids(const char *text, const json_t *seen, gpointer data,
 static gboolean demonstrate(DemoWriter *demo, const TrainTask *task, const DemoOptions *options,
                             GRand *rand, GError **error)
 {
-    g_autoptr(json_t) turns = plan(task, options, rand);
+    g_autoptr(json_t) turns = NULL;
 
+    if (!task->kind->has_turns)
+        return demo_say(demo, task->fix, TRUE, error);
+    turns = plan(task, options, rand);
     return play(task, turns, play_to_ids, demo, error);
 }
 
@@ -335,7 +328,7 @@ static gboolean reading(DemoWriter *demo, const TrainTask *task, GError **error)
     g_autoptr(GString) text = g_string_new(NULL);
     g_autoptr(json_t) messages = NULL;
 
-    sources_text(task->fixed, text);
+    kind_show_sources(task->fixed, FALSE, text);
     messages = json_pack("[{s:s, s:s}]", "role", "user", "content", text->str);
     return chat_encode(&style, demo->tokenizer, messages, NULL, 0, demo->ids, error);
 }
@@ -357,18 +350,20 @@ static gboolean corpus(const TrainTask *task, guint number, GString *out, GError
 {
     const DemoOptions right = {.gold = 1, .turns = 3};
     g_autoptr(GRand) rand = g_rand_new_with_seed(number);
-    g_autofree char *asked = question(task);
+    g_autofree char *asked = task->kind->question(task);
     g_autoptr(json_t) turns = NULL;
 
-    if (number % HEAD_EVERY == 0) {
+    if (task->kind->has_turns && number % HEAD_EVERY == 0) {
         g_autoptr(json_t) tools = episode_tools();
         g_autofree char *head = json_dumps(tools, 0);
 
-        g_string_append_printf(out, DIALECT_TOOLS_SYSTEM "\n%s\n", head);
+        g_string_append_printf(out, "%s\n%s\n", task->kind->system, head);
     }
     g_string_append_printf(out, "user name=user\n%s\n", asked);
     if (!task->fix || !*task->fix)
         return TRUE;
+    if (!task->kind->has_turns)
+        return play_to_text(task->fix, NULL, out, error);
     turns = plan(task, &right, rand);
     return play(task, turns, play_to_text, out, error);
 }

@@ -9,6 +9,7 @@
  */
 #include "env/train.h"
 
+#include "env/train_kind.h"
 #include "env/train_record.h"
 
 #include "base/error.h"
@@ -198,6 +199,12 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "reward/max", a->reward_max);
     train_log_put(t->log, "reward/resolved", r->passed / episodes);
     train_log_put(t->log, "reward/resolved_first_turn", r->passed_first / episodes);
+    for (guint i = 0; train_kinds[i]; i++) {
+        g_autofree char *name = g_strconcat("reward/", train_kinds[i]->name, NULL);
+
+        if (r->kind_n[i] > 0)
+            train_log_put(t->log, name, r->kind_reward[i] / r->kind_n[i]);
+    }
     train_log_put(t->log, "signal/zero_std_groups", (double)a->skipped / MAX(a->groups, 1));
     train_log_put(t->log, "signal/solve_none", (double)a->solve_none / MAX(a->groups, 1));
     train_log_put(t->log, "signal/solve_all", (double)a->solve_all / MAX(a->groups, 1));
@@ -312,8 +319,13 @@ static void numbers_read(const json_t *list, guint *numbers, guint n)
 
 static json_t *stats_json(const RolloutStats *stats)
 {
-    json_t *json = json_pack("{s:I, s:o}", "tokens", (json_int_t)stats->tokens, "ends",
-                             numbers_json(stats->ends, EPISODE_ENDS));
+    json_t *rewards = json_array();
+    json_t *json = json_pack("{s:I, s:o, s:o, s:o}", "tokens", (json_int_t)stats->tokens, "ends",
+                             numbers_json(stats->ends, EPISODE_ENDS), "kind_n",
+                             numbers_json(stats->kind_n, TURN_KINDS_MAX), "kind_reward", rewards);
+
+    for (guint i = 0; i < TURN_KINDS_MAX; i++)
+        json_array_append_new(rewards, json_real(stats->kind_reward[i]));
 
     for (guint i = 0; i < G_N_ELEMENTS(counters); i++) {
         const char *at = (const char *)stats + counters[i].offset;
@@ -326,8 +338,13 @@ static json_t *stats_json(const RolloutStats *stats)
 
 static void stats_read(const json_t *json, RolloutStats *stats)
 {
+    const json_t *rewards = json_object_get(json, "kind_reward");
+
     stats->tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
     numbers_read(json_object_get(json, "ends"), stats->ends, EPISODE_ENDS);
+    numbers_read(json_object_get(json, "kind_n"), stats->kind_n, TURN_KINDS_MAX);
+    for (guint i = 0; i < TURN_KINDS_MAX; i++)
+        stats->kind_reward[i] = json_number_value(json_array_get(rewards, i));
     for (guint i = 0; i < G_N_ELEMENTS(counters); i++)
         *(guint *)G_STRUCT_MEMBER_P(stats, counters[i].offset) =
             (guint)json_integer_value(json_object_get(json, counters[i].name));

@@ -3,6 +3,7 @@
  *
  * 1. A function of the tasks, the options and the generator's state.
  * 2. A task whose fix the dialect cannot say gives code to read, never an action.
+ * 3. Questions are answered right: there is no random wrong answer worth reading.
  */
 #include "env/train_dialect.h"
 
@@ -35,11 +36,18 @@ static RolloutGroup *demo_make(const TrainDialect *dialect, const TrainTask *tas
                                GError **error)
 {
     g_autoptr(GArray) ids = tokens_new(), mask = g_array_new(FALSE, FALSE, 1);
-    gboolean text = g_rand_double(rand) < o->text || !task->fix || !*task->fix;
+    gboolean has_fix = task->fix && *task->fix;
+    gboolean text = g_rand_double(rand) < o->text || !has_fix;
     DemoWriter demo = {tokenizer, ids, mask};
     RolloutGroup *group;
 
-    if (text) {
+    if (!has_fix && !task->fixed) {
+        error_set(error, ASSAY_ERROR_UNSUPPORTED,
+                  "task %s: its row has no solution, and nothing else can be demonstrated",
+                  task->task->instance_id);
+        return NULL;
+    }
+    if (text && task->fixed) {
         if (!dialect->reading(&demo, task, error))
             return NULL;
         demo_mask(&demo, TRUE);

@@ -38,9 +38,6 @@ typedef struct TrainDialect {
     gboolean (*corpus)(const TrainTask *task, guint number, GString *out, GError **error);
 } TrainDialect;
 
-#define DIALECT_TOOLS_SYSTEM                                                                       \
-    "You repair programs. Look at the files, correct the mistake with the tools, then submit."
-
 extern const TrainDialect dialect_compact, dialect_tools;
 extern const TrainDialect *const train_dialects[];   /* ended by NULL */
 const TrainDialect *train_dialect(const char *name); /* NULL: there is none */

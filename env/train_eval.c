@@ -23,7 +23,7 @@ static double pass_mean(const GPtrArray *groups, guint k)
 
         for (guint i = 0; i < group->n; i++) {
             n += !group->rollouts[i].unscorable;
-            c += group->rollouts[i].reward > 0;
+            c += !group->rollouts[i].unscorable && group->rollouts[i].reward >= 1;
         }
         if (n == 0)
             continue;

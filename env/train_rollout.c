@@ -7,6 +7,8 @@
  */
 #include "env/train_rollout.h"
 
+#include "env/train_kind.h"
+
 #include "base/error.h"
 
 #include <math.h>
@@ -189,6 +191,7 @@ static void sample_end(TurnEpisode *sample, EpisodeEnd end, double reward)
 {
     TurnDesk *desk = sample->desk;
     RolloutStats *stats = desk->stats;
+    guint kind = train_kind_number(sample->task->kind);
 
     if (desk->error)
         return;
@@ -204,8 +207,10 @@ static void sample_end(TurnEpisode *sample, EpisodeEnd end, double reward)
     stats->episodes++;
     stats->ends[end]++;
     stats->unscorable += end == EPISODE_INFRASTRUCTURE;
-    stats->passed += reward > 0;
-    stats->passed_first += reward > 0 && sample->turn == 0;
+    stats->passed += reward >= 1;
+    stats->passed_first += reward >= 1 && sample->turn == 0;
+    stats->kind_n[kind] += end != EPISODE_INFRASTRUCTURE;
+    stats->kind_reward[kind] += end != EPISODE_INFRASTRUCTURE ? sample->reward : 0;
 }
 
 /* ---- all of them ---- */

@@ -7,11 +7,10 @@
 #include "env/train_tasks.h"
 
 #include "env/train_dialect.h"
+#include "env/train_kind.h"
 
 #include "base/error.h"
-#include "tasks/calls.h"
 #include "tasks/dataset.h"
-#include "tasks/repair.h"
 
 #include <string.h>
 
@@ -27,45 +26,30 @@ void train_task_free(TrainTask *task)
     g_free(task);
 }
 
-/* The files of a row once its bug is undone. */
-static json_t *files_fixed(const Task *task, GError **error)
+static gboolean open_kind(TrainTask *task, GError **error)
 {
-    g_autoptr(json_t) changes = repair_fix(task->json);
-    json_t *files = json_deep_copy(task->files);
+    const char *kind = json_opt_str(task->task->json, "kind", kind_repair.name, error);
 
-    if (changes && json_object_update(files, changes) == 0)
-        return files;
-    json_decref(files);
-    error_set(error, ASSAY_ERROR_UNSUPPORTED,
-              "it is no repair task: it does not say what is wrong");
-    return NULL;
+    if (!kind)
+        return FALSE;
+    if (!(task->kind = train_kind(kind)))
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED,
+                         "there is no kind %s; assay train kinds lists them", kind);
+    return task->kind->open(task, error);
 }
 
 TrainTask *train_task_new(json_t *row, GError **error)
 {
     Task *task = task_from_json(row, error);
     TrainTask *made = task ? g_new0(TrainTask, 1) : NULL;
-    g_autoptr(TaskCalls) calls = NULL;
-    g_autoptr(json_t) files = NULL, fixed = NULL;
 
     if (!made)
         return NULL;
     made->task = task;
     made->rate = -1;
     made->is_canary = json_is_true(json_object_get(row, "canary"));
-    if (!task->files) {
-        error_set(error, ASSAY_ERROR_UNSUPPORTED, "its repository is not in the row");
-    } else if ((calls = task_calls_read(task, error)) && (fixed = files_fixed(task, error))) {
-        const char *const *paths = (const char *const *)calls->sources;
-
-        files = json_deep_copy(task->files);
-        made->source = source_new(files, paths, error);
-        made->fixed = made->source ? source_new(fixed, paths, error) : NULL;
-    }
-    if (made->fixed) {
-        made->fix = dialect_fix(made->source, made->fixed);
+    if (open_kind(made, error))
         return made;
-    }
     g_prefix_error(error, "task %s: ", task->instance_id);
     train_task_free(made);
     return NULL;

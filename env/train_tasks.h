@@ -7,12 +7,14 @@
 #include "tasks/task.h"
 
 struct TrainDialect;
+struct TrainKind;
 
 typedef struct TrainTask {
     Task *task;
-    Source *source; /* as the agent finds it */
-    Source *fixed;  /* without the bug */
-    char *fix;      /* the action that does it; NULL: the dialect cannot say it */
+    const struct TrainKind *kind;
+    Source *source; /* as the agent finds it; NULL: the kind has none */
+    Source *fixed;  /* without the bug; likewise */
+    char *fix;      /* the action or answer that is right; NULL: none can be said */
     gboolean is_canary;
     gboolean shows; /* the files that tests call, in the prompt */
     GArray *prompt; /* gint32, once train_tasks_encode was called */
@@ -24,7 +26,7 @@ TrainTask *train_task_new(json_t *row, GError **error);
 void train_task_free(TrainTask *task);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainTask, train_task_free)
 
-/* Reads rows of repair tasks (tasks/repair.h). At most `tasks_max`, 0: all. A row that is no such
+/* Reads rows of the kinds of env/train_kind.h. At most `tasks_max`, 0: all. A row that is no such
  * task is an error that names it; so is a canary in a file that should have none, and the other way
  * round. */
 GPtrArray *train_tasks_read(const char *path, guint tasks_max, gboolean canaries, GError **error);

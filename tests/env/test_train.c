@@ -6,6 +6,7 @@
 #include "env/tensorboard.h"
 #include "env/train_config.h"
 #include "env/train_dialect.h"
+#include "env/train_kind.h"
 #include "env/train_log.h"
 #include "policy/token_train.h"
 
@@ -247,7 +248,8 @@ static void test_demos(void)
                       good = source_of("a.c", "x > y + z;\n");
     g_autoptr(GArray) prompt = tokens_new();
     g_autofree char *fix = dialect_fix(bad, good);
-    TrainTask task = {.source = bad, .fixed = good, .fix = fix, .prompt = prompt};
+    TrainTask task = {
+        .kind = &kind_repair, .source = bad, .fixed = good, .fix = fix, .prompt = prompt};
     const DemoOptions wrong = {.turns = 3}, skipped = {.turns = 3, .skip_wrong = TRUE};
     const DemoOptions right = {.gold = 1, .turns = 3, .read = 0.25};
 

@@ -3,6 +3,7 @@
  * end, what hostile turns cost.
  */
 #include "env/train_dialect.h"
+#include "env/train_kind.h"
 #include "policy/chat.h"
 #include "policy/token_train.h"
 #include "tasks/repair.h"
@@ -197,7 +198,7 @@ static void a_fix_is_rewarded_and_ids_only_grow(void)
         *strstr(result, "\n\n" TOKEN_EOS) = '\0';
         seen = result;
         messages = json_pack("[{s:s, s:s}, {s:s, s:s}, {s:s, s:s}, {s:s, s:s, s:s}]", "role",
-                             "system", "content", DIALECT_TOOLS_SYSTEM, "role", "user", "content",
+                             "system", "content", kind_repair.system, "role", "user", "content",
                              task->task->problem_statement, "role", "assistant", "content", fix,
                              "role", "tool", "name", "edit", "content", seen);
         g_assert_true(chat_encode(&style, tokenizer, messages, tools, CHAT_GENERATE, whole, NULL));
