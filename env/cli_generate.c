@@ -12,6 +12,7 @@
 #include "base/fd.h"
 #include "env/verdict.h"
 #include "tasks/repair.h"
+#include "tasks/repair_kind.h"
 #include "tasks/text.h"
 
 #include <string.h>
@@ -70,6 +71,7 @@ static gboolean open_repair(Cli *cli, const RepairOptions *given, Rows *rows, GE
     const char *words = cli_option(cli, "families");
     g_auto(GStrv) families = words != NULL ? g_strsplit(words, ",", -1) : NULL;
     options.families = (const char *const *)families;
+    options.kind = repair_has_kind(cli_arg(cli, 0)) ? cli_arg(cli, 0) : NULL;
     RepairSource *source = repair_source_new(&options, error);
     *rows =
         (Rows){next_repair, source, free_repair, source != NULL ? repair_source_bugs(source) : 0};
@@ -105,9 +107,8 @@ static const struct {
     gboolean (*open)(Cli *cli, const RepairOptions *options, Rows *rows, GError **error);
     gboolean is_repair;
 } generators[] = {
-    {"repair", open_repair, TRUE},
-    {"math", open_text, FALSE},
-    {"logic", open_text, FALSE},
+    {"repair", open_repair, TRUE}, {"diff", open_repair, TRUE}, {"locate", open_repair, TRUE},
+    {"test", open_repair, TRUE},   {"math", open_text, FALSE},  {"logic", open_text, FALSE},
 };
 
 static int generator_find(const char *kind)
@@ -262,6 +263,10 @@ static gboolean options_agree(Cli *cli, gboolean is_repair, const RepairOptions 
             cli_usage(cli, "--%s is for tasks about repairs", only_repair[i]);
             return FALSE;
         }
+    if (options->is_canary && !g_str_equal(cli_arg(cli, 0), "repair")) {
+        cli_usage(cli, "--canary is for repair");
+        return FALSE;
+    }
     if (!(options->for_imitation || options->is_canary) || !cli_has(cli, "verify"))
         return TRUE;
     cli_usage(cli, "%s: there is nothing to --verify",

@@ -12,6 +12,8 @@
  */
 #include "tasks/repair.h"
 
+#include "tasks/repair_kind.h"
+
 #include "base/error.h"
 
 #include <string.h>
@@ -30,6 +32,7 @@ struct RepairSource {
     GHashTable *seen;   /* keys of what was given out */
     guint n_bugs;
     gboolean is_canary;
+    const char *kind; /* interned; NULL: repairs */
 };
 
 static const char *const split_names[REPAIR_SPLITS] = {"train", "tune", "tune-functions",
@@ -132,6 +135,7 @@ RepairSource *repair_source_new(const RepairOptions *options, GError **error)
     source->state = options->seed ^ ((guint64)options->split << 56);
     source->split = options->split;
     source->is_canary = options->is_canary;
+    source->kind = g_intern_string(options->kind);
     source->choices = g_ptr_array_new_with_free_func(choice_free);
     source->seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     for (guint i = 0; i < families->len; i++) {
@@ -206,9 +210,12 @@ json_t *repair_source_next(RepairSource *source, GError **error)
         const RepairNames names = repair_names_draw(choice->family, draw, source);
         if (!g_hash_table_add(source->seen, key_of(choice->family, i, &names)))
             continue;
-        return source->is_canary ? canary_row(source, choice->family, i, &names, error)
-                                 : repair_row(choice->family, choice->family->mutants->pdata[i],
-                                              choice->family->fails[i], &names, error);
+        g_autoptr(json_t) row = source->is_canary
+                                    ? canary_row(source, choice->family, i, &names, error)
+                                    : repair_row(choice->family, choice->family->mutants->pdata[i],
+                                                 choice->family->fails[i], &names, error);
+        if (row == NULL || source->kind == NULL || repair_kind_apply(row, source->kind))
+            return g_steal_pointer(&row);
     }
     error_set(error, ASSAY_ERROR_LIMIT, "no new task in %u draws, after %u; ask for more families",
               TRIES_MAX, g_hash_table_size(source->seen));

@@ -39,6 +39,7 @@ typedef struct RepairOptions {
     guint64 seed;
     RepairSplit split;
     const char *const *families; /* names, or "c" and "python"; NULL: all */
+    const char *kind;            /* of tasks/repair_kind.h; NULL: repairs */
     gboolean is_canary; /* with a call that no repair can satisfy: rewards for it are an alarm */
     gboolean for_imitation; /* bugs that tests do not notice as well: nothing to be graded on */
 } RepairOptions;

@@ -17,7 +17,7 @@
 
 static const char *const people[] = {"Ann", "Bob", "Cid", "Dora", "Eve", "Finn", "Gus", "Hal"};
 
-/* What an answer says: for knights 1 or 0 of each, for order the place of each, for sudoku digits. */
+/* What an answer says: knights, 1 or 0 of each; order, the place of each; sudoku, digits. */
 typedef struct Said {
     guint n;
     int of[CELLS];

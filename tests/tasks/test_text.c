@@ -104,7 +104,7 @@ static void any_solution_solves_and_nothing_else(void)
 {
     static const char knights[] =
         "{\"form\":\"knights\",\"names\":[\"Ann\",\"Bob\"],\"says\":["
-        "{\"by\":0,\"claim\":\"differ\",\"a\":0,\"b\":1,\"n\":0}]}"; /* Bob is a knave; Ann either */
+        "{\"by\":0,\"claim\":\"differ\",\"a\":0,\"b\":1,\"n\":0}]}"; /* Bob is a knave */
     static const char order[] = "{\"form\":\"order\",\"names\":[\"Ann\",\"Bob\",\"Cid\"],\"rules\":"
                                 "[{\"rule\":\"before\",\"a\":0,\"b\":2}]}";
     static const char sudoku[] = "{\"form\":\"sudoku\",\"grid\":\"1...............\"}";
