@@ -12,7 +12,8 @@
 
 #include <string.h>
 
-const TrainKind *const train_kinds[] = {&kind_repair, &kind_math, &kind_logic, NULL};
+const TrainKind *const train_kinds[] = {&kind_repair, &kind_diff,  &kind_locate, &kind_test,
+                                        &kind_math,   &kind_logic, NULL};
 G_STATIC_ASSERT(G_N_ELEMENTS(train_kinds) <= TRAIN_KINDS_MAX + 1);
 
 const TrainKind *train_kind(const char *name)

@@ -9,8 +9,8 @@
 
 #include "env/train_turn.h"
 
-#define TRAIN_KINDS_MAX   TURN_KINDS_MAX
-#define TRAIN_ANSWER_MAX  (256u << 10) /* bytes; a longer one is wrong */
+#define TRAIN_KINDS_MAX  TURN_KINDS_MAX
+#define TRAIN_ANSWER_MAX (256u << 10) /* bytes; a longer one is wrong */
 
 typedef struct TrainKind {
     const char *name, *answers, *rewarded; /* for people */
@@ -23,7 +23,7 @@ typedef struct TrainKind {
     void (*judge)(TurnEpisode *episode, const char *answer);
 } TrainKind;
 
-extern const TrainKind kind_repair, kind_math, kind_logic;
+extern const TrainKind kind_repair, kind_diff, kind_locate, kind_test, kind_math, kind_logic;
 extern const TrainKind *const train_kinds[];   /* ended by NULL */
 const TrainKind *train_kind(const char *name); /* NULL: there is none */
 guint train_kind_number(const TrainKind *kind);

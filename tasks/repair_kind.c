@@ -6,6 +6,8 @@
  */
 #include "tasks/repair_kind.h"
 
+#include "tasks/test_call.h"
+
 #include <string.h>
 
 static const char *text_at(const json_t *object, const char *key)
@@ -90,7 +92,7 @@ static gboolean make_test(json_t *row)
     gsize form = g_str_equal(text_at(calls, "language"), "python");
     const char *before = forms[form].before, *after = forms[form].after;
     const char *first = strstr(driver, before), *at = first;
-    g_autofree char *solution = NULL, *name = NULL;
+    g_autofree char *solution = NULL, *name = NULL, *shape = NULL;
     expected = json_object_get(calls, "expected");
     for (gsize i = 0; i < json_array_size(expected); i++) {
         g_autofree char *call = at != NULL ? call_next(&at, before, after) : NULL;
@@ -98,7 +100,8 @@ static gboolean make_test(json_t *row)
             return FALSE;
         if (name == NULL)
             name = g_strndup(call, strcspn(call, "("));
-        if (solution == NULL && is_failing(row, i))
+        if (solution == NULL && is_failing(row, i) &&
+            (shape = test_call_shape(call, name, form == 1)) != NULL)
             solution =
                 g_strdup_printf("%s => %s", call, json_string_value(json_array_get(expected, i)));
     }
@@ -106,8 +109,8 @@ static gboolean make_test(json_t *row)
         return FALSE;
     g_autofree char *head = g_strndup(driver, first - driver);
     json_object_set_new(row, "harness",
-                        json_pack("{s:s, s:s, s:s, s:s, s:s}", "call", name, "head", head, "before",
-                                  before, "after", after, "tail", at));
+                        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s}", "call", name, "shape", shape,
+                                  "head", head, "before", before, "after", after, "tail", at));
     return json_object_set_new(row, "solution", json_string(solution)) == 0;
 }
 

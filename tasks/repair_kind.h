@@ -2,9 +2,10 @@
  * Other questions about a repair row: the same repository and bug, something else to answer.
  *
  *     diff     the repair as a unified diff
- *     locate   "locate": {"lines": ["PATH:LINE", ...], "score": "f1"}: which lines are wrong
- *     test     "harness": {"call", "head", "before", "after", "tail"}: calls of the function `call`
- *              that tell right from wrong, between head and tail, each between before and after
+ *     locate   which lines are wrong: "locate": {"lines": ["PATH:LINE", ...], "score": "f1"}
+ *     test     calls that tell right from wrong, of one function with arguments of one shape
+ *              (test_call.h), each between `before` and `after`, all between `head` and `tail`:
+ *              "harness": {"call", "shape", "head", "before", "after", "tail"}
  *
  * Every one has "kind" and "solution", an answer that is right.
  */
@@ -14,5 +15,5 @@
 
 gboolean repair_has_kind(const char *kind);
 
-/* Makes the row one of that kind, if it can be: "test" needs calls that are expressions. */
+/* Makes the row one of that kind, if it can be: "test" needs a call of literals that fails. */
 gboolean repair_kind_apply(json_t *row, const char *kind);

@@ -248,6 +248,32 @@ def check_tools(lab):
     assert lab.weights("t") == lab.weights("u")
 
 
+def check_kinds(lab):
+    """kinds_are_mixed_in_one_file_and_rewarded_each_by_its_own_rules"""
+    kinds = "diff", "locate", "test", "math", "logic"
+    mixed = (lab.top / "train").read_text()
+    for kind in kinds:
+        done = assay("task", "generate", kind, "--seed", "2", "--count", "8", *(
+            ["--families", "max_of_two,clamp"] if kind in kinds[:3] else []))
+        assert done.returncode == 0, done.stderr
+        mixed += done.stdout
+    (lab.top / "mixed").write_text(mixed)
+    assert all(kind in assay("train", "kinds").stdout for kind in kinds)
+    for name, dialect in ("m", "compact"), ("o", "tools"):
+        assert dialect in assay("train", "dialects").stdout
+        done = lab.run(name, f"rollout.dialect={dialect}", f"tasks.train={lab.top}/mixed", "warmup.updates=4",
+                       "run.updates=2", "rollout.groups=40", "rollout.samples=2", "eval.sets=")
+        assert done.returncode == 0, done.stderr
+        rl = [row for row in lab.rows(name) if row["phase"] == "rl"]
+        assert all(row["policy/logp_diff_max"] == 0 for row in rl)
+        seen = {key for row in rl for key in row if key.startswith("reward/")}
+        assert {f"reward/{kind}" for kind in ("repair", *kinds)} <= seen, seen
+    done = assay("task", "generate", "math", "--verify")
+    assert done.returncode != 0 and "about repairs" in done.stderr, done.stderr
+    done = assay("task", "generate", "poetry")
+    assert done.returncode != 0 and "logic" in done.stderr, done.stderr
+
+
 def check_canaries(lab):
     """canaries_are_sampled_and_never_learnt_from_and_a_reward_is_an_alarm"""
     canaries = lab.top / "canaries"
@@ -293,7 +319,7 @@ def check_refusals(lab):
 
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
-          check_tools, check_canaries,
+          check_tools, check_kinds, check_canaries,
           check_refusals]
 
 
