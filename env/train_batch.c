@@ -82,7 +82,7 @@ RolloutOptions train_rollout_options(const TrainConfig *c)
     return (RolloutOptions){.samples = (guint)c->rollout_samples,
                             .turns = (guint)c->rollout_turns,
                             .tokens_max = c->rollout_tokens,
-                            .context_max = c->optim_rows,
+                            .context_max = c->rollout_context,
                             .text_bytes_max = (guint)c->rollout_observation,
                             .command_s = (guint)c->rollout_command_s,
                             .repetition = c->rollout_repetition,

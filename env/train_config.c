@@ -84,6 +84,8 @@ const TrainKey train_keys[] = {
      "sampled tokens of an episode from which its reward shrinks; 0: never"},
     {"rollout.overlong_penalty", TRAIN_NUMBER, AT(rollout_overlong_penalty), 0, 100, "1",
      "what is taken at the limit of turns and tokens, linearly up to there"},
+    {"rollout.context", TRAIN_INT, AT(rollout_context), 16, 1048576, "4096",
+     "tools: tokens of an episode, its prompt included; at most optim.rows"},
     {"rollout.observation", TRAIN_INT, AT(rollout_observation), 200, 1e6, "2000",
      "tools: bytes of what a tool says, head and tail"},
     {"rollout.command_s", TRAIN_INT, AT(rollout_command_s), 1, 3600, "60",
@@ -356,6 +358,11 @@ static gboolean check(const TrainConfig *c, GError **error)
                          "model.topk is %" G_GINT64_FORMAT ", more than the %" G_GINT64_FORMAT
                          " experts",
                          c->model_topk, c->model_experts);
+    if (train_dialect(c->rollout_dialect)->answer_rows == 0 && c->rollout_context > c->optim_rows)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "rollout.context is %" G_GINT64_FORMAT ", more than the %" G_GINT64_FORMAT
+                         " of optim.rows",
+                         c->rollout_context, c->optim_rows);
     if (c->optim_minibatches > c->rollout_groups)
         return error_set(error, ASSAY_ERROR_INPUT,
                          "optim.minibatches is %" G_GINT64_FORMAT

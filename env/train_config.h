@@ -30,7 +30,7 @@ typedef struct TrainConfig {
     /* [rollout] */
     gint64 rollout_groups, rollout_samples, rollout_turns, rollout_tokens, rollout_cache_mib;
     gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;
-    gint64 rollout_boxes, rollout_observation, rollout_command_s;
+    gint64 rollout_boxes, rollout_context, rollout_observation, rollout_command_s;
     char *rollout_cut, *rollout_dialect;
     double rollout_temperature, rollout_rate_low, rollout_rate_high, rollout_overlong_penalty;
     /* [loss] */

@@ -47,7 +47,7 @@ static gboolean eval_set(Train *t, const TrainSet *set, GError **error)
     RolloutOptions options = {.samples = (guint)c->eval_samples,
                               .turns = (guint)c->rollout_turns,
                               .tokens_max = c->rollout_tokens,
-                              .context_max = c->optim_rows,
+                              .context_max = c->rollout_context,
                               .text_bytes_max = (guint)c->rollout_observation,
                               .command_s = (guint)c->rollout_command_s,
                               .temperature = c->rollout_temperature,
