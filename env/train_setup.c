@@ -302,10 +302,11 @@ static gboolean encode_all(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
     const TrainDialect *dialect = t->roller.dialect;
-    gint64 turns =
-        dialect->answer_rows > 0 ? c->rollout_turns : 1; /* that there must be room for */
+    gboolean in_advance = dialect->answer_rows > 0; /* there must be room for every turn */
+    gint64 turns = in_advance ? c->rollout_turns : 1;
     const TrainPrompts how = {dialect, t->tokenizer,
-                              c->optim_rows - turns * (c->rollout_tokens + dialect->answer_rows),
+                              (in_advance ? c->optim_rows : c->rollout_context) -
+                                  turns * (c->rollout_tokens + dialect->answer_rows),
                               c->tasks_shown};
 
     if (!train_tasks_encode(t->tasks, &how, error) ||
