@@ -17,11 +17,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SLOT_FIRST        300u /* of the boxes, spread over pids: two runs rarely share one */
-#define SLOT_PAIRS        350u
-#define SLOT_TOOLS        1100u /* up to 64 of them, likewise */
-#define SLOT_TOOLS_SPREAD 800u
-#define WARMUP_EVERY      50 /* steps from line to line */
+#define SLOT_FIRST   300u /* of the boxes, spread over pids: two runs rarely share one */
+#define SLOT_PAIRS   350u
+#define SLOT_TOOLS   1100u /* of the boxes of tools, likewise; at most 64 */
+#define SLOT_RUNS    55u
+#define SLOT_STRIDE  16u
+#define WARMUP_EVERY 50 /* steps from line to line */
 
 static Train *running;
 
@@ -68,7 +69,7 @@ int cli_train(Cli *cli)
                             .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
     g_autoptr(VerdictRunner) verdicts = config ? verdict_runner_new(&boxes, &error) : NULL;
     const EpisodeHostOptions tools = {.slot_first =
-                                          SLOT_TOOLS + (guint)getpid() % SLOT_TOOLS_SPREAD,
+                                          SLOT_TOOLS + SLOT_STRIDE * ((guint)getpid() % SLOT_RUNS),
                                       .allow_degraded = boxes.allow_degraded};
     g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &tools, &error) : NULL;
 

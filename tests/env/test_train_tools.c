@@ -98,20 +98,28 @@ static void played_free(Played *played)
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Played, played_free)
 
-/* One turn of the policy, and all that follows from it. */
-static void say(Played *played, const char *text, gssize len, FinishReason finish)
+/* As if it had been sampled. */
+static void write_turn(Played *played, const char *text, FinishReason finish)
 {
     TurnEpisode *episode = &played->episode;
     gint32 eos = tokenizer_special(tokenizer, TOKEN_EOS);
-    StepJob *job;
 
     episode->turn_from = episode->ids->len;
     episode->finish = finish;
-    g_assert_true(tokenizer_encode(tokenizer, text, len < 0 ? strlen(text) : (gsize)len,
-                                   TOKENS_PLAIN, episode->ids, NULL));
+    g_assert_true(
+        tokenizer_encode(tokenizer, text, strlen(text), TOKENS_PLAIN, episode->ids, NULL));
     if (finish == FINISH_STOP)
         g_array_append_val(episode->ids, eos);
     played->waits = FALSE;
+}
+
+/* One turn of the policy, and all that follows from it. */
+static void say(Played *played, const char *text, FinishReason finish)
+{
+    TurnEpisode *episode = &played->episode;
+    StepJob *job;
+
+    write_turn(played, text, finish);
     dialect_tools.turn(episode);
     while (!played->waits && !played->is_over && !played->desk.error) {
         if ((job = steps_next(steps, -1)))
@@ -186,7 +194,7 @@ static void a_fix_is_rewarded_and_ids_only_grow(void)
     ChatStyle style = *chat_style("official");
     const char *seen;
 
-    say(played, fix, -1, FINISH_STOP);
+    say(played, fix, FINISH_STOP);
     g_assert_true(played->waits);
     expect_part(played, "tool name: edit\ntool result: ");
     {
@@ -207,7 +215,7 @@ static void a_fix_is_rewarded_and_ids_only_grow(void)
                              played->episode.ids->data,
                              played->episode.ids->len * sizeof(gint32)) == 0);
     }
-    say(played, SUBMIT, -1, FINISH_STOP);
+    say(played, SUBMIT, FINISH_STOP);
     g_assert_cmpint(played->episode.end, ==, EPISODE_SUBMITTED);
     g_assert_cmpfloat(played->episode.reward, ==, 1);
     g_assert_cmpuint(played->stats.calls, >=, 2);
@@ -218,7 +226,7 @@ static void nothing_done_and_wrong_is_not(void)
     g_autoptr(TrainTask) task = repair_task("clamp");
     g_autoptr(Played) played = played_new(task, 5, 100000);
 
-    say(played, SUBMIT, -1, FINISH_STOP);
+    say(played, SUBMIT, FINISH_STOP);
     g_assert_cmpint(played->episode.end, ==, EPISODE_SUBMITTED);
     g_assert_cmpfloat(played->episode.reward, ==, 0);
 }
@@ -233,7 +241,7 @@ static void several_calls_of_a_turn_are_made_in_order(void)
     *strstr(fix, "</tool_calls>") = '\0';
     both = g_strconcat("<think>\nfix, then submit\n</think>\n", fix,
                        "{\"name\": \"finish\"}\n</tool_calls>", NULL);
-    say(played, both, -1, FINISH_STOP);
+    say(played, both, FINISH_STOP);
     g_assert_cmpint(played->episode.end, ==, EPISODE_SUBMITTED);
     g_assert_cmpfloat(played->episode.reward, ==, 1);
 }
@@ -250,9 +258,9 @@ static void commands_run_in_a_box_and_count(void)
     g_autofree char *command = g_strdup_printf("printf %%s %s > %s; echo done", quoted, path);
     g_autofree char *text = bash_text(command);
 
-    say(played, text, -1, FINISH_STOP);
+    say(played, text, FINISH_STOP);
     expect_part(played, "tool result: done\n");
-    say(played, SUBMIT, -1, FINISH_STOP);
+    say(played, SUBMIT, FINISH_STOP);
     g_assert_cmpint(played->episode.end, ==, EPISODE_SUBMITTED);
     g_assert_cmpfloat(played->episode.reward, ==, 1);
 }
@@ -266,13 +274,8 @@ static void more_episodes_than_boxes_wait_for_each_other(void)
     StepJob *job;
 
     for (guint i = 0; i < 6; i++) {
-        gint32 eos = tokenizer_special(tokenizer, TOKEN_EOS);
-
         played[i] = played_new(task, 1, 100000); /* the first turn is the last one */
-        g_assert_true(tokenizer_encode(tokenizer, text, strlen(text), TOKENS_PLAIN,
-                                       played[i]->episode.ids, NULL));
-        g_array_append_val(played[i]->episode.ids, eos);
-        played[i]->episode.finish = FINISH_STOP;
+        write_turn(played[i], text, FINISH_STOP);
         dialect_tools.turn(&played[i]->episode);
     }
     while ((job = steps_next(steps, -1)))
@@ -287,6 +290,28 @@ static void more_episodes_than_boxes_wait_for_each_other(void)
     g_assert_cmpuint(over, ==, 6);
 }
 
+static void others_go_on_while_a_command_runs(void)
+{
+    g_autoptr(TrainTask) task = repair_task("clamp");
+    g_autoptr(Played) slow = played_new(task, 1, 100000), quick = played_new(task, 5, 100000);
+    g_autofree char *text = bash_text("sleep 0.3"), *fix = fix_text(task);
+    StepJob *job;
+
+    write_turn(slow, text, FINISH_STOP);
+    dialect_tools.turn(&slow->episode);
+    g_assert_null(steps_next(steps, 0));
+    write_turn(quick, fix, FINISH_STOP);
+    dialect_tools.turn(&quick->episode);
+    g_assert_true(quick->waits);
+    g_assert_false(slow->is_over);
+    g_assert_cmpuint(steps_under_way(steps), ==, 1);
+    g_assert_nonnull(job = steps_next(steps, -1));
+    dialect_tools.step_done(job);
+    while (verdict_turn(verdicts, -1))
+        continue;
+    g_assert_true(slow->is_over);
+}
+
 static void a_dead_box_gives_no_reward(void)
 {
     g_autoptr(TrainTask) task = repair_task("clamp");
@@ -294,7 +319,7 @@ static void a_dead_box_gives_no_reward(void)
     g_autofree char *first = bash_text("echo here"), *second = bash_text("echo again");
     g_autoptr(GArray) pids = NULL;
 
-    say(played, first, -1, FINISH_STOP);
+    say(played, first, FINISH_STOP);
     g_assert_true(played->waits);
     pids = g_array_new(FALSE, FALSE, sizeof(int));
     for (guint slot = SLOT_STEPS; slot < SLOT_STEPS + 2; slot++) {
@@ -304,7 +329,7 @@ static void a_dead_box_gives_no_reward(void)
     }
     for (guint i = 0; i < pids->len; i++)
         kill(g_array_index(pids, int, i), SIGKILL);
-    say(played, second, -1, FINISH_STOP);
+    say(played, second, FINISH_STOP);
     g_assert_true(played->is_over);
     g_assert_cmpint(episode_end_rule(played->episode.end)->reward, ==, EPISODE_REWARD_NONE);
 }
@@ -328,7 +353,7 @@ static void what_is_no_call_is_said_and_ends_it_at_last(void)
 
         for (guint n = 0; n < 3; n++) {
             g_assert_false(played->is_over);
-            say(played, rows[i], -1, FINISH_STOP);
+            say(played, rows[i], FINISH_STOP);
         }
         g_assert_cmpint(played->episode.end, ==, EPISODE_UNPARSABLE);
         g_assert_cmpfloat(played->episode.reward, ==, 0);
@@ -349,7 +374,7 @@ static void unknown_tools_are_named_but_never_in_a_turn_mark(void)
         guint marks = 0;
         gint32 bos = tokenizer_special(tokenizer, TOKEN_BOS);
 
-        say(played, text, -1, FINISH_STOP);
+        say(played, text, FINISH_STOP);
         g_assert_true(played->waits);
         for (guint k = 0; k < played->episode.ids->len; k++)
             marks += g_array_index(played->episode.ids, gint32, k) == bos;
@@ -367,7 +392,7 @@ static void endless_calls_are_cut_at_eight(void)
         g_string_append(text, "{\"name\": \"search\", \"arguments\": {\"pattern\": \"int\"}}\n");
     for (guint i = 0; i < 4; i++) {
         g_assert_false(played->is_over);
-        say(played, text->str, -1, FINISH_STOP);
+        say(played, text->str, FINISH_STOP);
         g_assert_cmpuint(played->stats.calls, ==, 8 * (i + 1));
     }
     expect_part(played, "more than 8 calls");
@@ -383,7 +408,7 @@ static void long_observations_are_cut_between_characters(void)
                                       "sed 's/x/\\xe2\\x82\\xac/g'; done");
     g_autofree char *all = NULL;
 
-    say(played, text, -1, FINISH_STOP);
+    say(played, text, FINISH_STOP);
     g_assert_true(played->waits);
     all = text_of(played);
     g_assert_true(g_utf8_validate(all, -1, NULL));
@@ -398,7 +423,7 @@ static void a_full_context_ends_it_on_the_tree_as_it_stands(void)
     g_autofree char *fix = fix_text(task);
     g_autoptr(Played) played = played_new(task, 9, task->prompt->len + strlen(fix) + 150);
 
-    say(played, fix, -1, FINISH_STOP);
+    say(played, fix, FINISH_STOP);
     g_assert_cmpint(played->episode.end, ==, EPISODE_TOKEN_LIMIT);
     g_assert_cmpfloat(played->episode.reward, ==, 1);
     g_assert_cmpuint(played->episode.ids->len, ==, strlen(fix) + 1); /* nothing is left half said */
@@ -418,8 +443,8 @@ static void limits_of_a_turn_are_endings(void)
     for (guint i = 0; i < G_N_ELEMENTS(rows); i++) {
         g_autoptr(Played) played = played_new(task, 9, 100000);
 
-        say(played, fix, -1, FINISH_STOP);
-        say(played, SUBMIT, -1, rows[i].finish); /* not a whole turn: its calls are not made */
+        say(played, fix, FINISH_STOP);
+        say(played, SUBMIT, rows[i].finish); /* not a whole turn: its calls are not made */
         g_assert_cmpint(played->episode.end, ==, rows[i].end);
         g_assert_cmpfloat(played->episode.reward, ==, rows[i].reward);
     }
@@ -446,6 +471,7 @@ int main(int argc, char **argv)
     ADD(several_calls_of_a_turn_are_made_in_order);
     ADD(commands_run_in_a_box_and_count);
     ADD(more_episodes_than_boxes_wait_for_each_other);
+    ADD(others_go_on_while_a_command_runs);
     ADD(a_dead_box_gives_no_reward);
     ADD(what_is_no_call_is_said_and_ends_it_at_last);
     ADD(unknown_tools_are_named_but_never_in_a_turn_mark);
