@@ -189,6 +189,8 @@ int cli_train_watch(Cli *cli);
 int cli_train_compare(Cli *cli);
 int cli_train_episodes(Cli *cli);
 int cli_train_explain(Cli *cli);
+int cli_train_plan(Cli *cli);
+int cli_train_retry(Cli *cli);
 int cli_train_keys(Cli *cli);
 int cli_train_losses(Cli *cli);
 int cli_train_dialects(Cli *cli);

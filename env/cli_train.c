@@ -8,6 +8,7 @@
 
 #include "env/train.h"
 #include "env/train_kind.h"
+#include "env/train_plan.h"
 
 #include "base/error.h"
 
@@ -58,19 +59,33 @@ static int finish(Cli *cli, const Train *train)
     return CLI_INTERRUPTED;
 }
 
+/* RUN.conf and --set. */
+static TrainConfig *config_wanted(Cli *cli, GError **error)
+{
+    const char *set = cli_option(cli, "set");
+    g_auto(GStrv) settings = g_strsplit(set ? set : "", "\n", -1);
+
+    return train_config_load(cli_arg(cli, 0), (const char *const *)settings, error);
+}
+
+/* Boxes to test in; first what a run that was killed has left of its own. */
+static VerdictRunner *boxes_open(Cli *cli, GError **error)
+{
+    VerdictOptions boxes = {.slot_first = SLOT_FIRST + 2 * ((guint)getpid() % SLOT_PAIRS),
+                            .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
+
+    box_sweep_stale();
+    return verdict_runner_new(&boxes, error);
+}
+
 int cli_train(Cli *cli)
 {
     GError *error = NULL;
-    const char *set = cli_option(cli, "set");
-    g_auto(GStrv) settings = g_strsplit(set ? set : "", "\n", -1);
-    g_autoptr(TrainConfig) config =
-        train_config_load(cli_arg(cli, 0), (const char *const *)settings, &error);
-    VerdictOptions boxes = {.slot_first = SLOT_FIRST + 2 * ((guint)getpid() % SLOT_PAIRS),
-                            .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
-    g_autoptr(VerdictRunner) verdicts = config ? verdict_runner_new(&boxes, &error) : NULL;
-    const EpisodeHostOptions tools = {.slot_first =
-                                          SLOT_TOOLS + SLOT_STRIDE * ((guint)getpid() % SLOT_RUNS),
-                                      .allow_degraded = boxes.allow_degraded};
+    g_autoptr(TrainConfig) config = config_wanted(cli, &error);
+    g_autoptr(VerdictRunner) verdicts = config ? boxes_open(cli, &error) : NULL;
+    const EpisodeHostOptions tools = {
+        .slot_first = SLOT_TOOLS + SLOT_STRIDE * ((guint)getpid() % SLOT_RUNS),
+        .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
     g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &tools, &error) : NULL;
 
     if (!train)
@@ -80,10 +95,68 @@ int cli_train(Cli *cli)
     cli_say(cli, "%s: %u tasks, %" G_GSIZE_FORMAT " parameters, %s, loss %s", train->dir,
             train->tasks->len, (gsize)tensors_params(&train->model->config),
             train->model->ops->name, config->loss_name);
+    if (*config->rollout_server)
+        cli_say(cli, "rollouts from %s; its weights %s", config->rollout_server,
+                config->rollout_server_update ? "are given to it before each batch"
+                                              : "stay as they are (rollout.server_update)");
     watch_signals(train);
     if (!train_run(train, &error))
         return cli_error(cli, error, NULL);
     return finish(cli, train);
+}
+
+static void plan_row(CliTable *table, json_t *json, const char *part, guint64 bytes,
+                     const char *key)
+{
+    g_autofree char *size = g_format_size_full(bytes, G_FORMAT_SIZE_IEC_UNITS);
+    g_autofree char *number = g_strdup_printf("%" G_GUINT64_FORMAT, bytes);
+
+    json_object_set_new(json, part, json_integer((json_int_t)MIN(bytes, G_MAXINT64)));
+    if (table)
+        cli_table_add(table, part, number, size, key, NULL);
+}
+
+int cli_train_plan(Cli *cli)
+{
+    static const char *const columns[] = {"part", "bytes", "size", "keys", NULL};
+    GError *error = NULL;
+    g_autoptr(TrainConfig) config = config_wanted(cli, &error);
+    g_autoptr(json_t) json = json_object();
+    TrainPlan plan;
+    CliTable *table;
+
+    if (!config || !train_plan(config, &plan, &error))
+        return cli_error(cli, error, "assay train keys");
+    table = cli->json ? NULL : cli_table_new(cli, columns);
+    for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)
+        plan_row(table, json, plan.parts[i].name, plan.parts[i].bytes, plan.parts[i].key);
+    plan_row(table, json, "all", plan.total, "");
+    plan_row(table, json, "available", plan.available, "");
+    if (table)
+        cli_table_end(table);
+    else
+        cli_print_json(json);
+    return train_plan_check(&plan, &error) ? CLI_OK : cli_error(cli, error, NULL);
+}
+
+int cli_train_retry(Cli *cli)
+{
+    GError *error = NULL;
+    TrainerStats stats = {0};
+    g_autoptr(json_t) json = NULL;
+
+    if (!train_retry(cli_arg(cli, 0), &stats, &error))
+        return cli_error(cli, error, NULL);
+    json = json_pack("{s:f, s:f, s:I, s:f}", "loss", stats.loss.loss, "grad_norm", stats.grad_norm,
+                     "tokens", (json_int_t)stats.loss.tokens, "logp_diff_max",
+                     stats.loss.mismatch_max);
+    if (cli->json)
+        cli_print_json(json);
+    else
+        printf("loss %g, gradient %g over %" G_GUINT64_FORMAT
+               " tokens, log-probabilities differ by up to %g\n",
+               stats.loss.loss, stats.grad_norm, stats.loss.tokens, stats.loss.mismatch_max);
+    return CLI_OK;
 }
 
 int cli_train_keys(Cli *cli)

@@ -188,8 +188,9 @@ static void answer_read(TurnEpisode *episode, const char *text)
 
 static void turn(TurnEpisode *episode)
 {
-    static const EpisodeEnd ends[FINISH_ABORTED + 1] = {
-        [FINISH_LENGTH] = EPISODE_TOKEN_LIMIT, [FINISH_REPETITION] = EPISODE_REPETITION};
+    static const EpisodeEnd ends[FINISH_ABORTED + 1] = {[FINISH_LENGTH] = EPISODE_TOKEN_LIMIT,
+                                                        [FINISH_REPETITION] = EPISODE_REPETITION,
+                                                        [FINISH_ABORTED] = EPISODE_ABORTED};
     g_autofree char *text = turn_text(episode);
     StepJob *job;
 

@@ -56,6 +56,21 @@ gboolean policy_options_sampling(Cli *cli, EngineRequest *request, GError **erro
     return TRUE;
 }
 
+/* --weights and --chunk. */
+static Model *model_wanted(Cli *cli, const char *dir, GError **error)
+{
+    const char *format = cli_option(cli, "weights");
+    gboolean full = g_strcmp0(format, "f32") == 0;
+    gint64 chunk = 0;
+    if (format != NULL && !full && strcmp(format, "bf16") != 0) {
+        error_set(error, ASSAY_ERROR_INPUT, "--weights: %s is neither bf16 nor f32", format);
+        return NULL;
+    }
+    if (!policy_option_int(cli, "chunk", 1, 64, &chunk, error))
+        return NULL;
+    return model_load(ops_cpu(), dir, full ? WEIGHT_REAL : WEIGHT_BF16, (guint)chunk, error);
+}
+
 gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, GError **error)
 {
     const char *words = cli_option(cli, "tokenizer");
@@ -72,7 +87,7 @@ gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, 
     runtime->tokenizer = tokenizer_load(words != NULL ? words : dir, error);
     if (runtime->tokenizer == NULL)
         return FALSE;
-    runtime->model = model_load(ops_cpu(), dir, WEIGHT_BF16, 0, error);
+    runtime->model = model_wanted(cli, dir, error);
     if (runtime->model == NULL)
         return FALSE;
     guint valid = runtime->model->config.vocab_valid;

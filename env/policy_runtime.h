@@ -20,7 +20,7 @@ typedef struct PolicyRuntime {
     gint64 context; /* tokens of a sequence at most */
 } PolicyRuntime;
 
-/* The model and tokenizer in `dir`; --tokenizer, --cache-mib, --context, --style as they say. */
+/* The model and tokenizer in `dir`; options as they say. */
 gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, GError **error);
 void policy_runtime_close(PolicyRuntime *runtime);
 
@@ -34,7 +34,9 @@ gboolean policy_option_int(Cli *cli, const char *name, gint64 min, gint64 max, g
 #define POLICY_RUNTIME_OPTIONS \
     {"tokenizer", "DIR", "the tokenizer, where it is elsewhere"}, \
     {"context", "N", "tokens of a sequence at most (else the model's)"}, \
-    {"cache-mib", "N", "memory of sequences and prefixes (default 1024)"}
+    {"cache-mib", "N", "memory of sequences and prefixes (default 1024)"}, \
+    {"weights", "T", "bf16 (default) or f32, as in training"}, \
+    {"chunk", "N", "tokens of a chunk, part of the numerics (else the model's)"}
 #define POLICY_SAMPLING_OPTIONS \
     {"max-tokens", "N", "of each answer (else what the context has room for)"}, \
     {"temperature", "T", "0 takes the most likely token (default 1)"}, \

@@ -41,7 +41,7 @@ typedef struct Train {
     Model *model;
     Trainer *trainer;
     Model *reference; /* the weights before the first rollout, where loss.kl wants them */
-    Engine *engine;
+    Sampler *sampler;
     Roller roller;
     TrainLog *log;
     TrainBatch *pending;   /* one step behind: sampled already */
@@ -59,6 +59,31 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Train, train_free)
 
 /* Warm-up, updates, evaluations, checkpoints, until the end or until `stop`. */
 gboolean train_run(Train *train, GError **error);
+
+typedef enum TrainPhase { TRAIN_WARMUP = 0, TRAIN_RL } TrainPhase;
+
+/* Groups that one step is made of, advantages set. */
+typedef struct TrainMinibatch {
+    TrainPhase phase;
+    TrainTask *const *tasks; /* [n]; NULL in the warm-up */
+    RolloutGroup **groups;   /* [n] */
+    guint n;
+    gboolean first; /* after a rollout */
+    double lr;
+} TrainMinibatch;
+
+TrainerStep train_step(const TrainConfig *config, double lr);
+TrainerLoss train_loss(const TrainConfig *config, TrainPhase phase, NormOptions *ret_norm);
+
+/* --- train_failed.c */
+
+/* Keeps the minibatch, weights and moments under failed/NNNNNN of the run and ends with `why`,
+ * which it takes; always FALSE. */
+gboolean train_failed(const Train *train, const TrainMinibatch *minibatch, GError *why,
+                      GError **error);
+/* Gradients and step of what was kept in `dir`, in memory: FALSE with what was wrong, or what
+ * became of it. */
+gboolean train_retry(const char *dir, TrainerStats *stats, GError **error);
 
 /* --- train_batch.c */
 

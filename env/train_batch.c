@@ -171,7 +171,8 @@ TrainBatch *train_batch_sample(Train *t, gint64 number, GError **error)
     g_autoptr(TrainBatch) batch = g_new0(TrainBatch, 1);
 
     batch->version = t->model->version;
-    if (!sample_rounds(t, batch, number, error) || !train_canaries_sample(t, batch, number, error))
+    if (!sampler_ready(t->sampler, t->trainer, error) || !sample_rounds(t, batch, number, error) ||
+        !train_canaries_sample(t, batch, number, error))
         return NULL;
     now = verdict_stats(t->roller.verdicts);
     batch->verdicts = verdicts_since(&before, &now);
@@ -223,6 +224,7 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
 
         train_log_put(t->log, name, r->ends[end] / episodes);
     }
+    train_log_put(t->log, "mask/server_frac", r->lost / episodes);
     train_log_put(t->log, "time/rollout_s", r->sample_s);
     train_log_put(t->log, "time/grade_s", r->wait_s);
 }
@@ -279,6 +281,9 @@ static void put_lengths(Train *t, const TrainBatch *batch)
 
 void train_batch_log(Train *t, const TrainBatch *batch)
 {
+    if (batch->rolled.lost > 0)
+        train_log_say(t->log, "rollout.server: %u episodes lost, the last time: %s",
+                      batch->rolled.lost, sampler_stats(t->sampler).why);
     put_rollouts(t, &batch->rolled, &batch->seen);
     put_verdicts(t, batch);
     put_lengths(t, batch);
@@ -299,7 +304,7 @@ static const struct {
 } counters[] = {
     COUNTER(episodes), COUNTER(turns),        COUNTER(invalid),    COUNTER(cut),
     COUNTER(passed),   COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated),
-    COUNTER(retried),  COUNTER(calls),
+    COUNTER(retried),  COUNTER(calls),        COUNTER(lost),
 };
 
 static json_t *numbers_json(const guint *numbers, guint n)

@@ -95,6 +95,22 @@ const TrainKey train_keys[] = {
     {"rollout.cache_mib", TRAIN_INT, AT(rollout_cache_mib), 1, 1048576, "512",
      "caches of sequences, MiB"},
     {"rollout.rows", TRAIN_INT, AT(rollout_rows), 1, 65536, "512", "rows of an engine step"},
+    {"rollout.server", TRAIN_TEXT, AT(rollout_server), 0, 0, "",
+     "http://HOST:PORT or unix:PATH: a server samples instead of this process"},
+    {"rollout.server_api", TRAIN_TEXT, AT(rollout_server_api), 0, 0, "completions",
+     "completions (OpenAI's, with return_token_ids) or generate (/inference/v1/generate)"},
+    {"rollout.server_key", TRAIN_TEXT, AT(rollout_server_key), 0, 0, "",
+     "a file with its bearer token"},
+    {"rollout.server_model", TRAIN_TEXT, AT(rollout_server_model), 0, 0, "",
+     "the model's name there; else none is said"},
+    {"rollout.server_update", TRAIN_BOOL, AT(rollout_server_update), 0, 0, "false",
+     "it is given the weights before each batch (/update_weights); else its own stay"},
+    {"rollout.server_flight", TRAIN_INT, AT(rollout_server_flight), 1, 4096, "64",
+     "requests at once"},
+    {"rollout.server_attempts", TRAIN_INT, AT(rollout_server_attempts), 1, 100, "8",
+     "for an answer; after that the episode is unscorable"},
+    {"rollout.server_wait_s", TRAIN_INT, AT(rollout_server_wait_s), 1, 86400, "600",
+     "for an answer"},
     {"loss.name", TRAIN_TEXT, AT(loss_name), 0, 0, "cispo", "assay train losses lists them"},
     {"loss.advantage", TRAIN_TEXT, AT(loss_advantage), 0, 0, "", "else the loss's own"},
     {"loss.normaliser", TRAIN_TEXT, AT(loss_normaliser), 0, 0, "", "else the loss's own"},
@@ -307,6 +323,11 @@ static int dialects_count(void)
     return n;
 }
 
+static const char *name_api(int kind)
+{
+    return remote_api_name((RemoteApi)kind);
+}
+
 static const char *name_loss(int kind)
 {
     return losses[kind]->name;
@@ -334,6 +355,21 @@ static int losses_count(void)
     return n;
 }
 
+/* What a server's samples cannot have, or must. */
+static gboolean check_server(const TrainConfig *c, GError **error)
+{
+    if (!*c->rollout_server)
+        return TRUE;
+    if (strcmp(c->loss_anchor, "recomputed") != 0)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "rollout.server: loss.anchor must be recomputed, a server's "
+                         "log-probabilities are of other numerics than training's");
+    if (c->rollout_repetition > 0)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "rollout.server: rollout.repetition is the engine's, it must be 0");
+    return TRUE;
+}
+
 static gboolean check(const TrainConfig *c, GError **error)
 {
     gboolean softmax = strspn(c->model_pattern, "ls") == strlen(c->model_pattern);
@@ -348,7 +384,10 @@ static gboolean check(const TrainConfig *c, GError **error)
         !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error) ||
         !check_word("rollout.cut", c->rollout_cut, FALSE, name_cut, 2, error) ||
         !check_word("rollout.dialect", c->rollout_dialect, FALSE, name_dialect, dialects_count(),
-                    error))
+                    error) ||
+        !check_word("rollout.server_api", c->rollout_server_api, FALSE, name_api, REMOTE_APIS,
+                    error) ||
+        !check_server(c, error))
         return FALSE;
     if (!*c->model_pattern || !softmax)
         return error_set(error, ASSAY_ERROR_INPUT,
@@ -469,4 +508,9 @@ NormOptions train_config_norm(const TrainConfig *c)
     return (NormOptions){.kind = kind < 0 ? loss_find(c->loss_name)->norm : (NormKind)kind,
                          .over_all = c->loss_over_all,
                          .length = (int)(c->rollout_turns * c->rollout_tokens)};
+}
+
+RemoteApi train_config_api(const TrainConfig *c)
+{
+    return (RemoteApi)word_index(c->rollout_server_api, name_api, REMOTE_APIS);
 }

@@ -11,6 +11,7 @@
 
 #include "policy/advantage.h"
 #include "policy/loss.h"
+#include "policy/remote.h"
 
 typedef struct TrainConfig {
     /* [run] */
@@ -32,6 +33,9 @@ typedef struct TrainConfig {
     gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;
     gint64 rollout_boxes, rollout_context, rollout_observation, rollout_command_s;
     char *rollout_cut, *rollout_dialect;
+    char *rollout_server, *rollout_server_key, *rollout_server_model, *rollout_server_api;
+    gboolean rollout_server_update;
+    gint64 rollout_server_flight, rollout_server_attempts, rollout_server_wait_s;
     double rollout_temperature, rollout_rate_low, rollout_rate_high, rollout_overlong_penalty;
     /* [loss] */
     char *loss_name, *loss_advantage, *loss_normaliser, *loss_mismatch, *loss_kl, *loss_anchor;
@@ -75,3 +79,4 @@ char *train_key_value(GKeyFile *file, const TrainKey *key);
 LossOptions train_config_loss(const TrainConfig *config, const Loss **ret_loss);
 AdvantageOptions train_config_advantage(const TrainConfig *config);
 NormOptions train_config_norm(const TrainConfig *config);
+RemoteApi train_config_api(const TrainConfig *config);

@@ -80,6 +80,8 @@ gboolean train_eval(Train *t, GError **error)
 {
     gint64 since = g_get_monotonic_time();
 
+    if (t->sets->len > 0 && !sampler_ready(t->sampler, t->trainer, error))
+        return FALSE;
     for (guint i = 0; i < t->sets->len; i++)
         if (!eval_set(t, &g_array_index(t->sets, TrainSet, i), error))
             return FALSE;

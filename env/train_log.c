@@ -154,6 +154,19 @@ void train_log_talk(TrainLog *log, guint warmup_every)
     log->talk = warmup_every;
 }
 
+void train_log_say(const TrainLog *log, const char *format, ...)
+{
+    g_autofree char *text = NULL;
+    va_list args;
+
+    if (log->talk == 0)
+        return;
+    va_start(args, format);
+    text = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_printerr("%s\n", text);
+}
+
 /* What a line for people shows of each phase; evaluations are shown whole. */
 static const struct {
     const char *phase, *name, *label;

@@ -21,6 +21,8 @@ TrainLog *train_log_open(const char *dir, gint64 step_last, GError **error);
 void train_log_close(TrainLog *log);
 /* A line on standard error for every so many steps of warm-up, every update and evaluation. */
 void train_log_talk(TrainLog *log, guint warmup_every);
+/* A line for people, where there are any. */
+void train_log_say(const TrainLog *log, const char *format, ...) G_GNUC_PRINTF(2, 3);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainLog, train_log_close)
 
 /* The step of the last evaluation that was there when the log was opened; -1: none. */

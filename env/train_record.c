@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 
+#include <math.h>
 #include <string.h>
 
 static json_t *ids_json(const int *ids, int n)
@@ -19,19 +20,38 @@ static json_t *ids_json(const int *ids, int n)
     return list;
 }
 
+/* JSON has no NaN and no infinity: null. */
+static json_t *number_json(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *numbers_json(const float *values, int n)
+{
+    json_t *list = json_array();
+
+    for (int i = 0; i < n; i++)
+        json_array_append_new(list, number_json((double)values[i]));
+    return list;
+}
+
 static json_t *rollout_json(const Rollout *r)
 {
     g_autofree char *mask = g_malloc((gsize)r->n + 1);
-    json_t *logprobs = json_array();
+    json_t *json;
 
-    for (int i = 0; i < r->n; i++) {
+    for (int i = 0; i < r->n; i++)
         mask[i] = r->mask[i] ? '1' : '0';
-        json_array_append_new(logprobs, json_real((double)r->mu[i]));
-    }
     mask[r->n] = '\0';
-    return json_pack("{s:o, s:s, s:o, s:f, s:f, s:b, s:b}", "ids", ids_json(r->ids, r->n), "mask",
-                     mask, "logprobs", logprobs, "reward", r->reward, "advantage", r->advantage,
-                     "unscorable", r->unscorable, "no_loss", r->no_loss);
+    json = json_pack("{s:o, s:s, s:o, s:o, s:o, s:b, s:b}", "ids", ids_json(r->ids, r->n), "mask",
+                     mask, "logprobs", numbers_json(r->mu, r->n), "reward", number_json(r->reward),
+                     "advantage", number_json(r->advantage), "unscorable", r->unscorable, "no_loss",
+                     r->no_loss);
+    if (r->anchor)
+        json_object_set_new(json, "anchor", numbers_json(r->anchor, r->n));
+    if (r->ref)
+        json_object_set_new(json, "ref", numbers_json(r->ref, r->n));
+    return json;
 }
 
 /* The turns: stretches of ids that the policy sampled, or did not. */
@@ -59,8 +79,9 @@ static json_t *group_json(const TrainTask *task, const RolloutGroup *group)
 
     for (guint i = 0; i < group->n; i++)
         json_array_append_new(rollouts, rollout_json(&group->rollouts[i]));
-    return json_pack("{s:s, s:o, s:o}", "task", task->task->instance_id, "prompt",
-                     ids_json(group->prompt, group->prompt_n), "rollouts", rollouts);
+    return json_pack("{s:s, s:o, s:o, s:b}", "task", task ? task->task->instance_id : "", "prompt",
+                     ids_json(group->prompt, group->prompt_n), "rollouts", rollouts, "skipped",
+                     group->skipped);
 }
 
 json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups)
@@ -68,7 +89,7 @@ json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups)
     json_t *list = json_array();
 
     for (guint g = 0; g < groups->len; g++)
-        json_array_append_new(list, group_json(tasks[g], groups->pdata[g]));
+        json_array_append_new(list, group_json(tasks ? tasks[g] : NULL, groups->pdata[g]));
     return list;
 }
 
@@ -113,6 +134,26 @@ static GArray *ids_read(const json_t *list)
     return json_is_array(list) ? g_steal_pointer(&ids) : NULL;
 }
 
+static double number_read(const json_t *json)
+{
+    return json_is_number(json) ? json_number_value(json) : (double)NAN;
+}
+
+/* A list that may not be there; of another length it is damage. */
+static gboolean numbers_read(const json_t *json, const char *name, int n, float **ret)
+{
+    const json_t *list = json_object_get(json, name);
+
+    if (!list)
+        return TRUE;
+    if (json_array_size(list) != (gsize)n)
+        return FALSE;
+    *ret = g_new(float, n);
+    for (int i = 0; i < n; i++)
+        (*ret)[i] = (float)number_read(json_array_get(list, (gsize)i));
+    return TRUE;
+}
+
 static gboolean rollout_read(Rollout *rollout, const json_t *json)
 {
     g_autoptr(GArray) ids = ids_read(json_object_get(json, "ids"));
@@ -125,13 +166,14 @@ static gboolean rollout_read(Rollout *rollout, const json_t *json)
     rollout_fill(rollout, (const int *)(gpointer)ids->data, NULL, NULL, (int)ids->len);
     for (guint i = 0; i < ids->len; i++) {
         rollout->mask[i] = mask[i] == '1';
-        rollout->mu[i] = (float)json_number_value(json_array_get(logprobs, i));
+        rollout->mu[i] = (float)number_read(json_array_get(logprobs, i));
     }
-    rollout->reward = json_number_value(json_object_get(json, "reward"));
-    rollout->advantage = json_number_value(json_object_get(json, "advantage"));
+    rollout->reward = number_read(json_object_get(json, "reward"));
+    rollout->advantage = number_read(json_object_get(json, "advantage"));
     rollout->unscorable = json_is_true(json_object_get(json, "unscorable"));
     rollout->no_loss = json_is_true(json_object_get(json, "no_loss"));
-    return TRUE;
+    return numbers_read(json, "anchor", rollout->n, &rollout->anchor) &&
+           numbers_read(json, "ref", rollout->n, &rollout->ref);
 }
 
 static RolloutGroup *group_read(const json_t *json)
@@ -144,6 +186,7 @@ static RolloutGroup *group_read(const json_t *json)
         return NULL;
     group = rollout_group_new((const int *)(gpointer)prompt->data, (int)prompt->len,
                               (guint)json_array_size(rollouts));
+    group->skipped = json_is_true(json_object_get(json, "skipped"));
     for (guint i = 0; i < group->n; i++)
         if (!rollout_read(&group->rollouts[i], json_array_get(rollouts, i)))
             return NULL;

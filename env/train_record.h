@@ -2,8 +2,11 @@
  * Batches of rollouts as files: to be read by people, explained token by token, trained on again.
  *
  *     DIR/rollouts/NNNNNN.jsonl, a line per group:
- *     {"task", "prompt": [ids], "rollouts": [{"ids", "mask", "logprobs", "reward", "advantage",
- *      "unscorable", "no_loss", "turns": [{"by": "policy" | "env", "text"}]}]}
+ *     {"task", "prompt": [ids], "skipped", "rollouts": [{"ids", "mask", "logprobs", "reward",
+ *      "advantage", "unscorable", "no_loss", "anchor", "ref",
+ *      "turns": [{"by": "policy" | "env", "text"}]}]}
+ *
+ * Anchor and ref where there are any. A number that is not finite is null.
  */
 #pragma once
 
@@ -16,8 +19,8 @@
 json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups);
 GPtrArray *record_groups(const json_t *list, GStrv *ret_tasks, GError **error);
 
-/* Whole or not at all. With `tokenizer`, what was said as text as well, for people: it is not read
- * back. */
+/* Whole or not at all. `tasks` may be NULL: demonstrations. With `tokenizer`, what was said as text
+ * as well, for people: it is not read back. */
 gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
                       const Tokenizer *tokenizer, GError **error);
 

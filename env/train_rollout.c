@@ -1,9 +1,9 @@
 /*
- * Rollouts with the engine of this process.
+ * Rollouts: turns sampled, read, answered and rewarded.
  *
  * 1. A sample is a function of weights, task, seed and the tests' answers: not of who else runs.
  * 2. What could not be scored has no reward and says so; it is never a zero.
- * 3. Ids go from the engine to the trainer as they are: no text is tokenised a second time.
+ * 3. Ids go from the sampler to the trainer as they are: no text is tokenised a second time.
  */
 #include "env/train_rollout.h"
 
@@ -24,6 +24,7 @@ typedef struct Rolling {
     const RolloutOptions *options;
     gint32 eos;
     guint open;         /* episodes without a last word */
+    guint lost;         /* a server's doing */
     GQueue ended;       /* TurnEpisode: turns to be read */
     GPtrArray *samples; /* TurnEpisode */
 } Rolling;
@@ -112,7 +113,7 @@ static gboolean group_begin(Rolling *all, guint first, GError **error)
     request.params.seed = sample->seed;
     request.on_token = on_group_token;
     request.user = &all->samples->pdata[first];
-    return engine_submit(all->roller->engine, &request, error) != 0;
+    return sampler_submit(all->roller->sampler, &request, error);
 }
 
 static gboolean turn_begin(TurnEpisode *sample, GError **error)
@@ -128,7 +129,7 @@ static gboolean turn_begin(TurnEpisode *sample, GError **error)
     request.on_token = on_turn_token;
     request.user = sample;
     sample->turn_from = sample->ids->len;
-    return engine_submit(all->roller->engine, &request, error) != 0;
+    return sampler_submit(all->roller->sampler, &request, error);
 }
 
 static void sample_next(TurnEpisode *sample)
@@ -144,17 +145,6 @@ static void sample_next(TurnEpisode *sample)
     }
     if (!desk->error)
         turn_begin(sample, &desk->error);
-}
-
-static void turn_read(TurnEpisode *sample)
-{
-    RolloutStats *stats = sample->desk->stats;
-
-    stats->turns++;
-    sample->was_cut |= sample->finish == FINISH_LENGTH;
-    stats->cut += sample->finish == FINISH_LENGTH;
-    stats->repeated += sample->finish == FINISH_REPETITION;
-    sample->desk->dialect->turn(sample);
 }
 
 /* ---- endings ---- */
@@ -213,6 +203,36 @@ static void sample_end(TurnEpisode *sample, EpisodeEnd end, double reward)
     stats->kind_reward[kind] += end != EPISODE_INFRASTRUCTURE ? sample->reward : 0;
 }
 
+/* ---- turns that were sampled ---- */
+
+/* A server could not sample the turn, often as it was asked: it is not asked for the episode again.
+ * One that the dialect has opened is ended by it, for tools may be in a box. */
+static void turn_lost(TurnEpisode *sample)
+{
+    sample->desk->stats->lost++;
+    rolling_of(sample)->lost++;
+    sample->tries = sample->desk->dialect->retries;
+    if (sample->own)
+        sample->desk->dialect->turn(sample);
+    else
+        sample_end(sample, EPISODE_ABORTED, (double)NAN);
+}
+
+static void turn_read(TurnEpisode *sample)
+{
+    RolloutStats *stats = sample->desk->stats;
+
+    if (sample->finish == FINISH_ABORTED) {
+        turn_lost(sample);
+        return;
+    }
+    stats->turns++;
+    sample->was_cut |= sample->finish == FINISH_LENGTH;
+    stats->cut += sample->finish == FINISH_LENGTH;
+    stats->repeated += sample->finish == FINISH_REPETITION;
+    sample->desk->dialect->turn(sample);
+}
+
 /* ---- all of them ---- */
 
 static void samples_make(Rolling *all, TrainTask *const *tasks, guint n)
@@ -258,7 +278,7 @@ static void run_all(Rolling *all)
 
     while (all->open > 0 && !desk->error) {
         gint64 since = g_get_monotonic_time();
-        guint left = engine_step(all->roller->engine);
+        guint left = sampler_step(all->roller->sampler);
         TurnEpisode *sample;
 
         desk->stats->sample_s += seconds_since(since);
@@ -276,7 +296,7 @@ static void drain(Rolling *all)
     TurnDesk *desk = &all->desk;
     StepJob *job;
 
-    while (engine_step(all->roller->engine) > 0 || verdict_turn(desk->verdicts, -1))
+    while (sampler_step(all->roller->sampler) > 0 || verdict_turn(desk->verdicts, -1))
         continue;
     if (!desk->steps)
         return;
@@ -310,6 +330,16 @@ static RolloutGroup *group_of(const Rolling *all, guint first)
     return group;
 }
 
+/* A server that gave not one sample is not waited for any longer. */
+static void check_server(Rolling *all)
+{
+    RemoteStats server = sampler_stats(all->roller->sampler);
+
+    if (!all->desk.error && all->samples->len > 0 && all->lost == all->samples->len)
+        error_set(&all->desk.error, ASSAY_ERROR_SYSTEM, "rollout.server gives no samples: %s",
+                  server.why);
+}
+
 GPtrArray *rollouts_make(Roller *roller, TrainTask *const *tasks, guint n,
                          const RolloutOptions *options, RolloutStats *stats, GError **error)
 {
@@ -335,6 +365,7 @@ GPtrArray *rollouts_make(Roller *roller, TrainTask *const *tasks, guint n,
     for (guint g = 0; g < n && !all.desk.error; g++)
         group_begin(&all, g * options->samples, &all.desk.error);
     run_all(&all);
+    check_server(&all);
     if (all.desk.error) {
         drain(&all);
         g_propagate_error(error, all.desk.error);

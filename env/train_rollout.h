@@ -1,13 +1,14 @@
 /*
  * Rollouts: the policy's own episodes, many at once, from prompts to rewards.
  *
- * The engine samples a turn of every open episode; turns that ended become tool calls, and what the
+ * The sampler makes a turn of every open episode; turns that ended become tool calls, and what the
  * tests say is the reward or the next turn's observation. Everything a trainer needs is recorded
  * where it is made: ids, masks, log-probabilities, endings.
  */
 #pragma once
 
 #include "env/train_dialect.h"
+#include "env/train_sampler.h"
 #include "policy/rollout.h"
 
 typedef struct RolloutOptions {
@@ -25,7 +26,7 @@ typedef struct RolloutOptions {
 } RolloutOptions;
 
 typedef struct Roller {
-    Engine *engine;
+    Sampler *sampler;
     const Tokenizer *tokenizer;
     VerdictRunner *verdicts;
     const TrainDialect *dialect;

@@ -8,7 +8,7 @@
  * 3. An update that is not finite changes nothing and ends the run.
  *
  * Not here: how a batch is sampled (train_batch.c), files (train_setup.c), measuring
- * (train_eval.c).
+ * (train_eval.c), what is kept of an update that failed (train_failed.c).
  */
 #include "env/train.h"
 
@@ -32,7 +32,7 @@ static double rate_at(double from, double to, gint64 rise, gint64 step, gint64 s
     return up * (from + (to - from) * share);
 }
 
-static TrainerStep step_of(const TrainConfig *c, double lr)
+TrainerStep train_step(const TrainConfig *c, double lr)
 {
     return (TrainerStep){.adamw = {.lr = lr,
                                    .beta1 = c->optim_beta1,
@@ -42,13 +42,55 @@ static TrainerStep step_of(const TrainConfig *c, double lr)
                          .clip_norm = c->optim_clip_norm};
 }
 
+TrainerLoss train_loss(const TrainConfig *c, TrainPhase phase, NormOptions *ret_norm)
+{
+    TrainerLoss loss = {.balance = c->loss_balance};
+
+    if (phase == TRAIN_WARMUP) {
+        loss.loss = loss_find("sft");
+        loss.options = loss_options(loss.loss, &(LossOptions){0});
+        *ret_norm = (NormOptions){.kind = NORM_SEQ_MEAN}; /* an action weighs as much as a file */
+        return loss;
+    }
+    loss.temperature = c->rollout_temperature;
+    loss.options = train_config_loss(c, &loss.loss);
+    *ret_norm = train_config_norm(c);
+    return loss;
+}
+
+static gboolean check_mismatch(const Train *t, const LossStats *stats, GError **error)
+{
+    if (!sampler_is_exact(t->sampler) || t->config->run_behind ||
+        t->config->rollout_temperature != 1 || stats->mismatch_max == 0)
+        return TRUE;
+    return error_set(error, ASSAY_ERROR_SYSTEM,
+                     "update %" G_GINT64_FORMAT
+                     ": log-probabilities differ by up to %g from those that sampling recorded",
+                     t->update, stats->mismatch_max);
+}
+
+/* Gradients and step; what cannot be stepped on is kept to be looked at. */
+static gboolean learn(Train *t, const TrainMinibatch *m, TrainerStats *stats, GError **error)
+{
+    TrainerStep step = train_step(t->config, m->lr);
+    NormOptions norm;
+    TrainerLoss loss = train_loss(t->config, m->phase, &norm);
+    g_autoptr(GError) why = NULL;
+
+    normalise(m->groups, m->n, &norm);
+    if (trainer_gradients(t->trainer, m->groups, m->n, &loss, NULL, NULL, stats, &why) &&
+        (!m->first || check_mismatch(t, &stats->loss, &why)) &&
+        trainer_step(t->trainer, &step, stats, &why))
+        return TRUE;
+    return train_failed(t, m, g_steal_pointer(&why), error);
+}
+
 /* ---- warm-up ---- */
 
 static gboolean warmup_update(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
     g_autoptr(GRand) rand = train_rand(t, TRAIN_SEED_WARMUP, t->warmup);
-    const Loss *sft = loss_find("sft");
     const DemoOptions demo = {.gold = c->warmup_gold,
                               .text = c->warmup_text,
                               .read = c->warmup_read,
@@ -56,25 +98,20 @@ static gboolean warmup_update(Train *t, GError **error)
                               .turns = (guint)c->rollout_turns,
                               .rows_max = c->optim_rows};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
-    const NormOptions norm = {.kind = NORM_SEQ_MEAN}; /* an action weighs as much as a file */
-    TrainerLoss loss = {
-        .loss = sft, .options = loss_options(sft, &(LossOptions){0}), .balance = c->loss_balance};
     double lr =
         rate_at(c->warmup_lr, c->warmup_lr_end, c->warmup_lr_warmup, t->warmup, c->warmup_updates);
-    TrainerStep step = step_of(c, lr);
+    TrainMinibatch minibatch = {.phase = TRAIN_WARMUP, .lr = lr};
     g_autoptr(GPtrArray) groups =
         demos_make(t->roller.dialect, t->demos, t->tokenizer, &demo, c->warmup_tokens, rand, error);
-    RolloutGroup **all;
     AdvantageStats seen;
     TrainerStats stats = {0};
 
     if (!groups)
         return FALSE;
-    all = (RolloutGroup **)groups->pdata;
-    advantages(all, groups->len, &advantage, &seen);
-    normalise(all, groups->len, &norm);
-    if (!trainer_gradients(t->trainer, all, groups->len, &loss, NULL, NULL, &stats, error) ||
-        !trainer_step(t->trainer, &step, &stats, error))
+    minibatch.groups = (RolloutGroup **)groups->pdata;
+    minibatch.n = groups->len;
+    advantages(minibatch.groups, minibatch.n, &advantage, &seen);
+    if (!learn(t, &minibatch, &stats, error))
         return FALSE;
     t->warmup++;
     train_log_put(t->log, "loss/total", stats.loss.loss);
@@ -89,14 +126,16 @@ static gboolean warmup_update(Train *t, GError **error)
 
 /* ---- one update ---- */
 
-static gboolean check_mismatch(const Train *t, const LossStats *stats, GError **error)
+/* Sampled against recomputed, under the weights that sampled. */
+static void put_mismatch(Train *t, const LossStats *s)
 {
-    if (t->config->run_behind || t->config->rollout_temperature != 1 || stats->mismatch_max == 0)
-        return TRUE;
-    return error_set(error, ASSAY_ERROR_SYSTEM,
-                     "update %" G_GINT64_FORMAT
-                     ": log-probabilities differ by up to %g from those that sampling recorded",
-                     t->update, stats->mismatch_max);
+    double n = (double)MAX(s->tokens, 1);
+
+    train_log_put(t->log, "policy/logp_diff_max", s->mismatch_max);
+    train_log_put(t->log, "policy/logp_diff_mean", s->mismatch_sum / n);
+    train_log_put(t->log, "policy/logp_correlation", loss_correlation(s));
+    train_log_put(t->log, "policy/mismatch_k1", s->mismatch_k1 / n);
+    train_log_put(t->log, "policy/mismatch_k3", s->mismatch_k3 / n);
 }
 
 static void put_loss(Train *t, const TrainerStats *s, double lr)
@@ -122,49 +161,49 @@ static void add_rows(TrainerStats *sum, const TrainerStats *one)
     sum->router_peak = MAX(sum->router_peak, one->router_peak);
 }
 
-/* Every pass over the batch, in minibatches of whole groups. */
-static gboolean minibatches(Train *t, GPtrArray *groups, TrainerStats *sum, GError **error)
+/* What a rollout's tokens are compared with, where that is not what sampling recorded. */
+static gboolean anchors(Train *t, GPtrArray *groups, GError **error)
 {
     const TrainConfig *c = t->config;
-    const NormOptions norm = train_config_norm(c);
-    TrainerLoss loss = {.temperature = c->rollout_temperature, .balance = c->loss_balance};
-    double lr = rate_at(c->optim_lr, c->optim_lr_end, c->optim_lr_warmup / c->optim_minibatches,
-                        t->update, c->run_updates);
-    TrainerStep step = step_of(c, lr);
     RolloutGroup **all = (RolloutGroup **)groups->pdata;
-    guint parts = (guint)(c->optim_minibatches * c->optim_epochs);
 
-    loss.options = train_config_loss(c, &loss.loss);
-    if ((!strcmp(c->loss_anchor, "recomputed") &&
-         !trainer_logprobs(t->trainer, NULL, all, groups->len, c->rollout_temperature,
-                           ROLLOUT_ANCHOR, error)) ||
-        (t->reference && !trainer_logprobs(t->trainer, t->reference, all, groups->len,
-                                           c->rollout_temperature, ROLLOUT_REF, error)))
+    return (strcmp(c->loss_anchor, "recomputed") != 0 ||
+            trainer_logprobs(t->trainer, NULL, all, groups->len, c->rollout_temperature,
+                             ROLLOUT_ANCHOR, error)) &&
+           (!t->reference || trainer_logprobs(t->trainer, t->reference, all, groups->len,
+                                              c->rollout_temperature, ROLLOUT_REF, error));
+}
+
+/* Every pass over the batch, in minibatches of whole groups. */
+static gboolean minibatches(Train *t, const TrainBatch *batch, TrainerStats *sum, GError **error)
+{
+    const TrainConfig *c = t->config;
+    guint parts = (guint)(c->optim_minibatches * c->optim_epochs), groups = batch->groups->len;
+    TrainMinibatch m = {.phase = TRAIN_RL};
+
+    m.lr = rate_at(c->optim_lr, c->optim_lr_end, c->optim_lr_warmup / c->optim_minibatches,
+                   t->update, c->run_updates);
+    if (!anchors(t, batch->groups, error))
         return FALSE;
     for (guint i = 0; i < parts; i++) {
-        guint m = i % (guint)c->optim_minibatches;
-        guint from = groups->len * m / (guint)c->optim_minibatches;
-        guint to = groups->len * (m + 1) / (guint)c->optim_minibatches;
+        guint at = i % (guint)c->optim_minibatches;
+        guint from = groups * at / (guint)c->optim_minibatches;
         TrainerStats stats = {0};
 
-        normalise(all + from, to - from, &norm);
-        if (!trainer_gradients(t->trainer, all + from, to - from, &loss, NULL, NULL, &stats, error))
+        m.first = i == 0;
+        m.groups = (RolloutGroup **)batch->groups->pdata + from;
+        m.tasks = (TrainTask *const *)batch->tasks->pdata + from;
+        m.n = groups * (at + 1) / (guint)c->optim_minibatches - from;
+        if (!learn(t, &m, &stats, error))
             return FALSE;
         if (i == 0) {
-            if (!check_mismatch(t, &stats.loss, error))
-                return FALSE;
-            train_log_put(t->log, "policy/logp_diff_max", stats.loss.mismatch_max);
-            train_log_put(t->log, "policy/logp_diff_mean",
-                          stats.loss.mismatch_sum / (double)MAX(stats.loss.tokens, 1));
-            train_log_put(t->log, "policy/logp_correlation", loss_correlation(&stats.loss));
+            put_mismatch(t, &stats.loss);
         }
-        if (!trainer_step(t->trainer, &step, &stats, error))
-            return FALSE;
         add_rows(sum, &stats);
         if (i + 1 == parts)
-            put_loss(t, &stats, lr);
+            put_loss(t, &stats, m.lr);
     }
-    engine_weights_changed(t->engine, FALSE);
+    sampler_weights_changed(t->sampler);
     return TRUE;
 }
 
@@ -211,7 +250,7 @@ static gboolean update(Train *t, GError **error)
     if (!batch)
         return FALSE;
     train_batch_log(t, batch);
-    if (!keep_rollouts(t, batch, error) || !minibatches(t, batch->groups, &spent, error))
+    if (!keep_rollouts(t, batch, error) || !minibatches(t, batch, &spent, error))
         return FALSE;
     t->update++;
     t->episodes += batch->rolled.episodes;
@@ -234,7 +273,7 @@ static gboolean warmup_all(Train *t, GError **error)
             !train_checkpoint(t, error))
             return FALSE;
     }
-    return TRUE; /* the engine has sampled nothing yet: no cache to be told */
+    return TRUE; /* nothing was sampled yet: no cache to be told */
 }
 
 gboolean train_run(Train *t, GError **error)

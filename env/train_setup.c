@@ -10,6 +10,7 @@
 #include "env/train.h"
 
 #include "env/train_demos.h"
+#include "env/train_plan.h"
 
 #include "base/error.h"
 #include "base/fd.h"
@@ -20,7 +21,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <omp.h>
 #include <stdio.h>
 #include <string.h>
@@ -69,45 +69,6 @@ static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error
 
 /* ---- model ---- */
 
-static gboolean shape_of(const Train *t, ModelConfig *c, GError **error)
-{
-    const TrainConfig *config = t->config;
-    guint layers = (guint)strlen(config->model_pattern);
-    double alpha = pow(2.0 * layers, 0.25);
-
-    if (layers > MODEL_LAYERS_MAX || config->model_hidden % config->model_heads != 0)
-        return error_set(error, ASSAY_ERROR_INPUT,
-                         "model.hidden must be a multiple of model.heads, layers at most %d",
-                         MODEL_LAYERS_MAX);
-    *c = (ModelConfig){.hidden = (guint32)config->model_hidden,
-                       .layers = layers,
-                       .heads = (guint32)config->model_heads,
-                       .kv_heads = (guint32)config->model_kv_heads,
-                       .head_dim = (guint32)(config->model_hidden / config->model_heads),
-                       .rotary_dim = (guint32)config->model_rotary,
-                       .experts = (guint32)config->model_experts,
-                       .experts_per_token = (guint32)config->model_topk,
-                       .ffn = (guint32)config->model_ffn,
-                       .vocab = (guint32)tokenizer_size(t->tokenizer),
-                       .vocab_valid = (guint32)tokenizer_size(t->tokenizer),
-                       .context_max = 1u << 20,
-                       .norm_eps = 1e-5,
-                       .lightning_norm_eps = 1e-6,
-                       .rope_theta = 1e4,
-                       .alpha_linear = alpha,
-                       .alpha_full = alpha,
-                       .alpha_mlp = alpha,
-                       .beta_linear = 1,
-                       .beta_full = 1,
-                       .beta_mlp = 1};
-    for (guint l = 0; l < layers; l++)
-        c->kinds[l] = config->model_pattern[l] == 's' ? ATTENTION_SOFTMAX : ATTENTION_LIGHTNING;
-    if (!model_config_check(c, error))
-        return FALSE;
-    c->chunk = (guint32)config->model_chunk;
-    return TRUE;
-}
-
 static Model *model_for(const Train *t, GError **error)
 {
     g_autoptr(Weights) weights = NULL;
@@ -116,7 +77,7 @@ static Model *model_for(const Train *t, GError **error)
     if (*t->config->model_path)
         return model_load(ops_cpu(), t->config->model_path, WEIGHT_REAL,
                           (guint)t->config->model_chunk, error);
-    if (!shape_of(t, &config, error) ||
+    if (!train_shape(t->config, (guint)tokenizer_size(t->tokenizer), &config, error) ||
         !(weights = init_weights(&config, (guint64)t->config->run_seed, TENSOR_F32, error)))
         return NULL;
     return model_from_weights(ops_cpu(), weights, WEIGHT_REAL, 0, error);
@@ -223,10 +184,22 @@ gboolean train_reference(Train *t, GError **error)
 /* Keys that may differ between a run and its continuation. */
 static gboolean may_change(const char *name)
 {
-    static const char *const names[] = {
-        "run.updates", "run.checkpoint_every", "run.threads", "run.dir",
-        "eval.every",  "eval.samples",         "eval.tasks",  "eval.sets",
-        "optim.rows",  "optim.recompute",      NULL};
+    static const char *const names[] = {"run.updates",
+                                        "run.checkpoint_every",
+                                        "run.threads",
+                                        "run.dir",
+                                        "eval.every",
+                                        "eval.samples",
+                                        "eval.tasks",
+                                        "eval.sets",
+                                        "optim.rows",
+                                        "optim.recompute",
+                                        "rollout.server",
+                                        "rollout.server_key",
+                                        "rollout.server_flight",
+                                        "rollout.server_attempts",
+                                        "rollout.server_wait_s",
+                                        NULL};
 
     return g_strv_contains(names, name);
 }
@@ -336,7 +309,8 @@ static gboolean build(Train *t, GError **error)
            (t->trainer = trainer_new(t->model, (int)c->optim_rows,
                                      c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
                                      error)) != NULL &&
-           resume(t, error) && (t->engine = engine_new(t->model, &limits, error)) != NULL &&
+           resume(t, error) &&
+           (t->sampler = sampler_new(c, t->model, &limits, t->dir, error)) != NULL &&
            (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
 }
 
@@ -344,6 +318,7 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
                   const EpisodeHostOptions *boxes, GError **error)
 {
     g_autoptr(Train) t = g_new0(Train, 1);
+    TrainPlan plan;
 
     t->config = config;
     t->dir = g_strdup(config->run_dir);
@@ -362,12 +337,13 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
     }
     if (config->run_threads > 0)
         omp_set_num_threads((int)config->run_threads);
-    if (!keep_config(t, error) ||
+    if (!train_plan(config, &plan, error) || !train_plan_check(&plan, error) ||
+        !keep_config(t, error) ||
         !(t->tasks = train_tasks_read(config->tasks_train, 0, FALSE, error)) ||
         !read_demos(t, error) || !read_canaries(t, error) || !read_sets(t, error) ||
         !build(t, error))
         return NULL;
-    t->roller.engine = t->engine;
+    t->roller.sampler = t->sampler;
     t->roller.tokenizer = t->tokenizer;
     return g_steal_pointer(&t);
 }
@@ -379,7 +355,7 @@ void train_free(Train *t)
     train_log_close(t->log);
     train_batch_free(t->pending);
     steps_free(t->roller.steps);
-    engine_free(t->engine);
+    sampler_free(t->sampler);
     trainer_free(t->trainer);
     model_free(t->reference);
     model_free(t->model);

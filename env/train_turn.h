@@ -20,13 +20,14 @@ typedef struct RolloutStats {
     guint episodes, turns, invalid, cut; /* turns that said no action; that ran out of tokens */
     guint passed, passed_first;          /* reward 1; by the first turn */
     guint unscorable, repeated;          /* repeated: turns that the repetition stop ended */
+    guint lost;                          /* of the unscorable: a server's doing */
     guint retried;                       /* episodes that a failure of ours began again */
     guint calls;                         /* of tools */
     guint ends[EPISODE_ENDS];
     guint kind_n[TURN_KINDS_MAX]; /* scorable ones, by train_kind_number */
     double kind_reward[TURN_KINDS_MAX];
     guint64 tokens;  /* sampled */
-    double sample_s; /* in the engine */
+    double sample_s; /* in the engine, or on a server */
     double wait_s;   /* for tests, with nothing to sample */
 } RolloutStats;
 

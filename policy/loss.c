@@ -143,6 +143,8 @@ static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
     s->ratio_max = MAX(s->ratio_max, t->ratio);
     s->ratio_min = s->tokens == 1 ? t->ratio : MIN(s->ratio_min, t->ratio);
     s->kl3 += t->ratio - 1 - log_ratio;
+    s->mismatch_k1 += t->mu - t->logp;
+    s->mismatch_k3 += bounded_exp(t->logp - t->mu) - 1 - (t->logp - t->mu);
     s->mismatch_sum += fabs(t->logp - t->mu);
     s->mismatch_max = MAX(s->mismatch_max, fabs(t->logp - t->mu));
     s->x += x;

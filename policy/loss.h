@@ -88,6 +88,8 @@ typedef struct LossStats {
     double kl3;                    /* of pi against the anchor: r - 1 - log r */
     double mismatch_sum;           /* |logp - mu| */
     double mismatch_max;
+    double mismatch_k1,
+        mismatch_k3;         /* KL of mu against pi: mu - logp; e^d - 1 - d, d = logp - mu */
     double x, y, xx, yy, xy; /* sums over exp(mu), exp(logp): Pearson's correlation */
     double kl_ref;           /* against the reference */
 } LossStats;

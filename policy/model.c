@@ -194,9 +194,9 @@ static void tables_fill(Model *m)
             model_decay(m->layers[l].decay, c, l, m->ops->real);
 }
 
-Model *model_new(const Ops *ops, const ModelConfig *config, WeightFormat format, GError **error)
+Model *model_shape(const Ops *ops, const ModelConfig *config, WeightFormat format)
 {
-    g_autoptr(Model) m = g_new0(Model, 1);
+    Model *m = g_new0(Model, 1);
     Arena arena = {0};
 
     m->ops = ops;
@@ -211,18 +211,26 @@ Model *model_new(const Ops *ops, const ModelConfig *config, WeightFormat format,
     }
     lay_out(m, &arena);
     m->weights_bytes = arena.used;
-    if (posix_memalign((void **)&m->weights, arena.used < HUGE_PAGE ? WEIGHT_ALIGN : HUGE_PAGE,
-                       arena.used)) {
+    cache_lay_out(m);
+    return m;
+}
+
+Model *model_new(const Ops *ops, const ModelConfig *config, WeightFormat format, GError **error)
+{
+    g_autoptr(Model) m = model_shape(ops, config, format);
+    gsize bytes = m->weights_bytes;
+    Arena arena = {0};
+
+    if (posix_memalign((void **)&m->weights, bytes < HUGE_PAGE ? WEIGHT_ALIGN : HUGE_PAGE, bytes)) {
         m->weights = NULL;
-        error_set_errno(error, ENOMEM, "weights of %" G_GSIZE_FORMAT " bytes", arena.used);
+        error_set_errno(error, ENOMEM, "weights of %" G_GSIZE_FORMAT " bytes", bytes);
         return NULL;
     }
-    if (arena.used >= HUGE_PAGE)
-        madvise(m->weights, arena.used, MADV_HUGEPAGE); /* a wish: refused, all works as well */
-    memset(m->weights, 0, arena.used);
-    arena = (Arena){.base = m->weights};
+    if (bytes >= HUGE_PAGE)
+        madvise(m->weights, bytes, MADV_HUGEPAGE); /* a wish: refused, all works as well */
+    memset(m->weights, 0, bytes);
+    arena.base = m->weights;
     lay_out(m, &arena);
-    cache_lay_out(m);
     tables_fill(m);
     return g_steal_pointer(&m);
 }

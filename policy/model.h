@@ -45,6 +45,8 @@ typedef struct Model {
     guint64 digest_version;
 } Model;
 
+/* A model without weights, for those who ask how large things will be: ops, shape, sizes. */
+Model *model_shape(const Ops *ops, const ModelConfig *config, WeightFormat format);
 /* Every weight zero. Fails when the memory is not to be had. */
 Model *model_new(const Ops *ops, const ModelConfig *config, WeightFormat format, GError **error);
 void model_free(Model *model);

@@ -130,7 +130,12 @@ Sampled sample_token(const float *logits, int valid, float lse, const SamplePara
         if (passed > u * weight)
             break;
     }
+    float logprob = logits[room[at].id] - lse;
+
+    /* drawn from the softmax itself, the two are one number and not two roundings of it */
     return (Sampled){.id = room[at].id,
-                     .logprob = logits[room[at].id] - lse,
-                     .logprob_own = (float)(room[at].z - top - log(weight))};
+                     .logprob = logprob,
+                     .logprob_own = whole && p->temperature == 1
+                                        ? logprob
+                                        : (float)(room[at].z - top - log(weight))};
 }

@@ -19,6 +19,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from daemon import Daemon, UnixConnection, Reply  # noqa: E402
+from processes import cgroups, children_of, comm, is_box, wait_gone  # noqa: E402
 
 KILLS = int(os.environ.get("ASSAY_CRASH_KILLS", "40"))
 GRADES = int(os.environ.get("ASSAY_CRASH_GRADES", "60"))
@@ -33,41 +34,6 @@ def request(daemon, method, path, body=None, kind="application/x-ndjson"):
     reply = Reply(connection.getresponse())
     connection.close()
     return reply
-
-
-def children_of(pid, depth=99):
-    found = []
-    for path in glob.glob(f"/proc/{pid}/task/*/children") if depth else []:
-        try:
-            for child in pathlib.Path(path).read_text().split():
-                found += [int(child), *children_of(int(child), depth - 1)]
-        except OSError:
-            pass
-    return found
-
-
-def comm(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-def is_box(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"assay-box")
-    except OSError:
-        return False
-
-
-def wait_gone(pids, limit_s=10):
-    """Those of `pids` that still live after the time; processes reap at their own pace."""
-    end = time.monotonic() + limit_s
-    left = pids
-    while left and time.monotonic() < end:
-        time.sleep(0.02)
-        left = [pid for pid in left if os.path.exists(f"/proc/{pid}")]
-    return left
 
 
 def victims(daemon, what):
@@ -119,11 +85,6 @@ def results(daemon, sweep_id):
 
 def counts(daemon, sweep_id):
     return request(daemon, "GET", f"/v1/sweeps/{sweep_id}").json["counts"]
-
-
-def cgroups():
-    """All boxes' cgroups; the pid of the owner stands in the name."""
-    return set(glob.glob("/sys/fs/cgroup/**/assay-box-*", recursive=True))
 
 
 def mounts(state):

@@ -287,15 +287,62 @@ def check_canaries(lab):
         assert lab.weights("n") == lab.weights("a"), "canaries have changed what was learnt"
     fakes = [json.loads(line) | {"canary": True} for line in (lab.top / "train").read_text().splitlines()]
     (lab.top / "fakes").write_text("".join(json.dumps(row) + "\n" for row in fakes))
-    done = lab.run("f", "run.seed=1", f"tasks.canaries={lab.top}/fakes", "tasks.canary_groups=2", "run.updates=3")
+    done = lab.run("fake", "run.seed=1", f"tasks.canaries={lab.top}/fakes", "tasks.canary_groups=2", "run.updates=3")
     assert done.returncode == 0 and "ALARM" in done.stderr, done.stderr
-    kept = next((lab.top / "f" / "canaries").iterdir()).read_text()
+    kept = next((lab.top / "fake" / "canaries").iterdir()).read_text()
     assert any(rollout["reward"] == 1 for line in kept.splitlines() for rollout in json.loads(line)["rollouts"])
     done = lab.run("r", f"tasks.train={canaries}")
     assert done.returncode != 0 and "belongs in tasks.canaries" in done.stderr, done.stderr
     done = lab.run("q", f"tasks.canaries={lab.top}/train")
     assert done.returncode != 0 and "it is no canary" in done.stderr, done.stderr
     shutil.rmtree(lab.top / "r", ignore_errors=True)
+
+
+def check_plan(lab):
+    """what_a_run_wants_of_memory_is_said_before_it_begins"""
+    done = assay("train", "plan", str(lab.top / "run.conf"), "--json")
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout)
+    assert parts["all"] == sum(parts.values()) - parts["all"] - parts["available"], parts
+    assert parts["moments"] == 2 * parts["gradients"] and parts["engine"] > 512 << 20, parts
+    less = assay("train", "plan", str(lab.top / "run.conf"), "--json", "--set", "optim.recompute=true")
+    assert json.loads(less.stdout)["activations"] < parts["activations"]
+    assert assay("train", "plan", str(lab.top / "run.conf"), "--set",
+                 "rollout.cache_mib=1048576").returncode != 0
+
+
+def check_failed(lab):
+    """an_update_that_is_not_finite_keeps_the_weights_and_can_be_tried_again"""
+    settings = ["run.behind=1", "run.updates=3", "warmup.updates=5", "run.checkpoint_every=1"]
+    done = lab.run("f", *settings)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(lab.top / "f" / "checkpoints" / "000008")
+    before = lab.weights("f")
+    path = lab.top / "f" / "checkpoints" / "000007" / "state.json"
+    state = json.loads(path.read_text())
+    for i, rollout in enumerate(state["run"]["pending"]["groups"][0]["rollouts"]):
+        rollout["reward"] = 1e308 * (i % 2)  # as no reward is: their sum is infinite
+    path.write_text(json.dumps(state))
+    done = lab.run("f", *settings)
+    assert done.returncode != 0 and "no update was made" in done.stderr, done.stderr
+    kept = lab.top / "f" / "failed" / "000007"
+    assert f"assay train retry {kept}" in done.stderr, done.stderr
+    assert [w for w in lab.weights("f")[1] if w[0].name != "state.json"] == \
+        [w for w in before[1] if w[0].name != "state.json"]
+    again = assay("train", "retry", str(kept))
+    assert again.returncode != 0 and "coefficient" in again.stderr, again.stderr
+    text = (kept / "groups.jsonl").read_text()  # mended, it is an update like any other
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert all(row["task"] for row in rows)
+    for row in rows:
+        for rollout in row["rollouts"]:
+            rollout["advantage"] = 1
+        row["skipped"] = False
+    (kept / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = assay("train", "retry", str(kept), "--json")
+    assert again.returncode == 0, again.stderr
+    row = json.loads(again.stdout)
+    assert row["grad_norm"] > 0 and row["logp_diff_max"] < 5, row
 
 
 def check_refusals(lab):
@@ -306,8 +353,11 @@ def check_refusals(lab):
                           (["eval.sets=x"], "NAME=FILE"),
                           (["optim.rows=40"], "tokens, the limit is"),
                           (["model.path=/nowhere"], "/nowhere"),
-                          (["model.heads=5"], "multiple of model.heads")):
+                          (["model.heads=5"], "multiple of model.heads"),
+                          (["rollout.cache_mib=1048576"], "of memory, there are"),
+                          (["optim.rows=1000000", "model.hidden=4096"], "activations ")):
         done = lab.run("r", *settings)
+        assert not (lab.top / "r").exists() or "memory" not in why
         shutil.rmtree(lab.top / "r", ignore_errors=True)
         assert done.returncode != 0 and why in done.stderr, (settings, done.stderr)
     done = lab.run("a", "run.seed=1", "loss.name=grpo")
@@ -320,7 +370,7 @@ def check_refusals(lab):
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
           check_tools, check_kinds, check_canaries,
-          check_refusals]
+          check_plan, check_failed, check_refusals]
 
 
 def main():
