@@ -287,9 +287,9 @@ def check_canaries(lab):
         assert lab.weights("n") == lab.weights("a"), "canaries have changed what was learnt"
     fakes = [json.loads(line) | {"canary": True} for line in (lab.top / "train").read_text().splitlines()]
     (lab.top / "fakes").write_text("".join(json.dumps(row) + "\n" for row in fakes))
-    done = lab.run("f", "run.seed=1", f"tasks.canaries={lab.top}/fakes", "tasks.canary_groups=2", "run.updates=3")
+    done = lab.run("fake", "run.seed=1", f"tasks.canaries={lab.top}/fakes", "tasks.canary_groups=2", "run.updates=3")
     assert done.returncode == 0 and "ALARM" in done.stderr, done.stderr
-    kept = next((lab.top / "f" / "canaries").iterdir()).read_text()
+    kept = next((lab.top / "fake" / "canaries").iterdir()).read_text()
     assert any(rollout["reward"] == 1 for line in kept.splitlines() for rollout in json.loads(line)["rollouts"])
     done = lab.run("r", f"tasks.train={canaries}")
     assert done.returncode != 0 and "belongs in tasks.canaries" in done.stderr, done.stderr
