@@ -312,6 +312,18 @@ static void others_go_on_while_a_command_runs(void)
     g_assert_true(slow->is_over);
 }
 
+static void a_command_gets_no_more_time_than_there_is(void)
+{
+    g_autoptr(TrainTask) task = repair_task("clamp");
+    g_autoptr(Played) played = played_new(task, 2, 100000);
+    g_autofree char *text =
+        call_text("bash", json_pack("{s:s, s:i}", "command", "sleep 100", "timeout", 600));
+
+    played->desk.command_s = 1;
+    say(played, text, FINISH_STOP);
+    expect_part(played, "[ended after 1 s]");
+}
+
 static void a_dead_box_gives_no_reward(void)
 {
     g_autoptr(TrainTask) task = repair_task("clamp");
@@ -472,6 +484,7 @@ int main(int argc, char **argv)
     ADD(commands_run_in_a_box_and_count);
     ADD(more_episodes_than_boxes_wait_for_each_other);
     ADD(others_go_on_while_a_command_runs);
+    ADD(a_command_gets_no_more_time_than_there_is);
     ADD(a_dead_box_gives_no_reward);
     ADD(what_is_no_call_is_said_and_ends_it_at_last);
     ADD(unknown_tools_are_named_but_never_in_a_turn_mark);
