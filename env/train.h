@@ -11,6 +11,7 @@
 #include "env/train_config.h"
 #include "env/train_log.h"
 #include "env/train_rollout.h"
+#include "env/train_window.h"
 #include "policy/trainer.h"
 
 typedef struct TrainSet {
@@ -26,6 +27,7 @@ typedef struct TrainBatch {
     RolloutStats canaries; /* of those sampled beside it */
     AdvantageStats seen;   /* of all that was rolled out, dropped groups included */
     VerdictStats verdicts;
+    WindowSeen window; /* of all that was rolled out as well */
     double seconds;
     guint64 version; /* of the weights that sampled it */
 } TrainBatch;
@@ -44,6 +46,7 @@ typedef struct Train {
     Sampler *sampler;
     Roller roller;
     TrainLog *log;
+    TrainWindow window;
     TrainBatch *pending;   /* one step behind: sampled already */
     gint64 warmup, update; /* done so far */
     gint64 episodes, tokens;
@@ -106,7 +109,7 @@ guint64 train_seed(const Train *train, TrainSeed what, gint64 number);
 GRand *train_rand(const Train *train, TrainSeed what, gint64 number);
 
 /* How the run samples, but for the seed. */
-RolloutOptions train_rollout_options(const TrainConfig *config);
+RolloutOptions train_rollout_options(const Train *train);
 
 /* --- train_canary.c */
 

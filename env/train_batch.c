@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "policy/init.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ---- what is drawn ---- */
@@ -77,19 +78,24 @@ static void keep_rates(TrainTask *const *tasks, const GPtrArray *groups)
     }
 }
 
-RolloutOptions train_rollout_options(const TrainConfig *c)
+RolloutOptions train_rollout_options(const Train *t)
 {
-    return (RolloutOptions){.samples = (guint)c->rollout_samples,
-                            .turns = (guint)c->rollout_turns,
-                            .tokens_max = c->rollout_tokens,
-                            .context_max = c->rollout_context,
-                            .text_bytes_max = (guint)c->rollout_observation,
-                            .command_s = (guint)c->rollout_command_s,
-                            .repetition = c->rollout_repetition,
-                            .mask_cut = !strcmp(c->rollout_cut, "mask"),
-                            .overlong_from = c->rollout_overlong_from,
-                            .overlong_penalty = c->rollout_overlong_penalty,
-                            .temperature = c->rollout_temperature};
+    const TrainConfig *c = t->config;
+    const ModelConfig *model = &t->model->config;
+
+    return (RolloutOptions){
+        .samples = (guint)c->rollout_samples,
+        .turns = (guint)c->rollout_turns,
+        .tokens_max = window_tokens(c, t->window.at),
+        .context_max = c->rollout_context,
+        .text_bytes_max = (guint)c->rollout_observation,
+        .command_s = (guint)c->rollout_command_s,
+        .repetition = c->rollout_repetition,
+        .mask_cut = !strcmp(c->rollout_cut, "mask"),
+        .overlong_from = c->rollout_overlong_from,
+        .overlong_penalty = c->rollout_overlong_penalty,
+        .temperature = c->rollout_temperature,
+        .routes = c->optim_routing_replay ? model->layers * model->experts_per_token : 0};
 }
 
 /* One round of tasks and their groups. */
@@ -97,7 +103,7 @@ static gboolean sample_round(Train *t, TrainBatch *g, gint64 number, gint64 roun
 {
     const TrainConfig *c = t->config;
     gint64 step = number * (c->rollout_refill + 1) + round;
-    RolloutOptions options = train_rollout_options(c);
+    RolloutOptions options = train_rollout_options(t);
     guint n = (guint)c->rollout_groups;
     g_autofree TrainTask **tasks = draw_tasks(t, n, step);
     g_autoptr(GPtrArray) groups = NULL;
@@ -148,6 +154,7 @@ static gboolean sample_rounds(Train *t, TrainBatch *g, gint64 number, GError **e
         if (g->seen.groups - g->seen.skipped >= most)
             break;
     }
+    g->window = window_measure(t->window.at, g->groups);
     if (c->rollout_refill > 0) {
         keep_used(g, most);
         advantages((RolloutGroup **)g->groups->pdata, g->groups->len, &advantage, &kept);
@@ -288,6 +295,9 @@ void train_batch_log(Train *t, const TrainBatch *batch)
     put_verdicts(t, batch);
     put_lengths(t, batch);
     train_canaries_log(t, &batch->canaries);
+    train_log_put(t->log, "window/tokens", (double)window_tokens(t->config, batch->window.window));
+    train_log_put(t->log, "window/perplexity", exp(batch->window.nll));
+    train_log_put(t->log, "window/length_p99", batch->window.p99);
     train_log_put(t->log, "policy/stale_versions", (double)(t->model->version - batch->version));
 }
 
@@ -357,8 +367,9 @@ static void stats_read(const json_t *json, RolloutStats *stats)
 
 json_t *train_batch_json(const TrainBatch *batch)
 {
-    return json_pack("{s:I, s:o, s:o, s:o}", "version", (json_int_t)batch->version, "rolled",
-                     stats_json(&batch->rolled), "canaries", stats_json(&batch->canaries), "groups",
+    return json_pack("{s:I, s:o, s:o, s:o, s:o}", "version", (json_int_t)batch->version, "window",
+                     window_seen_json(&batch->window), "rolled", stats_json(&batch->rolled),
+                     "canaries", stats_json(&batch->canaries), "groups",
                      record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
 }
 
@@ -380,6 +391,8 @@ TrainBatch *train_batch_read(Train *t, const json_t *json, GError **error)
     stats_read(json_object_get(json, "rolled"), &batch->rolled);
     stats_read(json_object_get(json, "canaries"), &batch->canaries);
     batch->seconds = 1;
+    if (!window_seen_read(json_object_get(json, "window"), &batch->window, error))
+        return NULL;
     batch->tasks = g_ptr_array_new();
     batch->groups = record_groups(json_object_get(json, "groups"), &names, error);
     if (!batch->groups)

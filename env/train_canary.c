@@ -30,7 +30,7 @@ static gboolean keep(const Train *t, TrainTask *const *tasks, const GPtrArray *g
 
 gboolean train_canaries_sample(Train *t, TrainBatch *batch, gint64 number, GError **error)
 {
-    RolloutOptions options = train_rollout_options(t->config);
+    RolloutOptions options = train_rollout_options(t);
     guint n = (guint)t->config->tasks_canary_groups;
     g_autoptr(GRand) rand = train_rand(t, TRAIN_SEED_CANARIES, number);
     g_autofree TrainTask **tasks = g_new0(TrainTask *, n);

@@ -69,6 +69,14 @@ const TrainKey train_keys[] = {
     {"rollout.samples", TRAIN_INT, AT(rollout_samples), 1, 4096, "16", "episodes of a task"},
     {"rollout.turns", TRAIN_INT, AT(rollout_turns), 1, 64, "2", "turns of an episode"},
     {"rollout.tokens", TRAIN_INT, AT(rollout_tokens), 1, 1e6, "32", "tokens of a turn"},
+    {"rollout.windows", TRAIN_TEXT, AT(rollout_windows), 0, 0, "",
+     "N,N,...: the limit of a turn grows in stages, the last is rollout.tokens"},
+    {"rollout.window_span", TRAIN_INT, AT(rollout_window_span), 1, 1e6, "5",
+     "batches over which a window is judged, and as many before them"},
+    {"rollout.window_flat", TRAIN_NUMBER, AT(rollout_window_flat), 0, 10, "0.02",
+     "perplexity that changes by less has converged: one condition for the next window"},
+    {"rollout.window_near", TRAIN_NUMBER, AT(rollout_window_near), 0, 1, "0.9",
+     "share of the window that the 99th percentile of lengths must reach: the other one"},
     {"rollout.temperature", TRAIN_NUMBER, AT(rollout_temperature), 0.01, 10, "1", "of sampling"},
     {"rollout.rate_low", TRAIN_NUMBER, AT(rollout_rate_low), 0, 1, "0",
      "tasks whose last pass rate is at most this are drawn less often"},
@@ -151,6 +159,8 @@ const TrainKey train_keys[] = {
      "rows worked on at once: memory, not results"},
     {"optim.recompute", TRAIN_BOOL, AT(optim_recompute), 0, 0, "false",
      "activations are made a second time instead of kept: memory, not results"},
+    {"optim.routing_replay", TRAIN_BOOL, AT(optim_routing_replay), 0, 0, "false",
+     "each token is trained through the experts that sampling chose for it"},
     {"eval.sets", TRAIN_TEXT, AT(eval_sets), 0, 0, "", "NAME=FILE, ...: held-out tasks"},
     {"eval.every", TRAIN_INT, AT(eval_every), 1, 1e9, "50", "updates between evaluations"},
     {"eval.samples", TRAIN_INT, AT(eval_samples), 1, 4096, "4", "episodes of a task"},
@@ -355,6 +365,38 @@ static int losses_count(void)
     return n;
 }
 
+guint train_config_windows(const TrainConfig *c, gint64 *windows)
+{
+    g_auto(GStrv) words = g_strsplit(c->rollout_windows, ",", -1);
+    guint n = 0;
+
+    for (guint i = 0; words[i] && n < TRAIN_WINDOWS_MAX; i++)
+        windows[n++] = g_ascii_strtoll(words[i], NULL, 10);
+    return n;
+}
+
+static gboolean check_windows(const TrainConfig *c, GError **error)
+{
+    g_auto(GStrv) words = g_strsplit(c->rollout_windows, ",", -1);
+    gint64 last = 0, tokens = 0;
+
+    for (guint i = 0; words[i]; i++) {
+        if (i >= TRAIN_WINDOWS_MAX || last >= c->rollout_tokens ||
+            !g_ascii_string_to_signed(g_strstrip(words[i]), 10, last + 1, c->rollout_tokens,
+                                      &tokens, NULL))
+            return error_set(error, ASSAY_ERROR_INPUT,
+                             "rollout.windows is \"%s\"; it must be at most %u numbers that rise "
+                             "to rollout.tokens",
+                             c->rollout_windows, TRAIN_WINDOWS_MAX);
+        last = tokens;
+    }
+    return last == 0 || last == c->rollout_tokens ||
+           error_set(error, ASSAY_ERROR_INPUT,
+                     "rollout.windows ends with %" G_GINT64_FORMAT
+                     ", rollout.tokens is %" G_GINT64_FORMAT,
+                     last, c->rollout_tokens);
+}
+
 /* What a server's samples cannot have, or must. */
 static gboolean check_server(const TrainConfig *c, GError **error)
 {
@@ -367,6 +409,9 @@ static gboolean check_server(const TrainConfig *c, GError **error)
     if (c->rollout_repetition > 0)
         return error_set(error, ASSAY_ERROR_INPUT,
                          "rollout.server: rollout.repetition is the engine's, it must be 0");
+    if (c->optim_routing_replay)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "rollout.server: optim.routing_replay is of the engine's own choices");
     return TRUE;
 }
 
@@ -387,7 +432,7 @@ static gboolean check(const TrainConfig *c, GError **error)
                     error) ||
         !check_word("rollout.server_api", c->rollout_server_api, FALSE, name_api, REMOTE_APIS,
                     error) ||
-        !check_server(c, error))
+        !check_server(c, error) || !check_windows(c, error))
         return FALSE;
     if (!*c->model_pattern || !softmax)
         return error_set(error, ASSAY_ERROR_INPUT,

@@ -32,7 +32,9 @@ typedef struct TrainConfig {
     gint64 rollout_groups, rollout_samples, rollout_turns, rollout_tokens, rollout_cache_mib;
     gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;
     gint64 rollout_boxes, rollout_context, rollout_observation, rollout_command_s;
-    char *rollout_cut, *rollout_dialect;
+    char *rollout_cut, *rollout_dialect, *rollout_windows;
+    double rollout_window_flat, rollout_window_near;
+    gint64 rollout_window_span;
     char *rollout_server, *rollout_server_key, *rollout_server_model, *rollout_server_api;
     gboolean rollout_server_update;
     gint64 rollout_server_flight, rollout_server_attempts, rollout_server_wait_s;
@@ -45,7 +47,7 @@ typedef struct TrainConfig {
     /* [optim] */
     double optim_lr, optim_lr_end, optim_beta1, optim_beta2, optim_eps, optim_weight_decay;
     double optim_clip_norm;
-    gboolean optim_recompute;
+    gboolean optim_recompute, optim_routing_replay;
     gint64 optim_lr_warmup, optim_minibatches, optim_epochs, optim_rows;
     /* [eval] */
     char *eval_sets;
@@ -80,3 +82,7 @@ LossOptions train_config_loss(const TrainConfig *config, const Loss **ret_loss);
 AdvantageOptions train_config_advantage(const TrainConfig *config);
 NormOptions train_config_norm(const TrainConfig *config);
 RemoteApi train_config_api(const TrainConfig *config);
+
+/* The limits of rollout.windows, shortest first; returns how many. */
+#define TRAIN_WINDOWS_MAX 16u
+guint train_config_windows(const TrainConfig *config, gint64 *windows);

@@ -104,12 +104,21 @@ static guint64 memory_available(void)
 
 /* ---- the plan ---- */
 
-static guint64 episodes_bytes(const TrainConfig *c)
+/* The experts of one token. */
+static guint64 routes_bytes(const TrainConfig *c, const ModelConfig *shape)
+{
+    return c->optim_routing_replay
+               ? (guint64)shape->layers * shape->experts_per_token * sizeof(guint16)
+               : 0;
+}
+
+static guint64 episodes_bytes(const TrainConfig *c, const ModelConfig *shape)
 {
     guint64 episodes = (guint64)c->rollout_groups * (guint64)c->rollout_samples *
                        (guint64)(c->rollout_refill + 1) * (guint64)(c->run_behind + 1);
 
-    return episodes * (guint64)c->rollout_turns * (guint64)c->rollout_tokens * TOKEN_BYTES;
+    return episodes * (guint64)c->rollout_turns * (guint64)c->rollout_tokens *
+           (TOKEN_BYTES + 2 * routes_bytes(c, shape));
 }
 
 static guint64 engine_bytes(const TrainConfig *c, const Model *m)
@@ -145,7 +154,7 @@ gboolean train_plan(const TrainConfig *c, TrainPlan *plan, GError **error)
                               {"engine", "rollout.cache_mib, rollout.rows",
                                *c->rollout_server ? 0 : engine_bytes(c, m)},
                               {"episodes", "rollout.groups, rollout.samples, rollout.refill",
-                               episodes_bytes(c)}},
+                               episodes_bytes(c, &shape)}},
                     .available = memory_available()};
     g_assert(trainer >= 4 * params + acts + back);
     for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)

@@ -7,9 +7,12 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "policy/forward.h"
 
 #include <math.h>
 #include <string.h>
+
+#define ROUTES_MAX 65536 /* layers K */
 
 static json_t *ids_json(const int *ids, int n)
 {
@@ -35,7 +38,22 @@ static json_t *numbers_json(const float *values, int n)
     return list;
 }
 
-static json_t *rollout_json(const Rollout *r)
+/* The rows that are known, a byte for each expert, base64. */
+static json_t *routes_json(const guint16 *experts, int n, guint width)
+{
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    g_autofree char *text = NULL;
+
+    for (gsize i = 0; i < (gsize)n * width && experts[i] != FORWARD_OWN; i++) {
+        guint8 expert = (guint8)experts[i];
+
+        g_byte_array_append(bytes, &expert, 1);
+    }
+    text = g_base64_encode(bytes->data, bytes->len);
+    return json_string(text);
+}
+
+static json_t *rollout_json(const Rollout *r, guint width)
 {
     g_autofree char *mask = g_malloc((gsize)r->n + 1);
     json_t *json;
@@ -51,6 +69,8 @@ static json_t *rollout_json(const Rollout *r)
         json_object_set_new(json, "anchor", numbers_json(r->anchor, r->n));
     if (r->ref)
         json_object_set_new(json, "ref", numbers_json(r->ref, r->n));
+    if (width > 0)
+        json_object_set_new(json, "experts", routes_json(r->experts, r->n, width));
     return json;
 }
 
@@ -75,13 +95,19 @@ static json_t *turns_json(const Tokenizer *tokenizer, const Rollout *r)
 
 static json_t *group_json(const TrainTask *task, const RolloutGroup *group)
 {
-    json_t *rollouts = json_array();
+    json_t *rollouts = json_array(), *json;
 
     for (guint i = 0; i < group->n; i++)
-        json_array_append_new(rollouts, rollout_json(&group->rollouts[i]));
-    return json_pack("{s:s, s:o, s:o, s:b}", "task", task ? task->task->instance_id : "", "prompt",
+        json_array_append_new(rollouts, rollout_json(&group->rollouts[i], group->width));
+    json = json_pack("{s:s, s:o, s:o, s:b}", "task", task ? task->task->instance_id : "", "prompt",
                      ids_json(group->prompt, group->prompt_n), "rollouts", rollouts, "skipped",
                      group->skipped);
+    if (group->width > 0) {
+        json_object_set_new(json, "width", json_integer(group->width));
+        json_object_set_new(json, "experts",
+                            routes_json(group->experts, group->prompt_n, group->width));
+    }
+    return json;
 }
 
 json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups)
@@ -176,6 +202,41 @@ static gboolean rollout_read(Rollout *rollout, const json_t *json)
            numbers_read(json, "ref", rollout->n, &rollout->ref);
 }
 
+static gboolean routes_read(const json_t *json, guint16 *experts, int n, guint width)
+{
+    const char *text = json_string_value(json_object_get(json, "experts"));
+    g_autofree guchar *bytes = NULL;
+    gsize len = 0;
+
+    if (!text)
+        return FALSE;
+    bytes = g_base64_decode(text, &len);
+    if (len % width != 0 || len > (gsize)n * width)
+        return FALSE;
+    for (gsize i = 0; i < len; i++)
+        experts[i] = bytes[i];
+    return TRUE;
+}
+
+/* Where experts were recorded, they were for all. */
+static gboolean group_routes_read(RolloutGroup *group, const json_t *json)
+{
+    const json_t *rollouts = json_object_get(json, "rollouts"),
+                 *width = json_object_get(json, "width");
+    json_int_t number = json_integer_value(width);
+
+    if (!width)
+        return TRUE;
+    if (number < 1 || number > ROUTES_MAX)
+        return FALSE;
+    rollout_group_routes(group, (guint)number);
+    for (guint i = 0; i < group->n; i++)
+        if (!routes_read(json_array_get(rollouts, i), group->rollouts[i].experts,
+                         group->rollouts[i].n, group->width))
+            return FALSE;
+    return routes_read(json, group->experts, group->prompt_n, group->width);
+}
+
 static RolloutGroup *group_read(const json_t *json)
 {
     g_autoptr(GArray) prompt = ids_read(json_object_get(json, "prompt"));
@@ -190,7 +251,7 @@ static RolloutGroup *group_read(const json_t *json)
     for (guint i = 0; i < group->n; i++)
         if (!rollout_read(&group->rollouts[i], json_array_get(rollouts, i)))
             return NULL;
-    return g_steal_pointer(&group);
+    return group_routes_read(group, json) ? g_steal_pointer(&group) : NULL;
 }
 
 GPtrArray *record_groups(const json_t *list, GStrv *ret_tasks, GError **error)

@@ -6,7 +6,9 @@
  *      "advantage", "unscorable", "no_loss", "anchor", "ref",
  *      "turns": [{"by": "policy" | "env", "text"}]}]}
  *
- * Anchor and ref where there are any. A number that is not finite is null.
+ * Anchor and ref where there are any. A number that is not finite is null. With routing replay
+ * groups have "width", how many experts a token has in all, and groups and rollouts "experts",
+ * those of the tokens that were read: a byte for each, in base64.
  */
 #pragma once
 

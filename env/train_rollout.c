@@ -47,6 +47,8 @@ static void sample_free(TurnEpisode *sample)
     g_array_unref(sample->ids);
     g_array_unref(sample->mask);
     g_array_unref(sample->mu);
+    g_array_unref(sample->routes);
+    g_array_unref(sample->prompt_routes);
     g_free(sample);
 }
 
@@ -90,6 +92,32 @@ static gboolean on_turn_token(const EngineToken *token, gpointer user)
     return on_sample_token(user, token);
 }
 
+/* Tokens are read in order, some more than once: with the same weights and experts. */
+static void sample_route(TurnEpisode *sample, gint64 position, const guint16 *experts)
+{
+    gint64 prompt = sample->task->prompt->len, at = position - prompt;
+    GArray *to = at < 0 ? sample->prompt_routes : sample->routes;
+    guint width = rolling_of(sample)->options->routes,
+          from = (guint)(at < 0 ? position : at) * width;
+
+    if (to->len < from + width)
+        g_array_set_size(to, from + width);
+    memcpy(&g_array_index(to, guint16, from), experts, width * sizeof *experts);
+}
+
+static void on_group_route(guint number, gint64 position, const guint16 *experts, gpointer user)
+{
+    TurnEpisode *const *samples = user;
+
+    sample_route(samples[number], position, experts);
+}
+
+static void on_turn_route(guint number, gint64 position, const guint16 *experts, gpointer user)
+{
+    (void)number;
+    sample_route(user, position, experts);
+}
+
 static EngineRequest request_of(const Rolling *all, const int *prompt, gint64 prompt_len)
 {
     return (EngineRequest){.prompt = prompt,
@@ -112,6 +140,7 @@ static gboolean group_begin(Rolling *all, guint first, GError **error)
     request.n = all->options->samples;
     request.params.seed = sample->seed;
     request.on_token = on_group_token;
+    request.on_route = all->options->routes ? on_group_route : NULL;
     request.user = &all->samples->pdata[first];
     return sampler_submit(all->roller->sampler, &request, error);
 }
@@ -127,6 +156,7 @@ static gboolean turn_begin(TurnEpisode *sample, GError **error)
     request = request_of(all, (const int *)(gpointer)ids->data, (gint64)ids->len);
     request.params.seed = sample->seed + sample->turn * SEED_TURN;
     request.on_token = on_turn_token;
+    request.on_route = all->options->routes ? on_turn_route : NULL;
     request.user = sample;
     sample->turn_from = sample->ids->len;
     return sampler_submit(all->roller->sampler, &request, error);
@@ -170,6 +200,7 @@ static void begin_again(TurnEpisode *sample)
     g_array_set_size(sample->ids, 0);
     g_array_set_size(sample->mask, 0);
     g_array_set_size(sample->mu, 0);
+    g_array_set_size(sample->routes, 0);
     sample->turn = 0;
     sample->sampled = 0;
     sample->was_cut = FALSE;
@@ -247,6 +278,8 @@ static void samples_make(Rolling *all, TrainTask *const *tasks, guint n)
             sample->ids = tokens_new();
             sample->mask = g_array_new(FALSE, FALSE, sizeof(guint8));
             sample->mu = g_array_new(FALSE, FALSE, sizeof(float));
+            sample->routes = g_array_new(FALSE, FALSE, sizeof(guint16));
+            sample->prompt_routes = g_array_new(FALSE, FALSE, sizeof(guint16));
             g_ptr_array_add(all->samples, sample);
             all->open++;
         }
@@ -290,7 +323,7 @@ static void run_all(Rolling *all)
     }
 }
 
-/* After an error: nothing of the engine, the boxes and the lanes points here any more. */
+/* After an error: nothing of the sampler, the boxes and the lanes points here any more. */
 static void drain(Rolling *all)
 {
     TurnDesk *desk = &all->desk;
@@ -303,6 +336,11 @@ static void drain(Rolling *all)
     steps_abandon(desk->steps);
     while ((job = steps_next(desk->steps, -1)))
         step_job_free(job);
+}
+
+static void routes_copy(guint16 *to, const GArray *routes, gsize most)
+{
+    memcpy(to, routes->data, MIN(routes->len, most) * sizeof *to);
 }
 
 static void rollout_of(const Rolling *all, const TurnEpisode *sample, Rollout *rollout)
@@ -327,6 +365,16 @@ static RolloutGroup *group_of(const Rolling *all, guint first)
 
     for (guint s = 0; s < group->n; s++)
         rollout_of(all, all->samples->pdata[first + s], &group->rollouts[s]);
+    if (all->options->routes == 0)
+        return group;
+    rollout_group_routes(group, all->options->routes);
+    routes_copy(group->experts, one->prompt_routes, (gsize)group->prompt_n * group->width);
+    for (guint s = 0; s < group->n; s++) {
+        const TurnEpisode *sample = all->samples->pdata[first + s];
+
+        routes_copy(group->rollouts[s].experts, sample->routes,
+                    (gsize)group->rollouts[s].n * group->width);
+    }
     return group;
 }
 

@@ -22,6 +22,7 @@ typedef struct RolloutOptions {
     gint64 overlong_from;    /* sampled tokens from which the reward shrinks; 0: never */
     double overlong_penalty; /* taken at turns * tokens_max, linearly up to there (DAPO) */
     double temperature;      /* 0: greedy */
+    guint routes;            /* layers K: each token's experts are recorded; 0: they are not */
     guint64 seed;
 } RolloutOptions;
 

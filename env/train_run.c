@@ -158,6 +158,7 @@ static void put_loss(Train *t, const TrainerStats *s, double lr)
 static void add_rows(TrainerStats *sum, const TrainerStats *one)
 {
     sum->rows += one->rows;
+    sum->rerouted += one->rerouted;
     sum->router_peak = MAX(sum->router_peak, one->router_peak);
 }
 
@@ -253,11 +254,18 @@ static gboolean update(Train *t, GError **error)
     if (!keep_rollouts(t, batch, error) || !minibatches(t, batch, &spent, error))
         return FALSE;
     t->update++;
+    if (window_add(&t->window, t->config, &batch->window))
+        train_log_say(t->log, "turns of up to %" G_GINT64_FORMAT " tokens from now on",
+                      window_tokens(t->config, t->window.at));
     t->episodes += batch->rolled.episodes;
     t->tokens += (gint64)batch->rolled.tokens;
     train_log_put(t->log, "time/update_s", (double)(g_get_monotonic_time() - since) / 1e6);
     train_log_put(t->log, "perf/rows", (double)spent.rows);
     train_log_put(t->log, "router/peak_load", spent.router_peak);
+    if (t->config->optim_routing_replay)
+        train_log_put(t->log, "router/rerouted_frac",
+                      (double)spent.rerouted /
+                          ((double)MAX(spent.rows, 1) * t->model->config.layers));
     return train_log_end(t->log, "rl", t->warmup + t->update, error);
 }
 

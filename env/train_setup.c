@@ -120,10 +120,10 @@ gboolean train_checkpoint(Train *t, GError **error)
     g_autofree char *dir = g_build_filename(all, name, NULL);
     g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
     json_t *pending = t->pending ? train_batch_json(t->pending) : json_null();
-    g_autoptr(json_t) state =
-        json_pack("{s:I, s:I, s:I, s:I, s:o, s:o}", "warmup", (json_int_t)t->warmup, "update",
-                  (json_int_t)t->update, "episodes", (json_int_t)t->episodes, "tokens",
-                  (json_int_t)t->tokens, "rates", rates_of(t), "pending", pending);
+    g_autoptr(json_t) state = json_pack(
+        "{s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "warmup", (json_int_t)t->warmup, "update",
+        (json_int_t)t->update, "episodes", (json_int_t)t->episodes, "tokens", (json_int_t)t->tokens,
+        "rates", rates_of(t), "window", window_json(&t->window), "pending", pending);
     g_autoptr(GPtrArray) names = NULL;
 
     if (!checkpoint_write(dir, t->trainer, state, tokenizer, error))
@@ -153,7 +153,8 @@ static gboolean resume(Train *t, GError **error)
         !json_opt_int(state, "warmup", 0, G_MAXINT32, 0, &t->warmup, error) ||
         !json_opt_int(state, "update", 0, G_MAXINT32, 0, &t->update, error) ||
         !json_opt_int(state, "episodes", 0, G_MAXINT64, 0, &t->episodes, error) ||
-        !json_opt_int(state, "tokens", 0, G_MAXINT64, 0, &t->tokens, error))
+        !json_opt_int(state, "tokens", 0, G_MAXINT64, 0, &t->tokens, error) ||
+        !window_read(&t->window, json_object_get(state, "window"), error))
         return FALSE;
     rates = json_object_get(state, "rates");
     if (json_array_size(rates) != t->tasks->len)
@@ -204,20 +205,27 @@ static gboolean may_change(const char *name)
     return g_strv_contains(names, name);
 }
 
+/* A key that the run was begun without is one that had no name yet: what it does was not done. */
 static gboolean same_config(const char *path, const char *text, GError **error)
 {
-    g_autoptr(GKeyFile) was = g_key_file_new(), is = g_key_file_new();
+    g_autoptr(GKeyFile) was = g_key_file_new(), is = g_key_file_new(), fresh = g_key_file_new();
+    g_autoptr(TrainConfig) defaults = train_config_load(NULL, NULL, error);
+    g_autofree char *standard = defaults ? train_config_text(defaults) : NULL;
 
-    if (!g_key_file_load_from_file(was, path, G_KEY_FILE_NONE, error) ||
+    if (!defaults ||
+        !g_key_file_load_from_data(fresh, standard, strlen(standard), G_KEY_FILE_NONE, error) ||
+        !g_key_file_load_from_file(was, path, G_KEY_FILE_NONE, error) ||
         !g_key_file_load_from_data(is, text, strlen(text), G_KEY_FILE_NONE, error))
         return FALSE;
     for (const TrainKey *key = train_keys; key->name; key++) {
         g_autofree char *before = train_key_value(was, key), *now = train_key_value(is, key);
 
+        if (!before)
+            before = train_key_value(fresh, key);
         if (!may_change(key->name) && g_strcmp0(before, now) != 0)
             return error_set(error, ASSAY_ERROR_CONFLICT,
                              "%s: the run was begun with %s = %s, now it is %s", path, key->name,
-                             before ? before : "(nothing)", now);
+                             before, now);
     }
     return TRUE;
 }
@@ -292,6 +300,14 @@ static gboolean encode_all(Train *t, GError **error)
     return TRUE;
 }
 
+/* Batches on disk have a byte for an expert. */
+static gboolean check_routes(const Train *t, GError **error)
+{
+    return !t->config->optim_routing_replay || t->model->config.experts <= 256 ||
+           error_set(error, ASSAY_ERROR_LIMIT, "optim.routing_replay: %u experts, at most 256",
+                     t->model->config.experts);
+}
+
 static gboolean build(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
@@ -305,7 +321,7 @@ static gboolean build(Train *t, GError **error)
             16};
 
     return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
-           (t->model = model_for(t, error)) != NULL &&
+           (t->model = model_for(t, error)) != NULL && check_routes(t, error) &&
            (t->trainer = trainer_new(t->model, (int)c->optim_rows,
                                      c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
                                      error)) != NULL &&
@@ -321,6 +337,7 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
     TrainPlan plan;
 
     t->config = config;
+    window_init(&t->window);
     t->dir = g_strdup(config->run_dir);
     t->sets = g_array_new(FALSE, FALSE, sizeof(TrainSet));
     if (!*t->dir || !*config->tasks_train) {
@@ -355,6 +372,7 @@ void train_free(Train *t)
     train_log_close(t->log);
     train_batch_free(t->pending);
     steps_free(t->roller.steps);
+    window_clear(&t->window);
     sampler_free(t->sampler);
     trainer_free(t->trainer);
     model_free(t->reference);

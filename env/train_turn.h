@@ -54,6 +54,8 @@ struct TurnEpisode {
     const TrainTask *task;
     guint64 seed;
     GArray *ids, *mask, *mu; /* after the prompt; gint32, guint8, float */
+    GArray *routes;          /* guint16 [layers, K] of the tokens read, if they are recorded */
+    GArray *prompt_routes;   /* the same of the prompt; of a group's first episode */
     guint turn, turn_from;   /* of the turn that was sampled: its number, its first token */
     FinishReason finish;     /* of that turn */
     gboolean was_cut;        /* some turn ended at its limit */

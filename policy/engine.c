@@ -130,6 +130,7 @@ void engine_free(Engine *e)
     g_free(e->logp);
     g_free(e->zeros);
     g_free(e->entries);
+    g_free(e->chosen);
     g_free(e);
 }
 
@@ -255,6 +256,7 @@ guint64 engine_submit(Engine *e, const EngineRequest *r, GError **error)
         .no_prefix = r->no_prefix,
         .on_token = r->on_token,
         .on_prompt = r->on_prompt,
+        .on_route = r->on_route,
         .user = r->user,
     };
     seq = engine_seq_new(e, request, r->prompt, r->prompt_len);
@@ -372,7 +374,7 @@ static void look_up(Engine *e, Seq *seq)
 {
     PrefixMiss miss;
 
-    if (seq->cache->length > 0 || seq->request->no_prefix ||
+    if (seq->cache->length > 0 || seq->request->no_prefix || seq->request->on_route ||
         (seq->request->on_prompt && seq->scored < seq->request->prompt_len - 1))
         return;
     seq_cache_free(seq->cache);
@@ -577,6 +579,35 @@ static void piece_score(Engine *e, const Piece *piece, gint64 from)
     }
 }
 
+/* Rows of [layers, K] experts. */
+static gsize route_width(const Engine *e)
+{
+    return (gsize)e->model->config.layers * e->model->config.experts_per_token;
+}
+
+/* Tells on_route of the piece's rows but for drafts; the first is at position `from`. */
+static void piece_routes(const Engine *e, const Piece *piece, gint64 from)
+{
+    const Request *r = piece->seq->request;
+
+    for (int i = 0; i < piece->rows - (int)piece->drafts; i++)
+        r->on_route(piece->seq->sample, from + i,
+                    e->chosen + (gsize)(piece->row0 + i) * route_width(e), r->user);
+}
+
+/* Room for the experts of a step's rows, if one of those who take part asks. */
+static guint16 *routes_wanted(Engine *e)
+{
+    for (guint i = 0; i < e->pieces->len; i++) {
+        if (!g_array_index(e->pieces, Piece, i).seq->request->on_route)
+            continue;
+        if (!e->chosen)
+            e->chosen = g_new(guint16, (gsize)e->limits.rows_max * route_width(e));
+        return e->chosen;
+    }
+    return NULL;
+}
+
 static void piece_finish(Engine *e, const Piece *piece)
 {
     Seq *seq = piece->seq;
@@ -585,6 +616,8 @@ static void piece_finish(Engine *e, const Piece *piece)
 
     if (seq->request->on_prompt)
         piece_score(e, piece, seq->cache->length);
+    if (seq->request->on_route)
+        piece_routes(e, piece, seq->cache->length);
     seq_cache_advance(seq->cache, rows);
     if (seq->done)
         return;
@@ -623,7 +656,8 @@ guint engine_step(Engine *e)
                     .n_spans = (int)e->spans->len,
                     .ids = (const int *)(gconstpointer)e->ids->data,
                     .positions = (const int64_t *)(gconstpointer)e->positions->data,
-                    .spans = (const OpsSpan *)(gconstpointer)e->spans->data};
+                    .spans = (const OpsSpan *)(gconstpointer)e->spans->data,
+                    .chosen = routes_wanted(e)};
     forward(e->model, e->acts, &batch);
     e->stats.steps++;
     e->stats.rows += (guint64)batch.rows;

@@ -51,6 +51,11 @@ typedef gboolean (*EngineTokenFunc)(const EngineToken *token, gpointer user);
  * log sum of exponentials. For each position but the last, once and in order. */
 typedef void (*EnginePromptFunc)(gint64 position, const float *logits, float lse, gpointer user);
 
+/* The experts [layers, K] of the token at `position`, read by `sample`; a prompt's are told once,
+ * as sample 0's. Told again where a cache had to be made again. */
+typedef void (*EngineRouteFunc)(guint sample, gint64 position, const guint16 *experts,
+                                gpointer user);
+
 typedef struct EngineRequest {
     const int *prompt;
     gint64 prompt_len;
@@ -66,6 +71,7 @@ typedef struct EngineRequest {
     gboolean no_prefix; /* neither look up nor keep */
     EngineTokenFunc on_token;
     EnginePromptFunc on_prompt; /* NULL: nobody asks. Else all of the prompt is computed */
+    EngineRouteFunc on_route;   /* the same */
     gpointer user;
 } EngineRequest;
 

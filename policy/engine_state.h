@@ -16,6 +16,7 @@ typedef struct Request {
     gboolean no_prefix;
     EngineTokenFunc on_token;
     EnginePromptFunc on_prompt;
+    EngineRouteFunc on_route;
     gpointer user;
 } Request;
 
@@ -52,6 +53,7 @@ struct Engine {
     float *hidden, *logits, *lse, *logp, *masked;
     SampleEntry *entries;
     int *zeros;
+    guint16 *chosen; /* experts of a step's rows; NULL until somebody asks */
 };
 
 /* `n` known tokens, nothing computed; holds a reference to the request. */

@@ -15,6 +15,7 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 
 /* ---- room for activations ---- */
@@ -215,8 +216,69 @@ static void attention_softmax(const Model *m, guint l, LayerActs *s, const Batch
     ops->gemm_fwd(y, s->o, &w->o, b->rows, GEMM_ROUNDED);
 }
 
-static void experts(const Model *m, guint l, LayerActs *s, const Batch *b, void *y)
+static double real_at(const void *values, gsize i, OpsReal real)
 {
+    return real == OPS_F64 ? ((const double *)values)[i] : (double)((const float *)values)[i];
+}
+
+/* weights [K] = softmax(z)[ids] / its sum, as route_fwd has them for ids of its own. */
+static void weights_of(const ModelConfig *c, OpsReal real, const int *ids, const void *z, gsize row,
+                       void *weights)
+{
+    gsize k = c->experts_per_token, zs = row * c->experts;
+    double most = -G_MAXDOUBLE, sum = 0;
+
+    for (gsize i = 0; i < k; i++)
+        most = MAX(most, real_at(z, zs + (gsize)ids[i], real));
+    for (gsize i = 0; i < k; i++)
+        sum += exp(real_at(z, zs + (gsize)ids[i], real) - most);
+    for (gsize i = 0; i < k; i++) {
+        double w = exp(real_at(z, zs + (gsize)ids[i], real) - most) / sum;
+
+        if (real == OPS_F64)
+            ((double *)weights)[row * k + i] = w;
+        else
+            ((float *)weights)[row * k + i] = (float)w;
+    }
+}
+
+/* The given experts take the place of the router's; where they are the same no bit changes. */
+static guint64 reroute(const Model *m, guint l, LayerActs *s, const Batch *b)
+{
+    const ModelConfig *c = &m->config;
+    gsize k = c->experts_per_token;
+    guint64 rerouted = 0;
+
+    for (int t = 0; t < b->rows; t++) {
+        const guint16 *given = b->given + ((gsize)t * c->layers + l) * k;
+        int *choice = s->choice + (gsize)t * k;
+        gboolean same = TRUE;
+
+        for (gsize i = 0; i < k && given[0] != FORWARD_OWN; i++) {
+            same &= choice[i] == given[i];
+            choice[i] = given[i];
+        }
+        if (!same) {
+            weights_of(c, m->ops->real, choice, s->router, (gsize)t, s->route);
+            rerouted++;
+        }
+    }
+    return rerouted;
+}
+
+static void note_choice(const Model *m, guint l, const LayerActs *s, const Batch *b)
+{
+    gsize k = m->config.experts_per_token;
+
+    for (int t = 0; t < b->rows; t++)
+        for (gsize i = 0; i < k; i++)
+            b->chosen[((gsize)t * m->config.layers + l) * k + i] =
+                (guint16)s->choice[(gsize)t * k + i];
+}
+
+static void experts(const Model *m, guint l, Acts *acts, const Batch *b, void *y)
+{
+    LayerActs *s = &acts->layers[l];
     const LayerWeights *w = &m->layers[l];
     const ModelConfig *c = &m->config;
     const Ops *ops = m->ops;
@@ -225,6 +287,10 @@ static void experts(const Model *m, guint l, LayerActs *s, const Batch *b, void 
     ops->gemm_fwd(s->router, s->g, &w->router, b->rows, GEMM_EXACT);
     ops->route_fwd(s->choice, s->route, s->router, b->rows, (int)c->experts,
                    (int)c->experts_per_token);
+    if (b->given)
+        acts->rerouted += reroute(m, l, s, b);
+    if (b->chosen)
+        note_choice(m, l, s, b);
     moe_plan(&s->plan, s->choice, b->rows, (int)c->experts_per_token, (int)c->experts);
     ops->moe_up_fwd(s->a, s->b, s->act, s->g, &s->plan, &mats);
     ops->moe_down_fwd(y, s->expert_out, s->act, s->route, &s->plan, &mats);
@@ -253,7 +319,7 @@ void forward_layer(const Model *m, Acts *acts, guint l, const Batch *b)
                softmax ? c->beta_full : c->beta_linear, width);
     ops->rmsnorm_fwd(s->g, s->rstd_post, s->x_mid, w->post_norm, b->rows, (int)c->hidden,
                      c->norm_eps);
-    experts(m, l, s, b, next);
+    experts(m, l, acts, b, next);
     ops->axpby(next, c->alpha_mlp, s->g, c->beta_mlp, width);
 }
 
@@ -263,6 +329,7 @@ void forward(const Model *m, Acts *acts, const Batch *b)
     const Ops *ops = m->ops;
 
     g_assert(b->rows <= acts->rows_max);
+    acts->rerouted = 0;
     ops->embed_fwd(acts->layers[0].x_in, &m->embed, b->ids, b->rows);
     for (guint l = 0; l < c->layers; l++)
         forward_layer(m, acts, l, b);

@@ -18,7 +18,12 @@ typedef struct Batch {
     const int *ids;
     const int64_t *positions;
     const OpsSpan *spans;
+    /* Experts by row and layer, [T, L, K], where somebody wants to know or to say them: */
+    guint16 *chosen;      /* filled in; NULL: nobody asks */
+    const guint16 *given; /* used instead of the router's own; NULL: none. A row of a layer that
+                             begins with FORWARD_OWN is the router's */
 } Batch;
+#define FORWARD_OWN G_MAXUINT16
 
 /* What one layer leaves for its backward pass; [T, ...] real unless said. */
 typedef struct LayerActs {
@@ -53,6 +58,7 @@ typedef struct Acts {
     void *x_out;       /* [T, D] output of the last layer */
     void *hidden;      /* [T, D] after the final norm */
     void *rstd_final;  /* [T] */
+    guint64 rerouted;  /* rows of layers whose router would have chosen others, in this forward */
     char *memory;
     gsize bytes;
 } Acts;

@@ -73,6 +73,7 @@ void packer_free(Packer *p)
     g_free(p->state_grads);
     g_free(p->spans);
     g_free(p->positions);
+    g_free(p->given);
     g_free(p->ids);
     g_free(p);
 }
@@ -167,12 +168,34 @@ static int tokens_read(const Rollout *r)
     return at;
 }
 
+/* The experts that sampling chose for the row's token; the router's own where not known. */
+static void row_experts(Packer *p, int row, int64_t position, const RolloutGroup *group,
+                        const Rollout *r)
+{
+    gsize width = (gsize)p->model->config.layers * p->model->config.experts_per_token;
+    gboolean prompt = position < group->prompt_n;
+    const guint16 *from = prompt ? group->experts : r->experts;
+    gsize at = (gsize)(prompt ? position : position - group->prompt_n);
+
+    if (!group->width && !p->batch.given)
+        return;
+    if (!p->given)
+        p->given = g_new(guint16, (gsize)p->rows_max * width);
+    if (!p->batch.given) {
+        memset(p->given, 0xff, (gsize)p->rows_max * width * sizeof *p->given); /* FORWARD_OWN */
+        p->batch.given = p->given;
+    }
+    if (from && group->width)
+        memcpy(p->given + (gsize)row * width, from + at * width, width * sizeof *from);
+}
+
 static void row_set(Packer *p, int row, int64_t position, const RolloutGroup *group,
                     const Rollout *r)
 {
     p->positions[row] = position;
     p->ids[row] =
         position < group->prompt_n ? group->prompt[position] : r->ids[position - group->prompt_n];
+    row_experts(p, row, position, group, r);
 }
 
 static gboolean add_prompt(Packer *p, const RolloutGroup *group, int shared)
@@ -224,12 +247,41 @@ static gboolean too_long(const Packer *p, const RolloutGroup *group, const Rollo
                      r->n, group->prompt_n, rows, p->rows_max);
 }
 
+/* [tokens, layers, K]: nothing or K different experts for each layer. They may come from a file. */
+static gboolean routes_ok(const ModelConfig *c, const guint16 *experts, int tokens)
+{
+    guint k = c->experts_per_token;
+
+    for (gsize i = 0; i < (gsize)tokens * c->layers; i++, experts += k)
+        for (guint a = 0; a < k && experts[0] != FORWARD_OWN; a++) {
+            if (experts[a] >= c->experts)
+                return FALSE;
+            for (guint b = 0; b < a; b++)
+                if (experts[a] == experts[b])
+                    return FALSE;
+        }
+    return TRUE;
+}
+
+static gboolean check_routes(const Packer *p, const RolloutGroup *group, GError **error)
+{
+    const ModelConfig *c = &p->model->config;
+    gboolean ok = group->width == 0 || (group->width == c->layers * c->experts_per_token &&
+                                        routes_ok(c, group->experts, group->prompt_n));
+
+    for (guint i = 0; ok && group->width && i < group->n; i++)
+        ok = routes_ok(c, group->rollouts[i].experts, group->rollouts[i].n);
+    return ok || error_set(error, ASSAY_ERROR_INPUT, "the experts recorded are not of this model");
+}
+
 /* Adds what fits of the group at the cursor. TRUE: all of it went in. */
 static gboolean add_group(Packer *p, GError **error)
 {
     RolloutGroup *group = p->groups[p->group];
     int shared = pack_shared(p->model, group), prompt = shared, before = -1;
 
+    if (p->next == 0 && !check_routes(p, group, error))
+        return FALSE;
     for (; p->next < group->n && !group->skipped; p->next++) {
         Rollout *r = &group->rollouts[p->next];
         int read = tokens_read(r), rows = prompt + group->prompt_n - shared + read;

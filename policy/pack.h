@@ -32,6 +32,7 @@ typedef struct Packer {
     int rows_max;
     int *ids;
     gint64 *positions;
+    guint16 *given; /* [rows_max, layers, K], from when it is first wanted */
     OpsSpan *spans;
     void **state_grads;    /* [n_spans] of the state after a prompt's span; NULL: not continued */
     GPtrArray *page_lists; /* what spans[].pages and cache_grads[].dpages point to */

@@ -31,6 +31,22 @@ RolloutGroup *rollout_group_new(const int *prompt, int prompt_n, guint n)
     return group;
 }
 
+static guint16 *routes_new(int n, guint width)
+{
+    guint16 *routes = g_new(guint16, (gsize)n * width + 1);
+
+    memset(routes, 0xff, (gsize)n * width * sizeof *routes); /* FORWARD_OWN */
+    return routes;
+}
+
+void rollout_group_routes(RolloutGroup *group, guint width)
+{
+    group->width = width;
+    group->experts = routes_new(group->prompt_n, width);
+    for (guint i = 0; i < group->n; i++)
+        group->rollouts[i].experts = routes_new(group->rollouts[i].n, width);
+}
+
 void rollout_group_free(RolloutGroup *group)
 {
     if (!group)
@@ -43,10 +59,12 @@ void rollout_group_free(RolloutGroup *group)
         g_free(r->mu);
         g_free(r->anchor);
         g_free(r->ref);
+        g_free(r->experts);
         g_free(r->credit);
     }
     g_free(group->rollouts);
     g_free(group->prompt);
+    g_free(group->experts);
     g_free(group);
 }
 

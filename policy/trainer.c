@@ -224,7 +224,10 @@ static void batch_forward(Trainer *t, const Model *m, double temperature, Traine
 {
     gint64 since = g_get_monotonic_time();
 
+    if (m != t->model)
+        t->packer->batch.given = NULL; /* another model has a routing of its own */
     forward(m, t->acts, &t->packer->batch);
+    stats->rerouted += t->acts->rerouted;
     stats->forward_s += lap(&since);
     head_forward(t, m, temperature);
     stats->head_s += lap(&since);

@@ -32,6 +32,7 @@ typedef struct TrainerStats {
     LossStats loss;
     double grad_norm;      /* before clipping */
     double router_peak;    /* largest load of an expert, 1: all the same */
+    guint64 rerouted;      /* rows of layers that had given experts, and other ones of their own */
     guint64 rows, batches; /* worked on */
     double forward_s, head_s, backward_s, step_s;
     gboolean stepped;

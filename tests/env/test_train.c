@@ -8,6 +8,7 @@
 #include "env/train_dialect.h"
 #include "env/train_kind.h"
 #include "env/train_log.h"
+#include "env/train_window.h"
 #include "policy/token_train.h"
 
 #include "base/tree.h"
@@ -413,6 +414,77 @@ static void test_events(void)
     tree_remove(AT_FDCWD, dir, NULL);
 }
 
+/* ---- windows ---- */
+
+/* Batches until the next window, of perplexity exp(nll0 + i * slope) and this length; 0: never. */
+static guint batches_until(const TrainConfig *config, double slope, double p99)
+{
+    TrainWindow window;
+    guint n = 0;
+
+    window_init(&window);
+    for (guint i = 1; i <= 50 && n == 0; i++) {
+        WindowSeen seen = {.window = 0, .nll = 1 + i * slope, .p99 = p99}, other = {.window = 1};
+
+        g_assert_false(window_add(&window, config, &other)); /* of another window: not counted */
+        n = window_add(&window, config, &seen) ? i : 0;
+    }
+    g_assert_cmpuint(window.at, ==, n > 0);
+    window_clear(&window);
+    return n;
+}
+
+static void test_windows(void)
+{
+    static const char *const settings[] = {"rollout.windows=16, 24,32", "rollout.window_span=3",
+                                           NULL};
+    static const char *const bad[] = {
+        "16,16,32", "32,16",  "16,24", "0,32",
+        "x",        "16,,32", "-1,32", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,32"};
+    g_autoptr(GError) error = NULL;
+    g_autoptr(TrainConfig) config = train_config_load(NULL, settings, &error);
+
+    g_assert_no_error(error);
+    g_assert_cmpint(window_tokens(config, 0), ==, 16);
+    g_assert_cmpint(window_tokens(config, 1), ==, 24);
+    g_assert_cmpint(window_tokens(config, 7), ==, 32);
+    g_assert_cmpuint(batches_until(config, 0, 15), ==, 6);
+    g_assert_cmpuint(batches_until(config, 0, 14), ==, 0);     /* short */
+    g_assert_cmpuint(batches_until(config, -0.02, 16), ==, 0); /* still falling */
+    for (guint i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_autofree char *text = g_strconcat("rollout.windows=", bad[i], NULL);
+        const char *const wrong[] = {text, NULL};
+        g_autoptr(TrainConfig) none = train_config_load(NULL, wrong, &error);
+
+        g_assert_null(none);
+        g_assert_nonnull(error);
+        g_clear_error(&error);
+    }
+}
+
+static void test_window_state(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_t) json = NULL;
+    g_autoptr(json_t) damaged = json_pack("{s:i, s:[[i, f]]}", "at", 1, "seen", 0, 0.5);
+    WindowSeen seen = {.window = 2, .nll = 1.0 / 3, .p99 = 17};
+    TrainWindow window, again;
+
+    window_init(&window);
+    window_init(&again);
+    window.at = 2;
+    g_array_append_val(window.seen, seen);
+    json = window_json(&window);
+    g_assert_true(window_read(&again, json, &error));
+    g_assert_cmpuint(again.at, ==, 2);
+    g_assert_cmpuint(again.seen->len, ==, 1);
+    g_assert_true(g_array_index(again.seen, WindowSeen, 0).nll == seen.nll);
+    g_assert_true(g_array_index(again.seen, WindowSeen, 0).p99 == seen.p99);
+    g_assert_false(window_read(&again, damaged, &error));
+    window_clear(&window);
+    window_clear(&again);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -428,5 +500,7 @@ int main(int argc, char **argv)
     g_test_add_func("/config/files", test_config_file);
     g_test_add_func("/log/lines_after_the_checkpoint_go", test_log);
     g_test_add_func("/log/event_files", test_events);
+    g_test_add_func("/windows/both_conditions_move_on_and_neither_alone", test_windows);
+    g_test_add_func("/windows/state_is_read_back_bit_for_bit", test_window_state);
     return g_test_run();
 }

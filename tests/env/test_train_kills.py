@@ -28,6 +28,7 @@ ENV = os.environ | {"ASSAY_LIBEXEC": LIBEXEC, "OMP_WAIT_POLICY": "passive", "OMP
 SANITIZED = "ASAN_OPTIONS" in os.environ
 DEADLINE_S = 900
 GROUPS, SAMPLES = 6, 6
+BEFORE = cgroups()
 CONF = f"""
 [run]
 updates = {10 * KILLS}
@@ -91,7 +92,6 @@ class Run:
             boxes = [pid for pid in children_of(self.trainer.pid, 3) if is_box(pid)]
             if not boxes:
                 return None
-            self.owners.update(boxes)
             try:
                 os.kill(CHANCE.choice(boxes), signal.SIGKILL)
             except ProcessLookupError:
@@ -164,7 +164,7 @@ def check(top, calm, with_server):
         assert run.weights() == calm.weights()
         again = subprocess.run(run.words, env=ENV, capture_output=True, timeout=60, check=False)
         assert again.returncode == 0 and run.weights() == calm.weights(), again.stderr  # it was through
-        left = [path for path in cgroups() if int(os.path.basename(path).split("-")[2]) in run.owners]
+        left = [path for path in cgroups() - BEFORE if int(os.path.basename(path).split("-")[2]) in run.owners]
         assert not left, left
     finally:
         run.stop()

@@ -293,7 +293,7 @@ def check_canaries(lab):
     assert any(rollout["reward"] == 1 for line in kept.splitlines() for rollout in json.loads(line)["rollouts"])
     done = lab.run("r", f"tasks.train={canaries}")
     assert done.returncode != 0 and "belongs in tasks.canaries" in done.stderr, done.stderr
-    done = lab.run("q", f"tasks.canaries={lab.top}/train")
+    done = lab.run("no_canary", f"tasks.canaries={lab.top}/train")
     assert done.returncode != 0 and "it is no canary" in done.stderr, done.stderr
     shutil.rmtree(lab.top / "r", ignore_errors=True)
 
@@ -345,6 +345,54 @@ def check_failed(lab):
     assert row["grad_norm"] > 0 and row["logp_diff_max"] < 5, row
 
 
+def check_windows(lab):
+    """windows_grow_at_the_same_update_after_a_kill"""
+    settings = ["rollout.windows=6,12,32", "rollout.window_span=2", "rollout.window_flat=0.5",
+                "rollout.window_near=0.9", "run.updates=12", "warmup.updates=5", "run.checkpoint_every=1"]
+    done = lab.run("w", *settings)
+    assert done.returncode == 0 and "turns of up to 12 tokens" in done.stderr, done.stderr
+    run = subprocess.Popen(lab.command("x", *settings), env=ENV, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (lab.top / "x" / "checkpoints" / "000007").exists():
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    assert lab.run("x", *settings).returncode == 0
+    assert lab.weights("w") == lab.weights("x")
+    tokens = [[row["window/tokens"] for row in lab.rows(name) if row["phase"] == "rl"] for name in "wx"]
+    assert tokens[0] == tokens[1] == sorted(tokens[0]) and tokens[0][:5] == [6, 6, 6, 6, 12], tokens
+    longest = [row["window/length_p99"] for row in lab.rows("w") if row["phase"] == "rl"]
+    assert all(n <= most for n, most in zip(longest, tokens[0])), longest
+
+
+def check_replay(lab):
+    """recorded_experts_change_nothing_until_the_router_does"""
+    settings = ["model.experts=4", "model.topk=2", "run.updates=4", "run.checkpoint_every=1"]
+    for name, more in (("p", []), ("q", ["optim.routing_replay=true"])):
+        done = lab.run(name, *settings, "optim.minibatches=1", *more)
+        assert done.returncode == 0, done.stderr
+    assert lab.weights("p")[1] == lab.weights("q")[1]
+    assert all(row["router/rerouted_frac"] == 0 for row in lab.rows("q") if row["phase"] == "rl")
+    path = max((lab.top / "q" / "rollouts").iterdir())
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for experts, why in (("////", "no group of rollouts"), ("/" * 16, "not of this model"), ("A" * 16, "not of this"),
+                         (None, "no group of rollouts")):
+        rows[0]["rollouts"][0]["experts"] = experts  # layers * K = 4 of each token: bytes 255, 0, too few
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = assay("train", "explain", str(lab.top / "q"), "--group", "0")
+        assert done.returncode != 0 and why in done.stderr, (experts, done.stderr)
+    settings += ["optim.routing_replay=true", "optim.minibatches=3", "run.behind=1", "optim.lr=0.01"]
+    done = lab.run("t", *settings)
+    assert done.returncode == 0, done.stderr
+    assert any(row["router/rerouted_frac"] > 0 for row in lab.rows("t") if row["phase"] == "rl")
+    run = subprocess.Popen(lab.command("u", *settings), env=ENV, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (lab.top / "u" / "checkpoints" / "000122").exists():
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    done = lab.run("u", *settings)
+    assert done.returncode == 0 and lab.weights("t") == lab.weights("u"), done.stderr
+
+
 def check_refusals(lab):
     """wrong_settings_are_refused_before_anything_is_made"""
     for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
@@ -362,15 +410,21 @@ def check_refusals(lab):
         assert done.returncode != 0 and why in done.stderr, (settings, done.stderr)
     done = lab.run("a", "run.seed=1", "loss.name=grpo")
     assert done.returncode != 0 and "was begun with loss.name = cispo" in done.stderr, done.stderr
+    kept = lab.top / "a" / "config.conf"  # of a version that had no windows yet
+    kept.write_text("".join(line for line in kept.read_text().splitlines(True) if "window" not in line))
+    done = lab.run("a", "run.seed=1", "rollout.windows=8,32")
+    assert done.returncode != 0 and "was begun with rollout.windows = ," in done.stderr, done.stderr
+    done = lab.run("a", "run.seed=1")
+    assert done.returncode == 0, done.stderr
     (lab.top / "text").write_text('{"not": "a task"}\n')
     done = lab.run("r", f"tasks.train={lab.top}/text")
     assert done.returncode != 0 and "line 1" in done.stderr, done.stderr
 
 
-PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings)
+PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows, check_replay)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
           check_tools, check_kinds, check_canaries,
-          check_plan, check_failed, check_refusals]
+          check_plan, check_failed, check_windows, check_replay, check_refusals]
 
 
 def main():

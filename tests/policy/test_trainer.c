@@ -2,6 +2,7 @@
  * The training half: the golden loss through it, prompts shared or not, cuts into batches that
  * change no bit, the engine's own log-probabilities, and what stops an update.
  */
+#include "base/error.h"
 #include "policy/engine.h"
 #include "policy/trainer.h"
 #include "tests/policy/model_lab.h"
@@ -231,7 +232,20 @@ static double loss_at(Trainer *trainer, RolloutGroup *group, const double *direc
     return stats.loss.loss;
 }
 
-static void test_differences(void)
+/* Experts for every row, whatever the routers would say. */
+static void random_routes(RolloutGroup *group, const ModelConfig *c)
+{
+    guint k = c->experts_per_token, first = 3;
+
+    rollout_group_routes(group, c->layers * k);
+    for (guint i = 0; i < (guint)group->prompt_n * group->width; i++)
+        group->experts[i] = (guint16)((first += 2 - i % k) % c->experts);
+    for (guint r = 0; r < group->n; r++)
+        for (guint i = 0; i < (guint)group->rollouts[r].n * group->width; i++)
+            group->rollouts[r].experts[i] = (guint16)((first += 2 - i % k) % c->experts);
+}
+
+static void check_differences(gboolean routed)
 {
     ModelConfig config = config_with_chunk(4);
     g_autoptr(GRand) rand = g_rand_new_with_seed(1);
@@ -244,6 +258,8 @@ static void test_differences(void)
     const double h = 1e-6;
     Losses l = {.n = 0};
 
+    if (routed)
+        random_routes(group, &config);
     for (guint t = 0; t < tensors_count(&config); t++)
         for (gsize i = 0; i < tensors_info(&config, t).count; i++)
             direction[trainer->grads->offset[t] + i] = g_rand_double_range(rand, -1, 1);
@@ -256,6 +272,12 @@ static void test_differences(void)
     frozen = (frozen - l.frozen) / (2 * h);
     NEAR(frozen / slope, 1, 1e-7);
     g_assert_cmpfloat(fabs(live / slope - 1), >, 0.05); /* coefficients carry no gradient */
+}
+
+static void test_differences(void)
+{
+    check_differences(FALSE);
+    check_differences(TRUE);
 }
 
 /* ---- bits ---- */
@@ -382,6 +404,147 @@ static void test_engine_and_trainer_agree(void)
     check_engine(WEIGHT_BF16);
 }
 
+/* ---- routing replay ---- */
+
+typedef struct {
+    RolloutGroup *group;
+    Said said[4];
+    guint16 *prompt, *routes[4];
+} Routed;
+
+static gboolean on_routed_token(const EngineToken *token, gpointer user)
+{
+    return on_token(token, ((Routed *)user)->said);
+}
+
+static void on_route(guint sample, gint64 position, const guint16 *experts, gpointer user)
+{
+    Routed *r = user;
+    gint64 prompt_n = r->group->prompt_n, width = r->group->width;
+    guint16 *to = position < prompt_n ? r->prompt + position * width
+                                      : r->routes[sample] + (position - prompt_n) * width;
+
+    g_assert_cmpint(position, <, prompt_n + 40);
+    memcpy(to, experts, (gsize)width * sizeof *experts);
+}
+
+/* Four rollouts that the engine sampled, with the experts it chose; and the same without them. */
+static RolloutGroup *sampled_group(Model *model, RolloutGroup **ret_plain)
+{
+    const EngineLimits limits = {
+        .context_max = 256, .cache_bytes = 32 << 20, .rows_max = 32, .sequences_max = 64};
+    guint width = model->config.layers * model->config.experts_per_token;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Engine) engine = engine_new(model, &limits, &error);
+    RolloutGroup *group = random_group(2, 21, 4);
+    Routed routed = {.group = group};
+    EngineRequest request = {.prompt = group->prompt,
+                             .prompt_len = group->prompt_n,
+                             .n = 4,
+                             .tokens_max = 40,
+                             .params = {.temperature = 1, .seed = 8},
+                             .on_token = on_routed_token,
+                             .on_route = on_route,
+                             .user = &routed};
+
+    group->width = width;
+    routed.prompt = g_new(guint16, 21 * width);
+    for (guint i = 0; i < 4; i++)
+        routed.routes[i] = g_new(guint16, 40 * width);
+    g_assert_cmpuint(engine_submit(engine, &request, &error), >, 0);
+    while (engine_step(engine) > 0)
+        continue;
+    *ret_plain = rollout_group_new(group->prompt, group->prompt_n, 4);
+    rollout_group_free(group);
+    group = rollout_group_new((*ret_plain)->prompt, (*ret_plain)->prompt_n, 4);
+    for (guint i = 0; i < 8; i++) {
+        Rollout *r = &(i < 4 ? group : *ret_plain)->rollouts[i % 4];
+
+        rollout_fill(r, routed.said[i % 4].ids, NULL, routed.said[i % 4].mu, 40);
+        r->scale = 0.01;
+        r->advantage = i % 2 ? 1 : -1;
+    }
+    rollout_group_routes(group, width);
+    memcpy(group->experts, routed.prompt, 21 * width * sizeof(guint16));
+    for (guint i = 0; i < 4; i++) /* the last token is never read */
+        memcpy(group->rollouts[i].experts, routed.routes[i], 39 * width * sizeof(guint16));
+    for (guint i = 0; i < 4; i++)
+        g_free(routed.routes[i]);
+    g_free(routed.prompt);
+    return group;
+}
+
+/* The experts that the last forward took are those that were recorded. */
+static void check_taken(const Trainer *t)
+{
+    const ModelConfig *c = &t->model->config;
+    gsize k = c->experts_per_token;
+
+    for (int row = 0; row < t->packer->batch.rows; row++)
+        for (guint l = 0; l < c->layers; l++)
+            for (gsize i = 0; i < k; i++)
+                g_assert_cmpint(t->acts->layers[l].choice[(gsize)row * k + i], ==,
+                                t->packer->given[((gsize)row * c->layers + l) * k + i]);
+}
+
+static void test_replay(void)
+{
+    ModelConfig config = config_with_chunk(8);
+    g_autoptr(Model) model = lab_random_model(ops_cpu(), &config, WEIGHT_REAL, 4);
+    g_autoptr(Model) other = lab_random_model(ops_cpu(), &config, WEIGHT_REAL, 5);
+    g_autoptr(RolloutGroup) plain = NULL, routed = sampled_group(model, &plain);
+    g_autoptr(Trainer) trainer = trainer_for(model, 400);
+    g_autoptr(Params) without = NULL, with = NULL, again = NULL;
+    g_autofree float *router = g_new(float, (gsize)config.experts *config.hidden);
+    TrainerLoss loss = loss_of("cispo", (LossOptions){0});
+    TrainerStats stats;
+    guint64 batches;
+
+    without = bits_of(model, 400, ACTS_KEEP_ALL, &plain, 1, &batches);
+    with = bits_of(model, 400, ACTS_KEEP_ALL, &routed, 1, &batches);
+    g_assert_true(memcmp(without->data, with->data, params_bytes(with)) == 0);
+    for (guint i = 0; i < tensors_count(&config); i++) { /* routers that would choose others */
+        TensorInfo info = tensors_info(&config, i);
+
+        if (info.class != CLASS_ROUTER)
+            continue;
+        model_get(other, &info, router);
+        model_set(model, &info, router);
+    }
+    stats = gradients(trainer, &routed, 1, &loss);
+    g_assert_cmpuint(stats.rerouted, >, 20);
+    g_assert_cmpfloat(stats.loss.mismatch_max, >, 0); /* weights of the experts are of now */
+    check_taken(trainer);
+    params_free(g_steal_pointer(&with));
+    with = bits_of(model, 400, ACTS_KEEP_ALL, &routed, 1, &batches);
+    again = bits_of(model, 400, ACTS_KEEP_INPUTS, &routed, 1, &batches);
+    g_assert_true(memcmp(with->data, again->data, params_bytes(with)) == 0);
+    params_zero(trainer->grads);
+    g_assert_cmpuint(gradients(trainer, &plain, 1, &loss).rerouted, ==, 0);
+}
+
+static void test_replay_of_others(void)
+{
+    ModelConfig config = config_with_chunk(8);
+    g_autoptr(Model) model = lab_random_model(ops_cpu(), &config, WEIGHT_REAL, 4);
+    g_autoptr(RolloutGroup) group = random_group(2, 21, 4);
+    g_autoptr(Trainer) trainer = trainer_for(model, 400);
+    TrainerLoss loss = loss_of("cispo", (LossOptions){0});
+
+    random_routes(group, &config);
+    for (guint i = 0; i < 3; i++) {
+        g_autoptr(GError) error = NULL;
+        TrainerStats stats = {0};
+        guint16 *experts = group->rollouts[3].experts, was = experts[1];
+
+        experts[1] = i == 0 ? (guint16)config.experts : i == 1 ? experts[0] : was;
+        group->width += i == 2;
+        g_assert_false(trainer_gradients(trainer, &group, 1, &loss, NULL, NULL, &stats, &error));
+        g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_INPUT);
+        experts[1] = was;
+    }
+}
+
 /* ---- what is read and what is trained ---- */
 
 static void test_observations(void)
@@ -486,6 +649,8 @@ int main(int argc, char **argv)
     g_test_add_func("/trainer/cuts_into_batches_change_no_bit", test_cuts_change_no_bit);
     g_test_add_func("/trainer/activations_made_again_change_no_bit", test_recompute);
     g_test_add_func("/trainer/log_probabilities_are_the_engines", test_engine_and_trainer_agree);
+    g_test_add_func("/trainer/recorded_experts_are_taken_again", test_replay);
+    g_test_add_func("/trainer/experts_of_another_model_are_refused", test_replay_of_others);
     g_test_add_func("/trainer/observations_are_read_and_not_trained", test_observations);
     g_test_add_func("/trainer/without_tokens_no_step", test_nothing_to_train);
     g_test_add_func("/trainer/what_is_not_finite_changes_nothing", test_not_finite);
