@@ -293,7 +293,7 @@ def check_canaries(lab):
     assert any(rollout["reward"] == 1 for line in kept.splitlines() for rollout in json.loads(line)["rollouts"])
     done = lab.run("r", f"tasks.train={canaries}")
     assert done.returncode != 0 and "belongs in tasks.canaries" in done.stderr, done.stderr
-    done = lab.run("q", f"tasks.canaries={lab.top}/train")
+    done = lab.run("no_canary", f"tasks.canaries={lab.top}/train")
     assert done.returncode != 0 and "it is no canary" in done.stderr, done.stderr
     shutil.rmtree(lab.top / "r", ignore_errors=True)
 
