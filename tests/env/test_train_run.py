@@ -230,22 +230,22 @@ def check_tools(lab):
     words = ["rollout.dialect=tools", "rollout.turns=3", "rollout.tokens=48", "model.vocab=1000", "tasks.shown=true",
              "rollout.groups=2", "rollout.samples=3", "warmup.updates=6", "warmup.tokens=1024", "run.updates=3",
              "eval.tasks=2", "rollout.overlong_from=2", "rollout.overlong_penalty=0.5", "run.checkpoint_every=1"]
-    done = lab.run("t", *words)
+    done = lab.run("tools", *words)
     assert done.returncode == 0, done.stderr
-    rl = [row for row in lab.rows("t") if row["phase"] == "rl"]
+    rl = [row for row in lab.rows("tools") if row["phase"] == "rl"]
     assert len(rl) == 3 and all(row["policy/logp_diff_max"] == 0 for row in rl)
     assert any(row["optim/grad_norm"] > 0 for row in rl)
     for row in rl:
         ends = {name: value for name, value in row.items() if name.startswith("ending/")}
         assert abs(sum(ends.values()) - 1) < 1e-9, ends
         assert ends["ending/infrastructure"] == 0
-    groups = [json.loads(line) for line in (lab.top / "t/rollouts/000001.jsonl").read_text().splitlines()]
+    groups = [json.loads(line) for line in (lab.top / "tools/rollouts/000001.jsonl").read_text().splitlines()]
     turns = groups[0]["rollouts"][0]["turns"]
     assert [turn["by"] for turn in turns[:2]] in (["policy", "env"], ["policy"]), turns
     if SANITIZED:
         return
-    run_killed(lab, "u", *words[:-1])
-    assert lab.weights("t") == lab.weights("u")
+    run_killed(lab, "killed", *words[:-1])
+    assert lab.weights("tools") == lab.weights("killed")
 
 
 def check_kinds(lab):
@@ -259,7 +259,7 @@ def check_kinds(lab):
         mixed += done.stdout
     (lab.top / "mixed").write_text(mixed)
     assert all(kind in assay("train", "kinds").stdout for kind in kinds)
-    for name, dialect in ("m", "compact"), ("o", "tools"):
+    for name, dialect in ("words", "compact"), ("chat", "tools"):
         assert dialect in assay("train", "dialects").stdout
         done = lab.run(name, f"rollout.dialect={dialect}", f"tasks.train={lab.top}/mixed", "warmup.updates=4",
                        "run.updates=2", "rollout.groups=40", "rollout.samples=2", "eval.sets=")
@@ -280,11 +280,11 @@ def check_canaries(lab):
     done = assay("task", "generate", "repair", "--canary", "--seed", "3", "--count", "8", "--families",
                  "max_of_two,clamp", "--out", str(canaries))
     assert done.returncode == 0, done.stderr
-    done = lab.run("n", "run.seed=1", f"tasks.canaries={canaries}", "tasks.canary_groups=2")
+    done = lab.run("canaries_too", "run.seed=1", f"tasks.canaries={canaries}", "tasks.canary_groups=2")
     assert done.returncode == 0 and "ALARM" not in done.stderr, done.stderr
-    assert [row["canary/reward"] for row in lab.rows("n") if row["phase"] == "rl"] == [0] * 12
+    assert [row["canary/reward"] for row in lab.rows("canaries_too") if row["phase"] == "rl"] == [0] * 12
     if not SANITIZED:
-        assert lab.weights("n") == lab.weights("a"), "canaries have changed what was learnt"
+        assert lab.weights("canaries_too") == lab.weights("a"), "canaries have changed what was learnt"
     fakes = [json.loads(line) | {"canary": True} for line in (lab.top / "train").read_text().splitlines()]
     (lab.top / "fakes").write_text("".join(json.dumps(row) + "\n" for row in fakes))
     done = lab.run("fake", "run.seed=1", f"tasks.canaries={lab.top}/fakes", "tasks.canary_groups=2", "run.updates=3")
