@@ -193,6 +193,8 @@ int cli_train_plan(Cli *cli);
 int cli_train_retry(Cli *cli);
 int cli_train_keys(Cli *cli);
 int cli_train_losses(Cli *cli);
+int cli_train_dialects(Cli *cli);
+int cli_train_kinds(Cli *cli);
 int cli_task_new(Cli *cli);
 int cli_task_generate(Cli *cli);
 int cli_demo(Cli *cli);

@@ -12,6 +12,8 @@
 #include "base/fd.h"
 #include "env/verdict.h"
 #include "tasks/repair.h"
+#include "tasks/repair_kind.h"
+#include "tasks/text.h"
 
 #include <string.h>
 
@@ -37,6 +39,93 @@ typedef struct Check {
     Generated *made;
     gboolean is_fixed;
 } Check;
+
+/* Where rows come from. */
+typedef struct Rows {
+    json_t *(*next)(gpointer of, GError **error);
+    gpointer of;
+    void (*free)(gpointer of);
+    guint n_bugs; /* 0: it is not about bugs */
+} Rows;
+
+static void rows_clear(Rows *rows)
+{
+    if (rows->of != NULL)
+        rows->free(rows->of);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Rows, rows_clear)
+
+static json_t *next_repair(gpointer of, GError **error)
+{
+    return repair_source_next(of, error);
+}
+
+static void free_repair(gpointer of)
+{
+    repair_source_free(of);
+}
+
+static gboolean open_repair(Cli *cli, const RepairOptions *given, Rows *rows, GError **error)
+{
+    RepairOptions options = *given;
+    const char *words = cli_option(cli, "families");
+    g_auto(GStrv) families = words != NULL ? g_strsplit(words, ",", -1) : NULL;
+    options.families = (const char *const *)families;
+    options.kind = repair_has_kind(cli_arg(cli, 0)) ? cli_arg(cli, 0) : NULL;
+    RepairSource *source = repair_source_new(&options, error);
+    *rows =
+        (Rows){next_repair, source, free_repair, source != NULL ? repair_source_bugs(source) : 0};
+    return source != NULL;
+}
+
+static json_t *next_text(gpointer of, GError **error)
+{
+    return text_source_next(of, error);
+}
+
+static void free_text(gpointer of)
+{
+    text_source_free(of);
+}
+
+static gboolean open_text(Cli *cli, const RepairOptions *options, Rows *rows, GError **error)
+{
+    static const TextSplit splits[REPAIR_SPLITS] = {[REPAIR_TRAIN] = TEXT_TRAIN,
+                                                    [REPAIR_TUNE] = TEXT_TUNE,
+                                                    [REPAIR_TUNE_FUNCTIONS] = TEXT_TUNE,
+                                                    [REPAIR_HELDOUT_BUGS] = TEXT_HELDOUT,
+                                                    [REPAIR_HELDOUT_FUNCTIONS] = TEXT_HELDOUT};
+    *rows = (Rows){next_text,
+                   text_source_new(cli_arg(cli, 0), options->seed, splits[options->split], error),
+                   free_text, 0};
+    return rows->of != NULL;
+}
+
+/* What makes rows of each kind; those of repair can be canaries, be verified, and so on. */
+static const struct {
+    const char *kind;
+    gboolean (*open)(Cli *cli, const RepairOptions *options, Rows *rows, GError **error);
+    gboolean is_repair;
+} generators[] = {
+    {"repair", open_repair, TRUE}, {"diff", open_repair, TRUE}, {"locate", open_repair, TRUE},
+    {"test", open_repair, TRUE},   {"math", open_text, FALSE},  {"logic", open_text, FALSE},
+};
+
+static int generator_find(const char *kind)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(generators); i++)
+        if (g_str_equal(generators[i].kind, kind))
+            return (int)i;
+    return -1;
+}
+
+static int generator_unknown(Cli *cli)
+{
+    g_autoptr(GString) all = g_string_new(NULL);
+    for (guint i = 0; i < G_N_ELEMENTS(generators); i++)
+        g_string_append_printf(all, "%s%s", i > 0 ? ", " : "", generators[i].kind);
+    return cli_usage(cli, "there is no generator %s; there are: %s", cli_arg(cli, 0), all->str);
+}
 
 static void generated_free(gpointer data)
 {
@@ -111,14 +200,14 @@ static void leave_out_bad(Cli *cli, GPtrArray *rows)
 }
 
 /* Draws rows until there are `count` good ones. */
-static gboolean make_rows(Cli *cli, RepairSource *source, Verify *verify, guint count,
+static gboolean make_rows(Cli *cli, const Rows *source, Verify *verify, guint count,
                           GPtrArray *rows, GError **error)
 {
     while (rows->len < count) {
         while (rows->len < count) {
             Generated *made = g_new0(Generated, 1);
             g_ptr_array_add(rows, made);
-            made->row = repair_source_next(source, error);
+            made->row = source->next(source->of, error);
             if (made->row == NULL || (verify->runner != NULL && !verify_row(verify, made, error)))
                 return FALSE;
         }
@@ -165,26 +254,44 @@ static gboolean options_read(Cli *cli, RepairOptions *options, guint *ret_count)
     return TRUE;
 }
 
+/* FALSE: they do not go together; said already. */
+static gboolean options_agree(Cli *cli, gboolean is_repair, const RepairOptions *options)
+{
+    static const char *const only_repair[] = {"verify", "canary", "imitation", "families"};
+    for (guint i = 0; !is_repair && i < G_N_ELEMENTS(only_repair); i++)
+        if (cli_has(cli, only_repair[i]) || cli_option(cli, only_repair[i]) != NULL) {
+            cli_usage(cli, "--%s is for tasks about repairs", only_repair[i]);
+            return FALSE;
+        }
+    if (options->is_canary && !g_str_equal(cli_arg(cli, 0), "repair")) {
+        cli_usage(cli, "--canary is for repair");
+        return FALSE;
+    }
+    if (!(options->for_imitation || options->is_canary) || !cli_has(cli, "verify"))
+        return TRUE;
+    cli_usage(cli, "%s: there is nothing to --verify",
+              options->is_canary ? "a --canary passes no tests"
+                                 : "--imitation takes bugs that tests do not notice");
+    return FALSE;
+}
+
 int cli_task_generate(Cli *cli)
 {
     GError *error = NULL;
     RepairOptions options = {0};
+    int kind = generator_find(cli_arg(cli, 0));
     guint count;
-    g_auto(GStrv) families = NULL;
-    if (!g_str_equal(cli_arg(cli, 0), "repair"))
-        return cli_usage(cli, "there is no generator %s; there is: repair", cli_arg(cli, 0));
+    if (kind < 0)
+        return generator_unknown(cli);
     if (!options_read(cli, &options, &count))
         return CLI_USAGE;
-    if (cli_option(cli, "families") != NULL)
-        families = g_strsplit(cli_option(cli, "families"), ",", -1);
-    options.families = (const char *const *)families;
     options.for_imitation = cli_has(cli, "imitation");
-    if (options.for_imitation && cli_has(cli, "verify"))
-        return cli_usage(cli,
-                         "--imitation takes bugs that tests do not notice: nothing to --verify");
-    g_autoptr(RepairSource) source = repair_source_new(&options, &error);
+    options.is_canary = cli_has(cli, "canary");
+    if (!options_agree(cli, generators[kind].is_repair, &options))
+        return CLI_USAGE;
+    g_auto(Rows) source = {0};
     g_autoptr(VerdictRunner) runner = NULL;
-    if (source != NULL && cli_has(cli, "verify")) {
+    if (generators[kind].open(cli, &options, &source, &error) && cli_has(cli, "verify")) {
         const VerdictOptions how = {.slot_first = SLOT_VERIFY,
                                     .allow_degraded =
                                         config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
@@ -192,10 +299,13 @@ int cli_task_generate(Cli *cli)
     }
     g_autoptr(GPtrArray) rows = g_ptr_array_new_with_free_func(generated_free);
     Verify verify = {.runner = runner};
-    if (error != NULL || !make_rows(cli, source, &verify, count, rows, &error) ||
+    if (error != NULL || !make_rows(cli, &source, &verify, count, rows, &error) ||
         !write_rows(rows, cli_option(cli, "out"), &error))
         return cli_error(cli, error, NULL);
-    cli_say(cli, "%u tasks of %u bugs%s", rows->len, repair_source_bugs(source),
-            runner != NULL ? ", each failed and fixed in a box" : "");
+    if (source.n_bugs > 0)
+        cli_say(cli, "%u tasks of %u bugs%s", rows->len, source.n_bugs,
+                runner != NULL ? ", each failed and fixed in a box" : "");
+    else
+        cli_say(cli, "%u tasks", rows->len);
     return CLI_OK;
 }

@@ -65,6 +65,7 @@ static const CliOption generate_options[] = {
     {"split", "S", "train (default), tune, tune-functions, heldout-bugs or heldout-functions"},
     {"families", "A,B", "only these functions, or: c, python"},
     {"out", "FILE", "write the rows there (else: standard output)"},
+    {"canary", NULL, "tasks that cannot be solved: rewards for them are an alarm"},
     {"imitation", NULL, "bugs that tests do not notice as well: for warm-up, not for rewards"},
     {"verify", NULL, "see each one fail, and pass when fixed, in boxes"}, {NULL, NULL, NULL}};
 static const CliOption results_options[] = {
@@ -193,7 +194,7 @@ const CliCommand cli_commands[] = {
     {"task validate", "TASK...",
      "check that gold resolves and empty does not", cli_task_validate, validate_options, 1, 1000},
     {"task new", "DIR", "write a task directory to fill in", cli_task_new, NULL, 1, 1},
-    {"task generate", "KIND", "make tasks from templates; KIND is repair",
+    {"task generate", "KIND", "make tasks from templates; assay train kinds lists kinds",
      cli_task_generate, generate_options, 1, 1},
     {"grade", "TASK [PATCH|-]", "grade one patch", cli_grade, grade_options, 1, 2},
     {"sweep run", "PREDICTIONS", "grade many predictions", cli_sweep_run, sweep_run_options, 1, 1},
@@ -267,6 +268,9 @@ const CliCommand cli_commands[] = {
     {"train retry", "DIR/failed/N", "an update that failed, made again from what was kept",
      cli_train_retry, NULL, 1, 1},
     {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},
+    {"train dialects", "", "how tasks are put to a policy", cli_train_dialects, NULL, 0, 0},
+    {"train kinds", "", "kinds of tasks: what is answered, what is rewarded", cli_train_kinds, NULL,
+     0, 0},
     {"train losses", "", "the losses, and what each makes of a ratio", cli_train_losses, NULL, 0, 0},
     {"policy tokenize", "[FILE|-]", "the token ids of a text or a chat", cli_policy_tokenize,
      tokenize_options, 0, 1},

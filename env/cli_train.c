@@ -7,6 +7,7 @@
 #include "env/cli.h"
 
 #include "env/train.h"
+#include "env/train_kind.h"
 #include "env/train_plan.h"
 
 #include "base/error.h"
@@ -19,6 +20,9 @@
 
 #define SLOT_FIRST   300u /* of the boxes, spread over pids: two runs rarely share one */
 #define SLOT_PAIRS   350u
+#define SLOT_TOOLS   1100u /* of the boxes of tools, likewise; at most 64 */
+#define SLOT_RUNS    55u
+#define SLOT_STRIDE  16u
 #define WARMUP_EVERY 50 /* steps from line to line */
 
 static Train *running;
@@ -79,7 +83,10 @@ int cli_train(Cli *cli)
     GError *error = NULL;
     g_autoptr(TrainConfig) config = config_wanted(cli, &error);
     g_autoptr(VerdictRunner) verdicts = config ? boxes_open(cli, &error) : NULL;
-    g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &error) : NULL;
+    const EpisodeHostOptions tools = {
+        .slot_first = SLOT_TOOLS + SLOT_STRIDE * ((guint)getpid() % SLOT_RUNS),
+        .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
+    g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &tools, &error) : NULL;
 
     if (!train)
         return cli_error(cli, error, "assay train keys");
@@ -176,6 +183,29 @@ int cli_train_losses(Cli *cli)
     for (guint i = 0; losses[i]; i++)
         cli_table_add(table, losses[i]->name, advantage_name(losses[i]->advantage),
                       norm_name(losses[i]->norm), losses[i]->summary, NULL);
+    cli_table_end(table);
+    return CLI_OK;
+}
+
+int cli_train_dialects(Cli *cli)
+{
+    static const char *const columns[] = {"dialect", "what", NULL};
+    CliTable *table = cli_table_new(cli, columns);
+
+    for (guint i = 0; train_dialects[i]; i++)
+        cli_table_add(table, train_dialects[i]->name, train_dialects[i]->summary, NULL);
+    cli_table_end(table);
+    return CLI_OK;
+}
+
+int cli_train_kinds(Cli *cli)
+{
+    static const char *const columns[] = {"kind", "answer", "reward", NULL};
+    CliTable *table = cli_table_new(cli, columns);
+
+    for (guint i = 0; train_kinds[i]; i++)
+        cli_table_add(table, train_kinds[i]->name, train_kinds[i]->answers,
+                      train_kinds[i]->rewarded, NULL);
     cli_table_end(table);
     return CLI_OK;
 }

@@ -194,12 +194,17 @@ static gboolean append_turn(const Tokenizer *tokenizer, const char *words, gbool
     return TRUE;
 }
 
+gboolean dialect_opening(const Tokenizer *tokenizer, const char *text, GArray *ids, GError **error)
+{
+    return append_turn(tokenizer, text, FALSE, ids, error);
+}
+
 gboolean dialect_prompt(const Tokenizer *tokenizer, const Source *source, GArray *ids,
                         GError **error)
 {
     g_autofree char *text = dialect_text(source);
 
-    return append_turn(tokenizer, text, FALSE, ids, error);
+    return dialect_opening(tokenizer, text, ids, error);
 }
 
 gboolean dialect_answer(const Tokenizer *tokenizer, const char *words, gboolean ended, GArray *ids,

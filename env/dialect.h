@@ -48,6 +48,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Source, source_free)
 char *dialect_text(const Source *source);
 gboolean dialect_prompt(const Tokenizer *tokenizer, const Source *source, GArray *ids,
                         GError **error);
+/* A turn of the environment, whatever it says, and the opening of the model's. */
+gboolean dialect_opening(const Tokenizer *tokenizer, const char *text, GArray *ids, GError **error);
 /* What the environment says after an action: <eos> where the model did not end its turn, then its
  * words, then the opening of the next turn. */
 gboolean dialect_answer(const Tokenizer *tokenizer, const char *words, gboolean ended, GArray *ids,

@@ -136,3 +136,10 @@ Episode *episode_replay(EpisodeHost *host, const Task *task, const char *record,
 
 /* The declarations in OpenAI's form, a new reference. */
 json_t *episode_tools(void);
+
+typedef enum EpisodeToolKind {
+    EPISODE_TOOL_NONE = 0, /* there is no such tool */
+    EPISODE_TOOL_QUICK,
+    EPISODE_TOOL_WAITS, /* takes a box, and as long as its command */
+} EpisodeToolKind;
+EpisodeToolKind episode_tool_kind(const char *name);

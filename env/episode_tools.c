@@ -17,7 +17,6 @@
 #define MATCHES_MAX    100u
 #define LINE_BYTES_MAX 200u
 #define LIST_MAX       200u
-#define COMMAND_S_MAX  600
 #define COMMAND_BYTES  (64u << 10)
 #define EDIT_CONTEXT   4u /* lines shown round an edit */
 
@@ -429,7 +428,7 @@ static gboolean tool_bash(Episode *episode, const json_t *arguments, GString *ou
     if (timeout != NULL && !json_is_null(timeout)) {
         if (!json_is_number(timeout) || json_number_value(timeout) < 1)
             return error_set(error, ASSAY_ERROR_INPUT, "timeout: expected seconds, 1 or more");
-        seconds = (gint64)MIN(json_number_value(timeout), COMMAND_S_MAX);
+        seconds = (gint64)MIN(json_number_value(timeout), (double)seconds);
     }
     if (!episode_enter_box(episode, error))
         return FALSE;
@@ -509,6 +508,14 @@ const EpisodeTool *episode_tool_find(const char *name)
                 return &tools[i];
     }
     return NULL;
+}
+
+EpisodeToolKind episode_tool_kind(const char *name)
+{
+    const EpisodeTool *tool = episode_tool_find(name);
+    return tool == NULL            ? EPISODE_TOOL_NONE
+           : tool->fn == tool_bash ? EPISODE_TOOL_WAITS
+                                   : EPISODE_TOOL_QUICK;
 }
 
 char *episode_tool_names(void)

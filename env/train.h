@@ -1,7 +1,7 @@
 /*
  * A training run: tasks, model, engine and trainer in one process, from warm-up to the last update.
  *
- *     g_autoptr(Train) train = train_open(config, verdicts, error);    new, or where it stopped
+ *     g_autoptr(Train) train = train_open(config, verdicts, &boxes, error);   or where it stopped
  *     train_run(train, error);
  *
  * Files of a run: docs/training.md.
@@ -24,7 +24,8 @@ typedef struct TrainBatch {
     GPtrArray *tasks;  /* TrainTask, of each group */
     GPtrArray *groups; /* RolloutGroup, with advantages */
     RolloutStats rolled;
-    AdvantageStats seen; /* of all that was rolled out, dropped groups included */
+    RolloutStats canaries; /* of those sampled beside it */
+    AdvantageStats seen;   /* of all that was rolled out, dropped groups included */
     VerdictStats verdicts;
     WindowSeen window; /* of all that was rolled out as well */
     double seconds;
@@ -34,9 +35,10 @@ typedef struct TrainBatch {
 typedef struct Train {
     const TrainConfig *config;
     char *dir;
-    GPtrArray *tasks; /* TrainTask: to learn from */
-    GPtrArray *demos; /* TrainTask: to imitate */
-    GArray *sets;     /* TrainSet: to be measured on */
+    GPtrArray *tasks;    /* TrainTask: to learn from */
+    GPtrArray *demos;    /* TrainTask: to imitate */
+    GPtrArray *canaries; /* TrainTask: that nobody can solve; NULL: none */
+    GArray *sets;        /* TrainSet: to be measured on */
     Tokenizer *tokenizer;
     Model *model;
     Trainer *trainer;
@@ -51,8 +53,10 @@ typedef struct Train {
     gint stop; /* set by a signal: end after this update */
 } Train;
 
-/* Opens the run of `config->run_dir`: what it holds is gone on with. */
-Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **error);
+/* Opens the run of `config->run_dir`: what it holds is gone on with. `boxes`: for tools, as many as
+ * the configuration says, from that slot on. */
+Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
+                  const EpisodeHostOptions *boxes, GError **error);
 void train_free(Train *train);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Train, train_free)
 
@@ -95,9 +99,24 @@ json_t *train_batch_json(const TrainBatch *batch);
 TrainBatch *train_batch_read(Train *train, const json_t *json, GError **error);
 
 /* What is drawn is drawn from the run's seed, what for, and a number. */
-typedef enum TrainSeed { TRAIN_SEED_WARMUP = 1, TRAIN_SEED_TASKS, TRAIN_SEED_ROLLOUT } TrainSeed;
+typedef enum TrainSeed {
+    TRAIN_SEED_WARMUP = 1,
+    TRAIN_SEED_TASKS,
+    TRAIN_SEED_ROLLOUT,
+    TRAIN_SEED_CANARIES,
+} TrainSeed;
 guint64 train_seed(const Train *train, TrainSeed what, gint64 number);
 GRand *train_rand(const Train *train, TrainSeed what, gint64 number);
+
+/* How the run samples, but for the seed. */
+RolloutOptions train_rollout_options(const Train *train);
+
+/* --- train_canary.c */
+
+/* Episodes of tasks that nobody can solve, beside batch `number`. A reward is said aloud, and what
+ * earned it is kept in canaries/NNNNNN.jsonl. */
+gboolean train_canaries_sample(Train *train, TrainBatch *batch, gint64 number, GError **error);
+void train_canaries_log(Train *train, const RolloutStats *stats);
 
 /* --- train_eval.c */
 

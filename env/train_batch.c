@@ -9,6 +9,7 @@
  */
 #include "env/train.h"
 
+#include "env/train_kind.h"
 #include "env/train_record.h"
 
 #include "base/error.h"
@@ -77,29 +78,38 @@ static void keep_rates(TrainTask *const *tasks, const GPtrArray *groups)
     }
 }
 
+RolloutOptions train_rollout_options(const Train *t)
+{
+    const TrainConfig *c = t->config;
+    const ModelConfig *model = &t->model->config;
+
+    return (RolloutOptions){
+        .samples = (guint)c->rollout_samples,
+        .turns = (guint)c->rollout_turns,
+        .tokens_max = window_tokens(c, t->window.at),
+        .context_max = c->rollout_context,
+        .text_bytes_max = (guint)c->rollout_observation,
+        .command_s = (guint)c->rollout_command_s,
+        .repetition = c->rollout_repetition,
+        .mask_cut = !strcmp(c->rollout_cut, "mask"),
+        .overlong_from = c->rollout_overlong_from,
+        .overlong_penalty = c->rollout_overlong_penalty,
+        .temperature = c->rollout_temperature,
+        .routes = c->optim_routing_replay ? model->layers * model->experts_per_token : 0};
+}
+
 /* One round of tasks and their groups. */
 static gboolean sample_round(Train *t, TrainBatch *g, gint64 number, gint64 round, GError **error)
 {
     const TrainConfig *c = t->config;
     gint64 step = number * (c->rollout_refill + 1) + round;
-    RolloutOptions options = {.samples = (guint)c->rollout_samples,
-                              .turns = (guint)c->rollout_turns,
-                              .tokens_max = window_tokens(c, t->window.at),
-                              .repetition = c->rollout_repetition,
-                              .mask_cut = !strcmp(c->rollout_cut, "mask"),
-                              .overlong_from = c->rollout_overlong_from,
-                              .overlong_penalty = c->rollout_overlong_penalty,
-                              .temperature = c->rollout_temperature,
-                              .routes =
-                                  c->optim_routing_replay
-                                      ? t->model->config.layers * t->model->config.experts_per_token
-                                      : 0,
-                              .seed = train_seed(t, TRAIN_SEED_ROLLOUT, step)};
+    RolloutOptions options = train_rollout_options(t);
     guint n = (guint)c->rollout_groups;
     g_autofree TrainTask **tasks = draw_tasks(t, n, step);
-    g_autoptr(GPtrArray) groups = rollouts_make(&t->roller, tasks, n, &options, &g->rolled, error);
+    g_autoptr(GPtrArray) groups = NULL;
 
-    if (!groups)
+    options.seed = train_seed(t, TRAIN_SEED_ROLLOUT, step);
+    if (!(groups = rollouts_make(&t->roller, tasks, n, &options, &g->rolled, error)))
         return FALSE;
     keep_rates(tasks, groups);
     for (guint i = 0; i < n; i++)
@@ -168,7 +178,8 @@ TrainBatch *train_batch_sample(Train *t, gint64 number, GError **error)
     g_autoptr(TrainBatch) batch = g_new0(TrainBatch, 1);
 
     batch->version = t->model->version;
-    if (!sampler_ready(t->sampler, t->trainer, error) || !sample_rounds(t, batch, number, error))
+    if (!sampler_ready(t->sampler, t->trainer, error) || !sample_rounds(t, batch, number, error) ||
+        !train_canaries_sample(t, batch, number, error))
         return NULL;
     now = verdict_stats(t->roller.verdicts);
     batch->verdicts = verdicts_since(&before, &now);
@@ -196,6 +207,12 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "reward/max", a->reward_max);
     train_log_put(t->log, "reward/resolved", r->passed / episodes);
     train_log_put(t->log, "reward/resolved_first_turn", r->passed_first / episodes);
+    for (guint i = 0; train_kinds[i]; i++) {
+        g_autofree char *name = g_strconcat("reward/", train_kinds[i]->name, NULL);
+
+        if (r->kind_n[i] > 0)
+            train_log_put(t->log, name, r->kind_reward[i] / r->kind_n[i]);
+    }
     train_log_put(t->log, "signal/zero_std_groups", (double)a->skipped / MAX(a->groups, 1));
     train_log_put(t->log, "signal/solve_none", (double)a->solve_none / MAX(a->groups, 1));
     train_log_put(t->log, "signal/solve_all", (double)a->solve_all / MAX(a->groups, 1));
@@ -206,6 +223,14 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "length/repetition_frac", r->repeated / turns);
     train_log_put(t->log, "length/completion_mean", (double)r->tokens / episodes);
     train_log_put(t->log, "mask/infra_frac", r->unscorable / episodes);
+    train_log_put(t->log, "episode/retried", r->retried);
+    train_log_put(t->log, "episode/calls_mean", r->calls / episodes);
+    for (guint end = EPISODE_SUBMITTED; end < EPISODE_ENDS; end++) {
+        g_autofree char *name =
+            g_strconcat("ending/", episode_end_rule((EpisodeEnd)end)->name, NULL);
+
+        train_log_put(t->log, name, r->ends[end] / episodes);
+    }
     train_log_put(t->log, "mask/server_frac", r->lost / episodes);
     train_log_put(t->log, "time/rollout_s", r->sample_s);
     train_log_put(t->log, "time/grade_s", r->wait_s);
@@ -269,6 +294,7 @@ void train_batch_log(Train *t, const TrainBatch *batch)
     put_rollouts(t, &batch->rolled, &batch->seen);
     put_verdicts(t, batch);
     put_lengths(t, batch);
+    train_canaries_log(t, &batch->canaries);
     train_log_put(t->log, "window/tokens", (double)window_tokens(t->config, batch->window.window));
     train_log_put(t->log, "window/perplexity", exp(batch->window.nll));
     train_log_put(t->log, "window/length_p99", batch->window.p99);
@@ -286,24 +312,65 @@ static const struct {
     const char *name;
     gsize offset;
 } counters[] = {
-    COUNTER(episodes),     COUNTER(turns),      COUNTER(invalid),  COUNTER(cut),  COUNTER(passed),
-    COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated), COUNTER(lost),
+    COUNTER(episodes), COUNTER(turns),        COUNTER(invalid),    COUNTER(cut),
+    COUNTER(passed),   COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated),
+    COUNTER(retried),  COUNTER(calls),        COUNTER(lost),
 };
 
-json_t *train_batch_json(const TrainBatch *batch)
+static json_t *numbers_json(const guint *numbers, guint n)
 {
-    json_t *json =
-        json_pack("{s:I, s:o, s:I, s:o}", "version", (json_int_t)batch->version, "window",
-                  window_seen_json(&batch->window), "tokens", (json_int_t)batch->rolled.tokens,
-                  "groups", record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
+    json_t *list = json_array();
+
+    for (guint i = 0; i < n; i++)
+        json_array_append_new(list, json_integer(numbers[i]));
+    return list;
+}
+
+static void numbers_read(const json_t *list, guint *numbers, guint n)
+{
+    for (guint i = 0; i < n; i++)
+        numbers[i] = (guint)json_integer_value(json_array_get(list, i));
+}
+
+static json_t *stats_json(const RolloutStats *stats)
+{
+    json_t *rewards = json_array();
+    json_t *json = json_pack("{s:I, s:o, s:o, s:o}", "tokens", (json_int_t)stats->tokens, "ends",
+                             numbers_json(stats->ends, EPISODE_ENDS), "kind_n",
+                             numbers_json(stats->kind_n, TURN_KINDS_MAX), "kind_reward", rewards);
+
+    for (guint i = 0; i < TURN_KINDS_MAX; i++)
+        json_array_append_new(rewards, json_real(stats->kind_reward[i]));
 
     for (guint i = 0; i < G_N_ELEMENTS(counters); i++) {
-        const char *at = (const char *)&batch->rolled + counters[i].offset;
+        const char *at = (const char *)stats + counters[i].offset;
 
         json_object_set_new(json, counters[i].name,
                             json_integer(*(const guint *)(gconstpointer)at));
     }
     return json;
+}
+
+static void stats_read(const json_t *json, RolloutStats *stats)
+{
+    const json_t *rewards = json_object_get(json, "kind_reward");
+
+    stats->tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
+    numbers_read(json_object_get(json, "ends"), stats->ends, EPISODE_ENDS);
+    numbers_read(json_object_get(json, "kind_n"), stats->kind_n, TURN_KINDS_MAX);
+    for (guint i = 0; i < TURN_KINDS_MAX; i++)
+        stats->kind_reward[i] = json_number_value(json_array_get(rewards, i));
+    for (guint i = 0; i < G_N_ELEMENTS(counters); i++)
+        *(guint *)G_STRUCT_MEMBER_P(stats, counters[i].offset) =
+            (guint)json_integer_value(json_object_get(json, counters[i].name));
+}
+
+json_t *train_batch_json(const TrainBatch *batch)
+{
+    return json_pack("{s:I, s:o, s:o, s:o, s:o}", "version", (json_int_t)batch->version, "window",
+                     window_seen_json(&batch->window), "rolled", stats_json(&batch->rolled),
+                     "canaries", stats_json(&batch->canaries), "groups",
+                     record_json((TrainTask *const *)batch->tasks->pdata, batch->groups));
 }
 
 static TrainTask *task_named(const Train *t, const char *name)
@@ -321,10 +388,8 @@ TrainBatch *train_batch_read(Train *t, const json_t *json, GError **error)
     g_auto(GStrv) names = NULL;
 
     batch->version = (guint64)json_integer_value(json_object_get(json, "version"));
-    for (guint i = 0; i < G_N_ELEMENTS(counters); i++)
-        *(guint *)G_STRUCT_MEMBER_P(&batch->rolled, counters[i].offset) =
-            (guint)json_integer_value(json_object_get(json, counters[i].name));
-    batch->rolled.tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
+    stats_read(json_object_get(json, "rolled"), &batch->rolled);
+    stats_read(json_object_get(json, "canaries"), &batch->canaries);
     batch->seconds = 1;
     if (!window_seen_read(json_object_get(json, "window"), &batch->window, error))
         return NULL;

@@ -8,6 +8,8 @@
  */
 #include "env/train_config.h"
 
+#include "env/train_dialect.h"
+
 #include "base/error.h"
 #include "base/json.h"
 
@@ -42,6 +44,12 @@ const TrainKey train_keys[] = {
     {"tasks.train", TRAIN_TEXT, AT(tasks_train), 0, 0, "", "rows of the tasks to learn from"},
     {"tasks.warmup", TRAIN_TEXT, AT(tasks_warmup), 0, 0, "",
      "rows that demonstrations are of; else tasks.train"},
+    {"tasks.canaries", TRAIN_TEXT, AT(tasks_canaries), 0, 0, "",
+     "rows of tasks that cannot be solved: sampled, never learnt from; a reward is an alarm"},
+    {"tasks.canary_groups", TRAIN_INT, AT(tasks_canary_groups), 1, 1024, "1",
+     "of them beside each batch"},
+    {"tasks.shown", TRAIN_BOOL, AT(tasks_shown), 0, 0, "false",
+     "tools: the prompt shows the files that tests call"},
     {"warmup.updates", TRAIN_INT, AT(warmup_updates), 0, 1e9, "1200",
      "updates on demonstrations before the first rollout"},
     {"warmup.tokens", TRAIN_INT, AT(warmup_tokens), 64, 1e7, "2048", "tokens of one such update"},
@@ -55,6 +63,8 @@ const TrainKey train_keys[] = {
     {"warmup.text", TRAIN_NUMBER, AT(warmup_text), 0, 1, "0.33", "share of plain correct code"},
     {"warmup.read", TRAIN_NUMBER, AT(warmup_read), 0, 1e3, "0",
      "weight of learning a prompt's own tokens, beside 1 for its actions"},
+    {"rollout.dialect", TRAIN_TEXT, AT(rollout_dialect), 0, 0, "compact",
+     "how tasks are put to the policy; assay train dialects lists them"},
     {"rollout.groups", TRAIN_INT, AT(rollout_groups), 1, 65536, "32", "tasks of a batch"},
     {"rollout.samples", TRAIN_INT, AT(rollout_samples), 1, 4096, "16", "episodes of a task"},
     {"rollout.turns", TRAIN_INT, AT(rollout_turns), 1, 64, "2", "turns of an episode"},
@@ -82,6 +92,14 @@ const TrainKey train_keys[] = {
      "sampled tokens of an episode from which its reward shrinks; 0: never"},
     {"rollout.overlong_penalty", TRAIN_NUMBER, AT(rollout_overlong_penalty), 0, 100, "1",
      "what is taken at the limit of turns and tokens, linearly up to there"},
+    {"rollout.context", TRAIN_INT, AT(rollout_context), 16, 1048576, "4096",
+     "tools: tokens of an episode, its prompt included; at most optim.rows"},
+    {"rollout.observation", TRAIN_INT, AT(rollout_observation), 200, 1e6, "2000",
+     "tools: bytes of what a tool says, head and tail"},
+    {"rollout.command_s", TRAIN_INT, AT(rollout_command_s), 1, 3600, "60",
+     "tools: seconds of a command"},
+    {"rollout.boxes", TRAIN_INT, AT(rollout_boxes), 1, 64, "4",
+     "tools: episodes that can be in a box at once"},
     {"rollout.cache_mib", TRAIN_INT, AT(rollout_cache_mib), 1, 1048576, "512",
      "caches of sequences, MiB"},
     {"rollout.rows", TRAIN_INT, AT(rollout_rows), 1, 65536, "512", "rows of an engine step"},
@@ -301,6 +319,20 @@ static const char *name_cut(int kind)
     return kind ? "mask" : "keep";
 }
 
+static const char *name_dialect(int kind)
+{
+    return train_dialects[kind]->name;
+}
+
+static int dialects_count(void)
+{
+    int n = 0;
+
+    while (train_dialects[n])
+        n++;
+    return n;
+}
+
 static const char *name_api(int kind)
 {
     return remote_api_name((RemoteApi)kind);
@@ -396,6 +428,8 @@ static gboolean check(const TrainConfig *c, GError **error)
         !check_word("loss.kl", c->loss_kl, FALSE, name_kl, KL_KINDS, error) ||
         !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error) ||
         !check_word("rollout.cut", c->rollout_cut, FALSE, name_cut, 2, error) ||
+        !check_word("rollout.dialect", c->rollout_dialect, FALSE, name_dialect, dialects_count(),
+                    error) ||
         !check_word("rollout.server_api", c->rollout_server_api, FALSE, name_api, REMOTE_APIS,
                     error) ||
         !check_server(c, error) || !check_windows(c, error))
@@ -408,6 +442,11 @@ static gboolean check(const TrainConfig *c, GError **error)
                          "model.topk is %" G_GINT64_FORMAT ", more than the %" G_GINT64_FORMAT
                          " experts",
                          c->model_topk, c->model_experts);
+    if (train_dialect(c->rollout_dialect)->answer_rows == 0 && c->rollout_context > c->optim_rows)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "rollout.context is %" G_GINT64_FORMAT ", more than the %" G_GINT64_FORMAT
+                         " of optim.rows",
+                         c->rollout_context, c->optim_rows);
     if (c->optim_minibatches > c->rollout_groups)
         return error_set(error, ASSAY_ERROR_INPUT,
                          "optim.minibatches is %" G_GINT64_FORMAT

@@ -22,14 +22,17 @@ typedef struct TrainConfig {
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,
         model_ffn, model_vocab, model_chunk;
     /* [tasks] */
-    char *tasks_train, *tasks_warmup;
+    gboolean tasks_shown;
+    gint64 tasks_canary_groups;
+    char *tasks_canaries, *tasks_train, *tasks_warmup;
     /* [warmup] */
     gint64 warmup_updates, warmup_tokens, warmup_lr_warmup;
     double warmup_lr, warmup_lr_end, warmup_gold, warmup_text, warmup_read;
     /* [rollout] */
     gint64 rollout_groups, rollout_samples, rollout_turns, rollout_tokens, rollout_cache_mib;
     gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;
-    char *rollout_cut, *rollout_windows;
+    gint64 rollout_boxes, rollout_context, rollout_observation, rollout_command_s;
+    char *rollout_cut, *rollout_dialect, *rollout_windows;
     double rollout_window_flat, rollout_window_near;
     gint64 rollout_window_span;
     char *rollout_server, *rollout_server_key, *rollout_server_model, *rollout_server_api;

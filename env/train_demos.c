@@ -3,25 +3,13 @@
  *
  * 1. A function of the tasks, the options and the generator's state.
  * 2. A task whose fix the dialect cannot say gives code to read, never an action.
+ * 3. Questions are answered right: there is no random wrong answer worth reading.
  */
-#include "env/train_demos.h"
+#include "env/train_dialect.h"
 
-#include <string.h>
+#include "base/error.h"
 
-typedef struct {
-    GArray *ids;  /* gint32 */
-    GArray *mask; /* guint8 */
-} Demo;
-
-static void demo_mask(Demo *demo, gboolean learnt)
-{
-    guint8 value = learnt != FALSE;
-
-    while (demo->mask->len < demo->ids->len)
-        g_array_append_val(demo->mask, value);
-}
-
-static RolloutGroup *demo_group(const Demo *demo, guint prompt_n)
+static RolloutGroup *demo_group(const DemoWriter *demo, guint prompt_n)
 {
     const int *ids = (const int *)(gpointer)demo->ids->data;
     RolloutGroup *group = rollout_group_new(ids, (int)prompt_n, 1);
@@ -43,55 +31,31 @@ static void demo_weigh(RolloutGroup *group, guint n_prompt, double read)
         r->credit[i] = (guint)i + 1 < n_prompt ? read * n / n_read : n / (n - n_read);
 }
 
-static gboolean add_action(Demo *demo, const Tokenizer *tokenizer, const char *action,
-                           gboolean learnt, GError **error)
-{
-    gint32 eos = tokenizer_special(tokenizer, TOKEN_EOS);
-
-    if (!tokenizer_encode(tokenizer, action, strlen(action), TOKENS_PLAIN, demo->ids, error))
-        return FALSE;
-    g_array_append_val(demo->ids, eos);
-    demo_mask(demo, learnt);
-    return TRUE;
-}
-
-static gboolean add_turns(Demo *demo, const TrainTask *task, const Tokenizer *tokenizer,
-                          const DemoOptions *o, GRand *rand, GError **error)
-{
-    for (guint turn = 0; turn < o->turns; turn++) {
-        gboolean last = turn + 1 == o->turns;
-        gboolean right = g_rand_double(rand) < o->gold || (last && o->skip_wrong);
-        g_autofree char *action = right ? g_strdup(task->fix) : dialect_random(task->source, rand);
-
-        if (!add_action(demo, tokenizer, action, right || !o->skip_wrong, error))
-            return FALSE;
-        if (right || last)
-            return TRUE;
-        if (!dialect_answer(tokenizer, DIALECT_FAIL, TRUE, demo->ids, error))
-            return FALSE;
-        demo_mask(demo, FALSE);
-    }
-    return TRUE;
-}
-
-static RolloutGroup *demo_make(const TrainTask *task, const Tokenizer *tokenizer,
-                               const DemoOptions *o, GRand *rand, GError **error)
+static RolloutGroup *demo_make(const TrainDialect *dialect, const TrainTask *task,
+                               const Tokenizer *tokenizer, const DemoOptions *o, GRand *rand,
+                               GError **error)
 {
     g_autoptr(GArray) ids = tokens_new(), mask = g_array_new(FALSE, FALSE, 1);
-    gboolean text = g_rand_double(rand) < o->text || !task->fix || !*task->fix;
-    Demo demo = {ids, mask};
+    gboolean has_fix = task->fix && *task->fix;
+    gboolean text = g_rand_double(rand) < o->text || !has_fix;
+    DemoWriter demo = {tokenizer, ids, mask};
     RolloutGroup *group;
 
-    if (text) {
-        if (!dialect_prompt(tokenizer, task->fixed, ids, error))
+    if (!has_fix && !task->fixed) {
+        error_set(error, ASSAY_ERROR_UNSUPPORTED,
+                  "task %s: its row has no solution, and nothing else can be demonstrated",
+                  task->task->instance_id);
+        return NULL;
+    }
+    if (text && task->fixed) {
+        if (!dialect->reading(&demo, task, error))
             return NULL;
-        g_array_set_size(ids, ids->len - 1); /* the turn that would begin is not part of it */
         demo_mask(&demo, TRUE);
         return demo_group(&demo, 1); /* all but the first token can be learnt */
     }
     g_array_append_vals(ids, task->prompt->data, task->prompt->len);
     demo_mask(&demo, o->read > 0);
-    if (!add_turns(&demo, task, tokenizer, o, rand, error))
+    if (!dialect->demo(&demo, task, o, rand, error))
         return NULL;
     group = demo_group(&demo, o->read > 0 ? 1 : task->prompt->len);
     if (o->read > 0)
@@ -99,30 +63,44 @@ static RolloutGroup *demo_make(const TrainTask *task, const Tokenizer *tokenizer
     return group;
 }
 
-GPtrArray *demos_make(const GPtrArray *tasks, const Tokenizer *tokenizer, const DemoOptions *o,
-                      gint64 tokens, GRand *rand, GError **error)
+static gboolean fits(const RolloutGroup *group, const TrainTask *task, const DemoOptions *o,
+                     GError **error)
+{
+    int n = group->prompt_n + group->rollouts[0].n;
+
+    if (o->rows_max == 0 || n <= o->rows_max)
+        return TRUE;
+    return error_set(error, ASSAY_ERROR_LIMIT,
+                     "task %s: a demonstration has %d tokens, optim.rows is %" G_GINT64_FORMAT,
+                     task->task->instance_id, n, o->rows_max);
+}
+
+GPtrArray *demos_make(const TrainDialect *dialect, const GPtrArray *tasks,
+                      const Tokenizer *tokenizer, const DemoOptions *o, gint64 tokens, GRand *rand,
+                      GError **error)
 {
     g_autoptr(GPtrArray) groups =
         g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
 
     while (tokens > 0) {
         guint i = (guint)g_rand_int_range(rand, 0, (gint32)tasks->len);
-        RolloutGroup *group = demo_make(tasks->pdata[i], tokenizer, o, rand, error);
+        RolloutGroup *group = demo_make(dialect, tasks->pdata[i], tokenizer, o, rand, error);
 
-        if (!group)
+        if (!group || !fits(group, tasks->pdata[i], o, error)) {
+            rollout_group_free(group);
             return NULL;
+        }
         tokens -= group->prompt_n + group->rollouts[0].n;
         g_ptr_array_add(groups, group);
     }
     return g_steal_pointer(&groups);
 }
 
-void demos_corpus(const GPtrArray *tasks, GString *out)
+gboolean demos_corpus(const TrainDialect *dialect, const GPtrArray *tasks, GString *out,
+                      GError **error)
 {
-    for (guint i = 0; i < tasks->len; i++) {
-        const TrainTask *task = tasks->pdata[i];
-        g_autofree char *source = dialect_text(task->source), *fixed = dialect_text(task->fixed);
-
-        g_string_append_printf(out, "%s\n%s\n%s\n", source, fixed, task->fix ? task->fix : "");
-    }
+    for (guint i = 0; i < tasks->len; i++)
+        if (!dialect->corpus(tasks->pdata[i], i, out, error))
+            return FALSE;
+    return TRUE;
 }

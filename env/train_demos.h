@@ -14,16 +14,21 @@
 #include "env/train_tasks.h"
 #include "policy/rollout.h"
 
+struct TrainDialect;
+
 typedef struct DemoOptions {
     double gold, text; /* shares */
     double read;       /* weight of a prompt beside its actions */
     gboolean skip_wrong;
     guint turns;
+    gint64 rows_max; /* a demonstration of more tokens is an error; 0: any */
 } DemoOptions;
 
 /* Demonstrations of about `tokens` in all, groups of one rollout; by the state of `rand`. */
-GPtrArray *demos_make(const GPtrArray *tasks, const Tokenizer *tokenizer,
-                      const DemoOptions *options, gint64 tokens, GRand *rand, GError **error);
+GPtrArray *demos_make(const struct TrainDialect *dialect, const GPtrArray *tasks,
+                      const Tokenizer *tokenizer, const DemoOptions *options, gint64 tokens,
+                      GRand *rand, GError **error);
 
 /* All that prompts, actions and answers may say of these tasks: to train a vocabulary on. */
-void demos_corpus(const GPtrArray *tasks, GString *out);
+gboolean demos_corpus(const struct TrainDialect *dialect, const GPtrArray *tasks, GString *out,
+                      GError **error);

@@ -23,7 +23,7 @@ static double pass_mean(const GPtrArray *groups, guint k)
 
         for (guint i = 0; i < group->n; i++) {
             n += !group->rollouts[i].unscorable;
-            c += group->rollouts[i].reward > 0;
+            c += !group->rollouts[i].unscorable && group->rollouts[i].reward >= 1;
         }
         if (n == 0)
             continue;
@@ -47,6 +47,9 @@ static gboolean eval_set(Train *t, const TrainSet *set, GError **error)
     RolloutOptions options = {.samples = (guint)c->eval_samples,
                               .turns = (guint)c->rollout_turns,
                               .tokens_max = c->rollout_tokens,
+                              .context_max = c->rollout_context,
+                              .text_bytes_max = (guint)c->rollout_observation,
+                              .command_s = (guint)c->rollout_command_s,
                               .temperature = c->rollout_temperature,
                               .seed = EVAL_SEED};
     RolloutOptions greedy = options;

@@ -45,7 +45,7 @@ static gboolean keep(const Train *t, const char *dir, const TrainMinibatch *m, c
     if (g_mkdir_with_parents(dir, 0755) != 0)
         return error_set_errno(error, errno, "%s", dir);
     return text_write(dir, "config.conf", config, error) && text_write(dir, "why", why, error) &&
-           record_write(groups_path, m->tasks, groups, error) &&
+           record_write(groups_path, m->tasks, groups, t->tokenizer, error) &&
            checkpoint_write(checkpoint, t->trainer, state, tokenizer, error);
 }
 

@@ -74,6 +74,25 @@ static json_t *rollout_json(const Rollout *r, guint width)
     return json;
 }
 
+/* The turns: stretches of ids that the policy sampled, or did not. */
+static json_t *turns_json(const Tokenizer *tokenizer, const Rollout *r)
+{
+    json_t *turns = json_array();
+
+    for (int from = 0, to = 0; from < r->n; from = to) {
+        g_autoptr(GString) text = g_string_new(NULL);
+        g_autofree char *valid = NULL;
+
+        while (to < r->n && r->mask[to] == r->mask[from])
+            to++;
+        tokenizer_decode(tokenizer, r->ids + from, (gsize)(to - from), TOKENS_SPECIALS, text, NULL);
+        valid = g_utf8_make_valid(text->str, (gssize)text->len);
+        json_array_append_new(
+            turns, json_pack("{s:s, s:s}", "by", r->mask[from] ? "policy" : "env", "text", valid));
+    }
+    return turns;
+}
+
 static json_t *group_json(const TrainTask *task, const RolloutGroup *group)
 {
     json_t *rollouts = json_array(), *json;
@@ -101,7 +120,7 @@ json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups)
 }
 
 gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
-                      GError **error)
+                      const Tokenizer *tokenizer, GError **error)
 {
     g_autoptr(json_t) list = record_json(tasks, groups);
     g_autoptr(GString) out = g_string_new(NULL);
@@ -110,6 +129,11 @@ gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray
 
     json_array_foreach(list, i, group)
     {
+        const RolloutGroup *of = groups->pdata[i];
+
+        for (guint k = 0; tokenizer && k < of->n; k++)
+            json_object_set_new(json_array_get(json_object_get(group, "rollouts"), k), "turns",
+                                turns_json(tokenizer, &of->rollouts[k]));
         g_autofree char *line = json_print(group);
 
         g_string_append_printf(out, "%s\n", line);

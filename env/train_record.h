@@ -3,11 +3,12 @@
  *
  *     DIR/rollouts/NNNNNN.jsonl, a line per group:
  *     {"task", "prompt": [ids], "skipped", "rollouts": [{"ids", "mask", "logprobs", "reward",
- *      "advantage", "unscorable", "no_loss", "anchor", "ref"}]}
+ *      "advantage", "unscorable", "no_loss", "anchor", "ref",
+ *      "turns": [{"by": "policy" | "env", "text"}]}]}
  *
- * The last two where there are any. A number that is not finite is null. With routing replay groups
- * have "width", how many experts a token has in all, and groups and rollouts "experts", those of
- * the tokens that were read: a byte for each, in base64.
+ * Anchor and ref where there are any. A number that is not finite is null. With routing replay
+ * groups have "width", how many experts a token has in all, and groups and rollouts "experts",
+ * those of the tokens that were read: a byte for each, in base64.
  */
 #pragma once
 
@@ -20,9 +21,10 @@
 json_t *record_json(TrainTask *const *tasks, const GPtrArray *groups);
 GPtrArray *record_groups(const json_t *list, GStrv *ret_tasks, GError **error);
 
-/* Whole or not at all. `tasks` may be NULL: demonstrations. */
+/* Whole or not at all. `tasks` may be NULL: demonstrations. With `tokenizer`, what was said as text
+ * as well, for people: it is not read back. */
 gboolean record_write(const char *path, TrainTask *const *tasks, const GPtrArray *groups,
-                      GError **error);
+                      const Tokenizer *tokenizer, GError **error);
 
 /* Groups in the order of the file, advantages as they were. `ret_tasks` (may be NULL): their ids,
  * to be freed. A damaged file is refused with the line. */

@@ -7,42 +7,43 @@
  */
 #include "env/train_rollout.h"
 
+#include "env/train_kind.h"
+
 #include "base/error.h"
 
 #include <math.h>
 #include <string.h>
 
-#define SEED_TURN 0x9e3779b97f4a7c15u /* between the seeds of turns */
-
-/* One episode. */
-typedef struct {
-    struct Rolling *all;
-    const TrainTask *task;
-    guint64 seed;
-    GArray *ids, *mask, *mu; /* after the prompt; gint32, guint8, float */
-    GArray *routes;          /* guint16 [layers, K] of the tokens read, if they are recorded */
-    GArray *prompt_routes;   /* the same of the prompt; of a group's first sample */
-    guint turn, turn_from;   /* of the turn that is sampled: its number, its first token */
-    FinishReason finish;     /* of that turn */
-    gboolean was_cut;        /* some turn ended at its limit */
-    gint64 sampled;          /* tokens */
-    double reward;
-} Sample;
+#define SEED_TURN    0x9e3779b97f4a7c15u /* between the seeds of turns */
+#define BOTH_WAIT_MS 10                  /* for tests, while tools are at work as well */
+#define STEP_WAIT_MS 100                 /* for tools */
 
 typedef struct Rolling {
+    TurnDesk desk;
     Roller *roller;
     const RolloutOptions *options;
-    RolloutStats *stats;
     gint32 eos;
-    guint open;   /* episodes without a reward */
-    guint lost;   /* a server's doing */
-    GQueue ended; /* Sample: turns to be read */
-    GPtrArray *samples;
-    GError *error;
+    guint open;         /* episodes without a last word */
+    guint lost;         /* a server's doing */
+    GQueue ended;       /* TurnEpisode: turns to be read */
+    GPtrArray *samples; /* TurnEpisode */
 } Rolling;
 
-static void sample_free(Sample *sample)
+/* The desk is the first thing in it. */
+static Rolling *rolling_of(const TurnEpisode *sample)
 {
+    return (Rolling *)(gpointer)sample->desk;
+}
+
+static void sample_close(TurnEpisode *sample)
+{
+    if (sample->desk->dialect->close)
+        sample->desk->dialect->close(sample);
+}
+
+static void sample_free(TurnEpisode *sample)
+{
+    sample_close(sample);
     g_array_unref(sample->ids);
     g_array_unref(sample->mask);
     g_array_unref(sample->mu);
@@ -58,35 +59,9 @@ static void rolling_clear(Rolling *all)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Rolling, rolling_clear)
 
-/* ---- ends ---- */
-
-/* DAPO's soft penalty for length (arXiv 2503.14476, 3.4), before any statistics of the group. */
-static double overlong(const Sample *sample)
-{
-    const RolloutOptions *o = sample->all->options;
-    gint64 most = o->turns * o->tokens_max;
-
-    if (o->overlong_from == 0 || sample->sampled <= o->overlong_from || most <= o->overlong_from)
-        return 0;
-    return o->overlong_penalty * (double)(sample->sampled - o->overlong_from) /
-           (double)(most - o->overlong_from);
-}
-
-static void episode_end(Sample *sample, double reward)
-{
-    RolloutStats *stats = sample->all->stats;
-
-    sample->reward = reward - overlong(sample);
-    sample->all->open--;
-    stats->episodes++;
-    stats->unscorable += isnan(reward) != 0;
-    stats->passed += reward > 0;
-    stats->passed_first += reward > 0 && sample->turn == 0;
-}
-
 /* ---- turns ---- */
 
-static gboolean on_sample_token(Sample *sample, const EngineToken *token)
+static gboolean on_sample_token(TurnEpisode *sample, const EngineToken *token)
 {
     if (token->token.id >= 0) {
         guint8 one = 1;
@@ -95,15 +70,11 @@ static gboolean on_sample_token(Sample *sample, const EngineToken *token)
         g_array_append_val(sample->mask, one);
         g_array_append_val(sample->mu, token->token.logprob);
         sample->sampled++;
-        sample->all->stats->tokens++;
+        sample->desk->stats->tokens++;
     }
-    if (token->finish == FINISH_ABORTED) {
-        sample->all->stats->lost++;
-        sample->all->lost++;
-        episode_end(sample, (double)NAN);
-    } else if (token->finish != FINISH_NONE) {
+    if (token->finish != FINISH_NONE) {
         sample->finish = token->finish;
-        g_queue_push_tail(&sample->all->ended, sample);
+        g_queue_push_tail(&rolling_of(sample)->ended, sample);
     }
     return TRUE;
 }
@@ -111,7 +82,7 @@ static gboolean on_sample_token(Sample *sample, const EngineToken *token)
 /* The first turn of a group: one request, its samples next to each other. */
 static gboolean on_group_token(const EngineToken *token, gpointer user)
 {
-    Sample *const *samples = user;
+    TurnEpisode *const *samples = user;
 
     return on_sample_token(samples[token->sample], token);
 }
@@ -122,11 +93,12 @@ static gboolean on_turn_token(const EngineToken *token, gpointer user)
 }
 
 /* Tokens are read in order, some more than once: with the same weights and experts. */
-static void sample_route(Sample *sample, gint64 position, const guint16 *experts)
+static void sample_route(TurnEpisode *sample, gint64 position, const guint16 *experts)
 {
     gint64 prompt = sample->task->prompt->len, at = position - prompt;
     GArray *to = at < 0 ? sample->prompt_routes : sample->routes;
-    guint width = sample->all->options->routes, from = (guint)(at < 0 ? position : at) * width;
+    guint width = rolling_of(sample)->options->routes,
+          from = (guint)(at < 0 ? position : at) * width;
 
     if (to->len < from + width)
         g_array_set_size(to, from + width);
@@ -135,7 +107,7 @@ static void sample_route(Sample *sample, gint64 position, const guint16 *experts
 
 static void on_group_route(guint number, gint64 position, const guint16 *experts, gpointer user)
 {
-    Sample *const *samples = user;
+    TurnEpisode *const *samples = user;
 
     sample_route(samples[number], position, experts);
 }
@@ -160,7 +132,7 @@ static EngineRequest request_of(const Rolling *all, const int *prompt, gint64 pr
 
 static gboolean group_begin(Rolling *all, guint first, GError **error)
 {
-    Sample *sample = all->samples->pdata[first];
+    TurnEpisode *sample = all->samples->pdata[first];
     const GArray *prompt = sample->task->prompt;
     EngineRequest request =
         request_of(all, (const int *)(gpointer)prompt->data, (gint64)prompt->len);
@@ -173,9 +145,9 @@ static gboolean group_begin(Rolling *all, guint first, GError **error)
     return sampler_submit(all->roller->sampler, &request, error);
 }
 
-static gboolean turn_begin(Sample *sample, GError **error)
+static gboolean turn_begin(TurnEpisode *sample, GError **error)
 {
-    Rolling *all = sample->all;
+    Rolling *all = rolling_of(sample);
     g_autoptr(GArray) ids = tokens_new();
     EngineRequest request;
 
@@ -190,68 +162,106 @@ static gboolean turn_begin(Sample *sample, GError **error)
     return sampler_submit(all->roller->sampler, &request, error);
 }
 
-/* ---- answers ---- */
-
-static void answer(Sample *sample, const char *words)
+static void sample_next(TurnEpisode *sample)
 {
-    Rolling *all = sample->all;
-    GError *error = NULL;
+    TurnDesk *desk = sample->desk;
     guint8 none = 0;
     float zero = 0;
 
-    if (all->error)
-        return;
-    if (sample->turn + 1 == all->options->turns) {
-        episode_end(sample, 0);
-        return;
-    }
     sample->turn++;
-    if (!dialect_answer(all->roller->tokenizer, words, sample->finish == FINISH_STOP, sample->ids,
-                        &error)) {
-        all->error = error;
-        return;
-    }
     while (sample->mask->len < sample->ids->len) {
         g_array_append_val(sample->mask, none);
         g_array_append_val(sample->mu, zero);
     }
-    if (!turn_begin(sample, &error))
-        all->error = error;
+    if (!desk->error)
+        turn_begin(sample, &desk->error);
 }
 
-static void on_verdict(const Verdict *verdict, gpointer user)
-{
-    Sample *sample = user;
+/* ---- endings ---- */
 
-    if (verdict->state == VERDICT_FAILED)
-        answer(sample, DIALECT_FAIL);
-    else
-        episode_end(sample, verdict->state == VERDICT_PASSED ? 1 : (double)NAN);
+/* DAPO's soft penalty for length (arXiv 2503.14476, 3.4), before any statistics of the group. */
+static double overlong(const TurnEpisode *sample)
+{
+    const RolloutOptions *o = rolling_of(sample)->options;
+    gint64 most = o->turns * o->tokens_max;
+
+    if (o->overlong_from == 0 || sample->sampled <= o->overlong_from || most <= o->overlong_from)
+        return 0;
+    return o->overlong_penalty * (double)(sample->sampled - o->overlong_from) /
+           (double)(most - o->overlong_from);
 }
 
-static void turn_read(Sample *sample)
+/* From its prompt, with the same seed. */
+static void begin_again(TurnEpisode *sample)
 {
-    Rolling *all = sample->all;
-    guint n = sample->ids->len - sample->turn_from - (sample->finish == FINISH_STOP);
-    g_autoptr(GString) text = g_string_new(NULL);
-    g_autoptr(json_t) calls = NULL, changes = NULL;
+    TurnDesk *desk = sample->desk;
 
-    all->stats->turns++;
-    sample->was_cut |= sample->finish == FINISH_LENGTH;
-    all->stats->cut += sample->finish == FINISH_LENGTH;
-    all->stats->repeated += sample->finish == FINISH_REPETITION;
-    if (sample->finish == FINISH_STOP &&
-        tokenizer_decode(all->roller->tokenizer,
-                         &g_array_index(sample->ids, gint32, sample->turn_from), n, TOKENS_PLAIN,
-                         text, NULL))
-        calls = dialect_action(sample->task->source, text->str, &changes);
-    if (!calls) {
-        all->stats->invalid++;
-        answer(sample, DIALECT_BAD);
+    sample_close(sample);
+    g_array_set_size(sample->ids, 0);
+    g_array_set_size(sample->mask, 0);
+    g_array_set_size(sample->mu, 0);
+    g_array_set_size(sample->routes, 0);
+    sample->turn = 0;
+    sample->sampled = 0;
+    sample->was_cut = FALSE;
+    desk->stats->retried++;
+    turn_begin(sample, &desk->error);
+}
+
+static void sample_end(TurnEpisode *sample, EpisodeEnd end, double reward)
+{
+    TurnDesk *desk = sample->desk;
+    RolloutStats *stats = desk->stats;
+    guint kind = train_kind_number(sample->task->kind);
+
+    if (desk->error)
+        return;
+    if (isnan(reward) || episode_end_rule(end)->reward == EPISODE_REWARD_NONE)
+        end = EPISODE_INFRASTRUCTURE;
+    if (end == EPISODE_INFRASTRUCTURE && sample->tries++ < desk->dialect->retries) {
+        begin_again(sample);
         return;
     }
-    verdict_ask(all->roller->verdicts, sample->task->task, changes, on_verdict, sample,
-                &all->error);
+    sample->end = end;
+    sample->reward = end == EPISODE_INFRASTRUCTURE ? (double)NAN : reward - overlong(sample);
+    rolling_of(sample)->open--;
+    stats->episodes++;
+    stats->ends[end]++;
+    stats->unscorable += end == EPISODE_INFRASTRUCTURE;
+    stats->passed += reward >= 1;
+    stats->passed_first += reward >= 1 && sample->turn == 0;
+    stats->kind_n[kind] += end != EPISODE_INFRASTRUCTURE;
+    stats->kind_reward[kind] += end != EPISODE_INFRASTRUCTURE ? sample->reward : 0;
+}
+
+/* ---- turns that were sampled ---- */
+
+/* A server could not sample the turn, often as it was asked: it is not asked for the episode again.
+ * One that the dialect has opened is ended by it, for tools may be in a box. */
+static void turn_lost(TurnEpisode *sample)
+{
+    sample->desk->stats->lost++;
+    rolling_of(sample)->lost++;
+    sample->tries = sample->desk->dialect->retries;
+    if (sample->own)
+        sample->desk->dialect->turn(sample);
+    else
+        sample_end(sample, EPISODE_ABORTED, (double)NAN);
+}
+
+static void turn_read(TurnEpisode *sample)
+{
+    RolloutStats *stats = sample->desk->stats;
+
+    if (sample->finish == FINISH_ABORTED) {
+        turn_lost(sample);
+        return;
+    }
+    stats->turns++;
+    sample->was_cut |= sample->finish == FINISH_LENGTH;
+    stats->cut += sample->finish == FINISH_LENGTH;
+    stats->repeated += sample->finish == FINISH_REPETITION;
+    sample->desk->dialect->turn(sample);
 }
 
 /* ---- all of them ---- */
@@ -260,9 +270,9 @@ static void samples_make(Rolling *all, TrainTask *const *tasks, guint n)
 {
     for (guint g = 0; g < n; g++)
         for (guint s = 0; s < all->options->samples; s++) {
-            Sample *sample = g_new0(Sample, 1);
+            TurnEpisode *sample = g_new0(TurnEpisode, 1);
 
-            sample->all = all;
+            sample->desk = &all->desk;
             sample->task = tasks[g];
             sample->seed = all->options->seed + (guint64)g * G_MAXUINT32 + s;
             sample->ids = tokens_new();
@@ -280,21 +290,52 @@ static double seconds_since(gint64 since)
     return (double)(g_get_monotonic_time() - since) / 1e6;
 }
 
+/* What tests and tools have to say, waited for only when there is nothing to sample. */
+static void hear(Rolling *all, gboolean waits)
+{
+    TurnDesk *desk = &all->desk;
+    gboolean stepping = desk->steps && steps_under_way(desk->steps) > 0;
+    gboolean testing = verdict_turn(desk->verdicts, !waits ? 0 : stepping ? BOTH_WAIT_MS : -1);
+    StepJob *job;
+
+    waits = waits && !testing && g_queue_is_empty(&all->ended);
+    while (stepping && (job = steps_next(desk->steps, waits ? STEP_WAIT_MS : 0))) {
+        desk->dialect->step_done(job);
+        waits = FALSE;
+    }
+}
+
 static void run_all(Rolling *all)
 {
-    while (all->open > 0 && !all->error) {
+    TurnDesk *desk = &all->desk;
+
+    while (all->open > 0 && !desk->error) {
         gint64 since = g_get_monotonic_time();
         guint left = sampler_step(all->roller->sampler);
-        Sample *sample;
+        TurnEpisode *sample;
 
-        all->stats->sample_s += seconds_since(since);
-        while (!all->error && (sample = g_queue_pop_head(&all->ended)))
+        desk->stats->sample_s += seconds_since(since);
+        while (!desk->error && (sample = g_queue_pop_head(&all->ended)))
             turn_read(sample);
         since = g_get_monotonic_time();
-        /* tests are waited for only when there is nothing to sample */
-        verdict_turn(all->roller->verdicts, left == 0 && g_queue_is_empty(&all->ended) ? -1 : 0);
-        all->stats->wait_s += seconds_since(since);
+        hear(all, left == 0 && g_queue_is_empty(&all->ended));
+        desk->stats->wait_s += seconds_since(since);
     }
+}
+
+/* After an error: nothing of the sampler, the boxes and the lanes points here any more. */
+static void drain(Rolling *all)
+{
+    TurnDesk *desk = &all->desk;
+    StepJob *job;
+
+    while (sampler_step(all->roller->sampler) > 0 || verdict_turn(desk->verdicts, -1))
+        continue;
+    if (!desk->steps)
+        return;
+    steps_abandon(desk->steps);
+    while ((job = steps_next(desk->steps, -1)))
+        step_job_free(job);
 }
 
 static void routes_copy(guint16 *to, const GArray *routes, gsize most)
@@ -302,30 +343,38 @@ static void routes_copy(guint16 *to, const GArray *routes, gsize most)
     memcpy(to, routes->data, MIN(routes->len, most) * sizeof *to);
 }
 
+static void rollout_of(const Rolling *all, const TurnEpisode *sample, Rollout *rollout)
+{
+    const EpisodeEndRule *rule = episode_end_rule(sample->end);
+
+    rollout_fill(rollout, (const int *)(gpointer)sample->ids->data,
+                 (const guint8 *)sample->mask->data, (const float *)(gpointer)sample->mu->data,
+                 (int)sample->ids->len);
+    rollout->unscorable = !rule->in_baseline;
+    rollout->reward = rollout->unscorable ? 0 : sample->reward;
+    rollout->no_loss =
+        all->options->mask_cut && (sample->was_cut || rule->in_loss == EPISODE_LOSS_OPTION);
+}
+
 static RolloutGroup *group_of(const Rolling *all, guint first)
 {
-    const Sample *one = all->samples->pdata[first];
+    const TurnEpisode *one = all->samples->pdata[first];
     const GArray *prompt = one->task->prompt;
     RolloutGroup *group = rollout_group_new((const int *)(gpointer)prompt->data, (int)prompt->len,
                                             all->options->samples);
 
-    for (guint s = 0; s < group->n; s++) {
-        const Sample *sample = all->samples->pdata[first + s];
-
-        rollout_fill(&group->rollouts[s], (const int *)(gpointer)sample->ids->data,
-                     (const guint8 *)sample->mask->data, (const float *)(gpointer)sample->mu->data,
-                     (int)sample->ids->len);
-        group->rollouts[s].unscorable = isnan(sample->reward) != 0;
-        group->rollouts[s].reward = group->rollouts[s].unscorable ? 0 : sample->reward;
-        group->rollouts[s].no_loss = all->options->mask_cut && sample->was_cut;
-    }
+    for (guint s = 0; s < group->n; s++)
+        rollout_of(all, all->samples->pdata[first + s], &group->rollouts[s]);
     if (all->options->routes == 0)
         return group;
     rollout_group_routes(group, all->options->routes);
     routes_copy(group->experts, one->prompt_routes, (gsize)group->prompt_n * group->width);
-    for (guint s = 0; s < group->n; s++)
-        routes_copy(group->rollouts[s].experts, ((Sample *)all->samples->pdata[first + s])->routes,
+    for (guint s = 0; s < group->n; s++) {
+        const TurnEpisode *sample = all->samples->pdata[first + s];
+
+        routes_copy(group->rollouts[s].experts, sample->routes,
                     (gsize)group->rollouts[s].n * group->width);
+    }
     return group;
 }
 
@@ -334,30 +383,40 @@ static void check_server(Rolling *all)
 {
     RemoteStats server = sampler_stats(all->roller->sampler);
 
-    if (!all->error && all->samples->len > 0 && all->lost == all->samples->len)
-        error_set(&all->error, ASSAY_ERROR_SYSTEM, "rollout.server gives no samples: %s",
+    if (!all->desk.error && all->samples->len > 0 && all->lost == all->samples->len)
+        error_set(&all->desk.error, ASSAY_ERROR_SYSTEM, "rollout.server gives no samples: %s",
                   server.why);
 }
 
 GPtrArray *rollouts_make(Roller *roller, TrainTask *const *tasks, guint n,
                          const RolloutOptions *options, RolloutStats *stats, GError **error)
 {
-    g_auto(Rolling) all = {.roller = roller,
+    g_auto(Rolling) all = {.desk = {.next = sample_next,
+                                    .end = sample_end,
+                                    .dialect = roller->dialect,
+                                    .tokenizer = roller->tokenizer,
+                                    .verdicts = roller->verdicts,
+                                    .steps = roller->steps,
+                                    .turns_max = options->turns,
+                                    .tokens_max = options->tokens_max,
+                                    .context_max = options->context_max,
+                                    .text_bytes_max = options->text_bytes_max,
+                                    .command_s = options->command_s,
+                                    .stats = stats},
+                           .roller = roller,
                            .options = options,
-                           .stats = stats,
                            .eos = tokenizer_special(roller->tokenizer, TOKEN_EOS)};
     GPtrArray *groups;
 
     all.samples = g_ptr_array_new_with_free_func((GDestroyNotify)sample_free);
     samples_make(&all, tasks, n);
-    for (guint g = 0; g < n && !all.error; g++)
-        group_begin(&all, g * options->samples, &all.error);
+    for (guint g = 0; g < n && !all.desk.error; g++)
+        group_begin(&all, g * options->samples, &all.desk.error);
     run_all(&all);
     check_server(&all);
-    if (all.error) {
-        while (sampler_step(roller->sampler) > 0 || verdict_turn(roller->verdicts, -1))
-            continue;
-        g_propagate_error(error, all.error);
+    if (all.desk.error) {
+        drain(&all);
+        g_propagate_error(error, all.desk.error);
         return NULL;
     }
     groups = g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);

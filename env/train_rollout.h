@@ -7,16 +7,18 @@
  */
 #pragma once
 
+#include "env/train_dialect.h"
 #include "env/train_sampler.h"
-#include "env/train_tasks.h"
-#include "env/verdict.h"
 #include "policy/rollout.h"
 
 typedef struct RolloutOptions {
     guint samples, turns;
     gint64 tokens_max;       /* of a turn */
+    gint64 context_max;      /* of an episode, for dialects that answer at length */
+    guint text_bytes_max;    /* of what a tool says */
+    guint command_s;         /* seconds of a command */
     gint64 repetition;       /* see EngineRequest; 0: never */
-    gboolean mask_cut;       /* episodes with a turn that was cut train nothing */
+    gboolean mask_cut;       /* episodes that a limit ended or cut train nothing */
     gint64 overlong_from;    /* sampled tokens from which the reward shrinks; 0: never */
     double overlong_penalty; /* taken at turns * tokens_max, linearly up to there (DAPO) */
     double temperature;      /* 0: greedy */
@@ -24,20 +26,12 @@ typedef struct RolloutOptions {
     guint64 seed;
 } RolloutOptions;
 
-typedef struct RolloutStats {
-    guint episodes, turns, invalid, cut; /* turns that said no action; that ran out of tokens */
-    guint passed, passed_first;          /* at all; by the first turn */
-    guint unscorable, repeated;          /* repeated: turns that the repetition stop ended */
-    guint lost;                          /* of the unscorable: a server's doing */
-    guint64 tokens;                      /* sampled */
-    double sample_s;                     /* in the engine, or on a server */
-    double wait_s;                       /* for tests, with nothing to sample */
-} RolloutStats;
-
 typedef struct Roller {
     Sampler *sampler;
     const Tokenizer *tokenizer;
     VerdictRunner *verdicts;
+    const TrainDialect *dialect;
+    Steps *steps; /* NULL: the dialect needs none */
 } Roller;
 
 /* One group of `samples` episodes for each of `n` tasks, in that order. Adds to `stats`. */

@@ -95,13 +95,14 @@ static gboolean warmup_update(Train *t, GError **error)
                               .text = c->warmup_text,
                               .read = c->warmup_read,
                               .skip_wrong = c->warmup_skip_wrong,
-                              .turns = (guint)c->rollout_turns};
+                              .turns = (guint)c->rollout_turns,
+                              .rows_max = c->optim_rows};
     const AdvantageOptions advantage = {.kind = ADVANTAGE_REWARD};
     double lr =
         rate_at(c->warmup_lr, c->warmup_lr_end, c->warmup_lr_warmup, t->warmup, c->warmup_updates);
     TrainMinibatch minibatch = {.phase = TRAIN_WARMUP, .lr = lr};
     g_autoptr(GPtrArray) groups =
-        demos_make(t->demos, t->tokenizer, &demo, c->warmup_tokens, rand, error);
+        demos_make(t->roller.dialect, t->demos, t->tokenizer, &demo, c->warmup_tokens, rand, error);
     AdvantageStats seen;
     TrainerStats stats = {0};
 
@@ -223,7 +224,8 @@ static gboolean keep_rollouts(const Train *t, const TrainBatch *batch, GError **
         return TRUE;
     if (g_mkdir_with_parents(dir, 0755) != 0)
         return error_set_errno(error, errno, "%s", dir);
-    return record_write(path, (TrainTask *const *)batch->tasks->pdata, batch->groups, error);
+    return record_write(path, (TrainTask *const *)batch->tasks->pdata, batch->groups, t->tokenizer,
+                        error);
 }
 
 /* The batch to learn from now. One step behind, it was sampled with the weights before the last

@@ -57,8 +57,8 @@ static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error
     } else {
         trainer = token_trainer_new();
         corpus = g_string_new(NULL);
-        demos_corpus(t->demos, corpus);
-        if (!token_trainer_add(trainer, corpus->str, corpus->len, error))
+        if (!demos_corpus(t->roller.dialect, t->demos, corpus, error) ||
+            !token_trainer_add(trainer, corpus->str, corpus->len, error))
             return NULL;
         tokenizer = token_trainer_finish(trainer, (guint)t->config->model_vocab, error);
     }
@@ -246,8 +246,16 @@ static gboolean read_demos(Train *t, GError **error)
 {
     const char *path = t->config->tasks_warmup;
 
-    t->demos = *path ? train_tasks_read(path, 0, error) : g_ptr_array_ref(t->tasks);
+    t->demos = *path ? train_tasks_read(path, 0, FALSE, error) : g_ptr_array_ref(t->tasks);
     return t->demos != NULL;
+}
+
+static gboolean read_canaries(Train *t, GError **error)
+{
+    const char *path = t->config->tasks_canaries;
+
+    t->canaries = *path ? train_tasks_read(path, 0, TRUE, error) : NULL;
+    return t->canaries || !*path;
 }
 
 static gboolean read_sets(Train *t, GError **error)
@@ -263,7 +271,7 @@ static gboolean read_sets(Train *t, GError **error)
         if (!equals)
             return error_set(error, ASSAY_ERROR_INPUT, "eval.sets: %s is not NAME=FILE", name);
         set.name = g_strndup(name, equals - name);
-        set.tasks = train_tasks_read(equals + 1, (guint)t->config->eval_tasks, error);
+        set.tasks = train_tasks_read(equals + 1, (guint)t->config->eval_tasks, FALSE, error);
         g_array_append_val(t->sets, set);
         if (!set.tasks)
             return FALSE;
@@ -273,15 +281,21 @@ static gboolean read_sets(Train *t, GError **error)
 
 static gboolean encode_all(Train *t, GError **error)
 {
-    gint64 longest =
-        t->config->optim_rows - t->config->rollout_turns * (t->config->rollout_tokens + 16);
+    const TrainConfig *c = t->config;
+    const TrainDialect *dialect = t->roller.dialect;
+    gboolean in_advance = dialect->answer_rows > 0; /* there must be room for every turn */
+    gint64 turns = in_advance ? c->rollout_turns : 1;
+    const TrainPrompts how = {dialect, t->tokenizer,
+                              (in_advance ? c->optim_rows : c->rollout_context) -
+                                  turns * (c->rollout_tokens + dialect->answer_rows),
+                              c->tasks_shown};
 
-    if (!train_tasks_encode(t->tasks, t->tokenizer, longest, error) ||
-        (t->demos != t->tasks && !train_tasks_encode(t->demos, t->tokenizer, longest, error)))
+    if (!train_tasks_encode(t->tasks, &how, error) ||
+        (t->demos != t->tasks && !train_tasks_encode(t->demos, &how, error)) ||
+        (t->canaries && !train_tasks_encode(t->canaries, &how, error)))
         return FALSE;
     for (guint i = 0; i < t->sets->len; i++)
-        if (!train_tasks_encode(g_array_index(t->sets, TrainSet, i).tasks, t->tokenizer, longest,
-                                error))
+        if (!train_tasks_encode(g_array_index(t->sets, TrainSet, i).tasks, &how, error))
             return FALSE;
     return TRUE;
 }
@@ -298,11 +312,13 @@ static gboolean build(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
     g_autofree char *tokenizer = g_build_filename(t->dir, "tokenizer", NULL);
-    EngineLimits limits = {.cache_bytes = (gsize)c->rollout_cache_mib << 20,
-                           .rows_max = (int)c->rollout_rows,
-                           .sequences_max = (guint)MAX(c->rollout_groups * c->rollout_samples,
-                                                       c->eval_tasks * c->eval_samples) +
-                                            16};
+    EngineLimits limits = {
+        .cache_bytes = (gsize)c->rollout_cache_mib << 20,
+        .rows_max = (int)c->rollout_rows,
+        .sequences_max =
+            (guint)MAX(MAX(c->rollout_groups, c->tasks_canary_groups) * c->rollout_samples,
+                       c->eval_tasks * c->eval_samples) +
+            16};
 
     return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
            (t->model = model_for(t, error)) != NULL && check_routes(t, error) &&
@@ -314,7 +330,8 @@ static gboolean build(Train *t, GError **error)
            (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
 }
 
-Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **error)
+Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
+                  const EpisodeHostOptions *boxes, GError **error)
 {
     g_autoptr(Train) t = g_new0(Train, 1);
     TrainPlan plan;
@@ -327,13 +344,24 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts, GError **e
         error_set(error, ASSAY_ERROR_INPUT, "%s is not set", *t->dir ? "tasks.train" : "run.dir");
         return NULL;
     }
+    t->roller.verdicts = verdicts;
+    t->roller.dialect = train_dialect(config->rollout_dialect);
+    if (t->roller.dialect->step_done) {
+        StepsOptions steps = {boxes->slot_first, (guint)config->rollout_boxes,
+                              boxes->allow_degraded};
+
+        t->roller.steps = steps_new(&steps);
+    }
     if (config->run_threads > 0)
         omp_set_num_threads((int)config->run_threads);
     if (!train_plan(config, &plan, error) || !train_plan_check(&plan, error) ||
-        !keep_config(t, error) || !(t->tasks = train_tasks_read(config->tasks_train, 0, error)) ||
-        !read_demos(t, error) || !read_sets(t, error) || !build(t, error))
+        !keep_config(t, error) ||
+        !(t->tasks = train_tasks_read(config->tasks_train, 0, FALSE, error)) ||
+        !read_demos(t, error) || !read_canaries(t, error) || !read_sets(t, error) ||
+        !build(t, error))
         return NULL;
-    t->roller = (Roller){t->sampler, t->tokenizer, verdicts};
+    t->roller.sampler = t->sampler;
+    t->roller.tokenizer = t->tokenizer;
     return g_steal_pointer(&t);
 }
 
@@ -343,6 +371,7 @@ void train_free(Train *t)
         return;
     train_log_close(t->log);
     train_batch_free(t->pending);
+    steps_free(t->roller.steps);
     window_clear(&t->window);
     sampler_free(t->sampler);
     trainer_free(t->trainer);
@@ -356,6 +385,7 @@ void train_free(Train *t)
     g_array_unref(t->sets);
     g_clear_pointer(&t->tasks, g_ptr_array_unref);
     g_clear_pointer(&t->demos, g_ptr_array_unref);
+    g_clear_pointer(&t->canaries, g_ptr_array_unref);
     g_free(t->dir);
     g_free(t);
 }

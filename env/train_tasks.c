@@ -6,15 +6,18 @@
  */
 #include "env/train_tasks.h"
 
+#include "env/train_dialect.h"
+#include "env/train_kind.h"
+
 #include "base/error.h"
-#include "tasks/calls.h"
 #include "tasks/dataset.h"
-#include "tasks/repair.h"
 
 #include <string.h>
 
-static void train_task_free(TrainTask *task)
+void train_task_free(TrainTask *task)
 {
+    if (!task)
+        return;
     task_free(task->task);
     source_free(task->source);
     source_free(task->fixed);
@@ -23,41 +26,30 @@ static void train_task_free(TrainTask *task)
     g_free(task);
 }
 
-/* The files of a row once its bug is undone. */
-static json_t *files_fixed(const Task *task, GError **error)
+static gboolean open_kind(TrainTask *task, GError **error)
 {
-    g_autoptr(json_t) changes = repair_fix(task->json);
-    json_t *files = json_deep_copy(task->files);
+    const char *kind = json_opt_str(task->task->json, "kind", kind_repair.name, error);
 
-    if (changes && json_object_update(files, changes) == 0)
-        return files;
-    json_decref(files);
-    error_set(error, ASSAY_ERROR_UNSUPPORTED,
-              "it is no repair task: it does not say what is wrong");
-    return NULL;
+    if (!kind)
+        return FALSE;
+    if (!(task->kind = train_kind(kind)))
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED,
+                         "there is no kind %s; assay train kinds lists them", kind);
+    return task->kind->open(task, error);
 }
 
-static TrainTask *train_task_new(Task *task, GError **error)
+TrainTask *train_task_new(json_t *row, GError **error)
 {
-    TrainTask *made = g_new0(TrainTask, 1);
-    g_autoptr(TaskCalls) calls = NULL;
-    g_autoptr(json_t) files = NULL, fixed = NULL;
+    Task *task = task_from_json(row, error);
+    TrainTask *made = task ? g_new0(TrainTask, 1) : NULL;
 
+    if (!made)
+        return NULL;
     made->task = task;
     made->rate = -1;
-    if (!task->files) {
-        error_set(error, ASSAY_ERROR_UNSUPPORTED, "its repository is not in the row");
-    } else if ((calls = task_calls_read(task, error)) && (fixed = files_fixed(task, error))) {
-        const char *const *paths = (const char *const *)calls->sources;
-
-        files = json_deep_copy(task->files);
-        made->source = source_new(files, paths, error);
-        made->fixed = made->source ? source_new(fixed, paths, error) : NULL;
-    }
-    if (made->fixed) {
-        made->fix = dialect_fix(made->source, made->fixed);
+    made->is_canary = json_is_true(json_object_get(row, "canary"));
+    if (open_kind(made, error))
         return made;
-    }
     g_prefix_error(error, "task %s: ", task->instance_id);
     train_task_free(made);
     return NULL;
@@ -66,8 +58,19 @@ static TrainTask *train_task_new(Task *task, GError **error)
 typedef struct {
     GPtrArray *tasks;
     guint tasks_max;
+    gboolean canaries;
     GError *error;
 } Reading;
+
+static gboolean belongs(const TrainTask *task, gboolean canaries, GError **error)
+{
+    if (task->is_canary == canaries)
+        return TRUE;
+    return error_set(error, ASSAY_ERROR_INPUT,
+                     canaries ? "task %s: it is no canary"
+                              : "task %s: a canary cannot be solved; it belongs in tasks.canaries",
+                     task->task->instance_id);
+}
 
 static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
 {
@@ -75,7 +78,7 @@ static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
     TrainTask *made = NULL;
 
     if (task)
-        made = train_task_new(task_from_json(task->json, NULL), &reading->error);
+        made = train_task_new(task->json, &reading->error);
     else
         reading->error = g_error_copy(why);
     if (!made) {
@@ -83,13 +86,15 @@ static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
         return FALSE;
     }
     g_ptr_array_add(reading->tasks, made);
+    if (!belongs(made, reading->canaries, &reading->error))
+        return FALSE;
     return reading->tasks_max == 0 || reading->tasks->len < reading->tasks_max;
 }
 
-GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error)
+GPtrArray *train_tasks_read(const char *path, guint tasks_max, gboolean canaries, GError **error)
 {
     g_autoptr(GPtrArray) tasks = g_ptr_array_new_with_free_func((GDestroyNotify)train_task_free);
-    Reading reading = {tasks, tasks_max, NULL};
+    Reading reading = {tasks, tasks_max, canaries, NULL};
 
     if (!dataset_read(path, NULL, on_row, &reading, error))
         return NULL;
@@ -104,20 +109,20 @@ GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error)
     return g_steal_pointer(&tasks);
 }
 
-gboolean train_tasks_encode(GPtrArray *tasks, const Tokenizer *tokenizer, gint64 tokens_max,
-                            GError **error)
+gboolean train_tasks_encode(GPtrArray *tasks, const TrainPrompts *how, GError **error)
 {
     for (guint i = 0; i < tasks->len; i++) {
         TrainTask *task = tasks->pdata[i];
 
         g_clear_pointer(&task->prompt, g_array_unref);
         task->prompt = tokens_new();
-        if (!dialect_prompt(tokenizer, task->source, task->prompt, error))
+        task->shows = how->shows;
+        if (!how->dialect->prompt(how->tokenizer, task, task->prompt, error))
             return FALSE;
-        if (task->prompt->len > tokens_max)
+        if (task->prompt->len > how->tokens_max)
             return error_set(error, ASSAY_ERROR_LIMIT,
                              "task %s: its prompt has %u tokens, the limit is %" G_GINT64_FORMAT,
-                             task->task->instance_id, task->prompt->len, tokens_max);
+                             task->task->instance_id, task->prompt->len, how->tokens_max);
     }
     return TRUE;
 }

@@ -1,24 +1,42 @@
 /*
- * The tasks of a training run: rows from a file, each with what the compact dialect shows of it.
+ * The tasks of a training run: rows from a file, each with its prompt.
  */
 #pragma once
 
 #include "env/dialect.h"
 #include "tasks/task.h"
 
+struct TrainDialect;
+struct TrainKind;
+
 typedef struct TrainTask {
     Task *task;
-    Source *source; /* as the agent finds it */
-    Source *fixed;  /* without the bug */
-    char *fix;      /* the action that does it; NULL: the dialect cannot say it */
+    const struct TrainKind *kind;
+    Source *source; /* as the agent finds it; NULL: the kind has none */
+    Source *fixed;  /* without the bug; likewise */
+    char *fix;      /* the action or answer that is right; NULL: none can be said */
+    gboolean is_canary;
+    gboolean shows; /* the files that tests call, in the prompt */
     GArray *prompt; /* gint32, once train_tasks_encode was called */
     double rate;    /* of passing, last time; below 0: never tried */
 } TrainTask;
 
-/* Reads rows of repair tasks (tasks/repair.h). At most `tasks_max`, 0: all. A row that is no such
- * task is an error that names it. */
-GPtrArray *train_tasks_read(const char *path, guint tasks_max, GError **error);
+/* One row. */
+TrainTask *train_task_new(json_t *row, GError **error);
+void train_task_free(TrainTask *task);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainTask, train_task_free)
 
-/* Makes the prompts; one of more than `tokens_max` is an error with the numbers. */
-gboolean train_tasks_encode(GPtrArray *tasks, const Tokenizer *tokenizer, gint64 tokens_max,
-                            GError **error);
+/* Reads rows of the kinds of env/train_kind.h. At most `tasks_max`, 0: all. A row that is no such
+ * task is an error that names it; so is a canary in a file that should have none, and the other way
+ * round. */
+GPtrArray *train_tasks_read(const char *path, guint tasks_max, gboolean canaries, GError **error);
+
+typedef struct TrainPrompts {
+    const struct TrainDialect *dialect;
+    const Tokenizer *tokenizer;
+    gint64 tokens_max; /* of a prompt; one of more is an error with the numbers */
+    gboolean is_canary;
+    gboolean shows;
+} TrainPrompts;
+
+gboolean train_tasks_encode(GPtrArray *tasks, const TrainPrompts *how, GError **error);

@@ -12,6 +12,8 @@
  */
 #include "tasks/repair.h"
 
+#include "tasks/repair_kind.h"
+
 #include "base/error.h"
 
 #include <string.h>
@@ -29,6 +31,8 @@ struct RepairSource {
     GPtrArray *choices; /* Choice */
     GHashTable *seen;   /* keys of what was given out */
     guint n_bugs;
+    gboolean is_canary;
+    const char *kind; /* interned; NULL: repairs */
 };
 
 static const char *const split_names[REPAIR_SPLITS] = {"train", "tune", "tune-functions",
@@ -130,6 +134,8 @@ RepairSource *repair_source_new(const RepairOptions *options, GError **error)
     g_autoptr(RepairSource) source = g_new0(RepairSource, 1);
     source->state = options->seed ^ ((guint64)options->split << 56);
     source->split = options->split;
+    source->is_canary = options->is_canary;
+    source->kind = g_intern_string(options->kind);
     source->choices = g_ptr_array_new_with_free_func(choice_free);
     source->seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     for (guint i = 0; i < families->len; i++) {
@@ -169,15 +175,47 @@ static char *key_of(const RepairFamily *family, guint mutant, const RepairNames 
     return g_string_free(key, FALSE);
 }
 
+/* The row of a mutant that cannot be repaired: the first call again, and a value that contradicts
+ * it. That value is 128 drawn bits: it is not guessed, and it is in no file of the repository. */
+static json_t *canary_row(RepairSource *source, const RepairFamily *family, guint mutant,
+                          const RepairNames *names, GError **error)
+{
+    RepairFamily other = *family;
+    g_autoptr(GPtrArray) calls = g_ptr_array_new(), expected = g_ptr_array_new();
+    guint64 high = draw_bits(source), low = draw_bits(source);
+    g_autofree char *never =
+        g_strdup_printf("%016" G_GINT64_MODIFIER "x%016" G_GINT64_MODIFIER "x", high, low);
+    guint fails = family->fails[mutant] | 1u << family->calls->len;
+    g_ptr_array_extend(calls, family->calls, NULL, NULL);
+    g_ptr_array_extend(expected, family->expected, NULL, NULL);
+    g_ptr_array_add(calls, family->calls->pdata[0]);
+    g_ptr_array_add(expected, never);
+    other.calls = calls;
+    other.expected = expected;
+    json_t *row = repair_row(&other, family->mutants->pdata[mutant], fails, names, error);
+    if (row == NULL)
+        return NULL;
+    const char *id = json_string_value(json_object_get(row, "instance_id"));
+    g_autofree char *own = g_strconcat("canary-", id, NULL);
+    json_object_set_new(row, "instance_id", json_string(own));
+    json_object_set_new(row, "canary", json_true());
+    return row;
+}
+
 json_t *repair_source_next(RepairSource *source, GError **error)
 {
     for (guint tries = 0; tries < TRIES_MAX; tries++) {
         const Choice *choice = source->choices->pdata[draw(source, source->choices->len)];
         guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
         const RepairNames names = repair_names_draw(choice->family, draw, source);
-        if (g_hash_table_add(source->seen, key_of(choice->family, i, &names)))
-            return repair_row(choice->family, choice->family->mutants->pdata[i],
-                              choice->family->fails[i], &names, error);
+        if (!g_hash_table_add(source->seen, key_of(choice->family, i, &names)))
+            continue;
+        g_autoptr(json_t) row = source->is_canary
+                                    ? canary_row(source, choice->family, i, &names, error)
+                                    : repair_row(choice->family, choice->family->mutants->pdata[i],
+                                                 choice->family->fails[i], &names, error);
+        if (row == NULL || source->kind == NULL || repair_kind_apply(row, source->kind))
+            return g_steal_pointer(&row);
     }
     error_set(error, ASSAY_ERROR_LIMIT, "no new task in %u draws, after %u; ask for more families",
               TRIES_MAX, g_hash_table_size(source->seen));

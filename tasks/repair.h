@@ -15,7 +15,8 @@
  *              "edits": [{"line", "offset", "wrong", "right"}]}
  *
  * where the edits are in the order of the file as it is, offsets and lines (from 1) are of that
- * file, and "right" is what belongs in the place of "wrong". Either may be empty.
+ * file, and "right" is what belongs in the place of "wrong". Either may be empty. A canary says
+ * "canary": true: its last call is its first one again, with a value that nothing has.
  */
 #pragma once
 
@@ -38,6 +39,8 @@ typedef struct RepairOptions {
     guint64 seed;
     RepairSplit split;
     const char *const *families; /* names, or "c" and "python"; NULL: all */
+    const char *kind;            /* of tasks/repair_kind.h; NULL: repairs */
+    gboolean is_canary; /* with a call that no repair can satisfy: rewards for it are an alarm */
     gboolean for_imitation; /* bugs that tests do not notice as well: nothing to be graded on */
 } RepairOptions;
 

@@ -52,7 +52,7 @@ def families_and_splits_are_chosen_by_name(home):
     assert "parity" in {row["repair"]["family"] for row in held}
     assert "did you mean gcd?" in assay("task", "generate", "repair", "--families", "gcdd", rc=2)
     assert "--split is dev" in assay("task", "generate", "repair", "--split", "dev", rc=2)
-    assert "there is: repair" in assay("task", "generate", "poems", rc=2)
+    assert "there are: repair" in assay("task", "generate", "poems", rc=2)
     assert "--count" in assay("task", "generate", "repair", "--count", 0, rc=2)
 
 

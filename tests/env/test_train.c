@@ -5,7 +5,8 @@
 #include "env/dialect.h"
 #include "env/tensorboard.h"
 #include "env/train_config.h"
-#include "env/train_demos.h"
+#include "env/train_dialect.h"
+#include "env/train_kind.h"
 #include "env/train_log.h"
 #include "env/train_window.h"
 #include "policy/token_train.h"
@@ -235,7 +236,7 @@ static RolloutGroup *demo_of(TrainTask *task, const Tokenizer *tokenizer, const 
     g_autoptr(GPtrArray) groups = NULL;
 
     g_ptr_array_add(tasks, task);
-    groups = demos_make(tasks, tokenizer, o, 1, rand, NULL);
+    groups = demos_make(&dialect_compact, tasks, tokenizer, o, 1, rand, NULL);
     g_assert_cmpuint(groups->len, ==, 1);
     return g_ptr_array_steal_index(groups, 0);
 }
@@ -248,7 +249,8 @@ static void test_demos(void)
                       good = source_of("a.c", "x > y + z;\n");
     g_autoptr(GArray) prompt = tokens_new();
     g_autofree char *fix = dialect_fix(bad, good);
-    TrainTask task = {.source = bad, .fixed = good, .fix = fix, .prompt = prompt};
+    TrainTask task = {
+        .kind = &kind_repair, .source = bad, .fixed = good, .fix = fix, .prompt = prompt};
     const DemoOptions wrong = {.turns = 3}, skipped = {.turns = 3, .skip_wrong = TRUE};
     const DemoOptions right = {.gold = 1, .turns = 3, .read = 0.25};
 

@@ -225,6 +225,79 @@ def check_settings(lab):
     assert (lab.top / "v" / "reference" / "config.json").exists()
 
 
+def check_tools(lab):
+    """episodes_with_tools_are_sampled_trained_on_and_the_same_after_a_kill"""
+    words = ["rollout.dialect=tools", "rollout.turns=3", "rollout.tokens=48", "model.vocab=1000", "tasks.shown=true",
+             "rollout.groups=2", "rollout.samples=3", "warmup.updates=6", "warmup.tokens=1024", "run.updates=3",
+             "eval.tasks=2", "rollout.overlong_from=2", "rollout.overlong_penalty=0.5", "run.checkpoint_every=1"]
+    done = lab.run("tools", *words)
+    assert done.returncode == 0, done.stderr
+    rl = [row for row in lab.rows("tools") if row["phase"] == "rl"]
+    assert len(rl) == 3 and all(row["policy/logp_diff_max"] == 0 for row in rl)
+    assert any(row["optim/grad_norm"] > 0 for row in rl)
+    for row in rl:
+        ends = {name: value for name, value in row.items() if name.startswith("ending/")}
+        assert abs(sum(ends.values()) - 1) < 1e-9, ends
+        assert ends["ending/infrastructure"] == 0
+    groups = [json.loads(line) for line in (lab.top / "tools/rollouts/000001.jsonl").read_text().splitlines()]
+    turns = groups[0]["rollouts"][0]["turns"]
+    assert [turn["by"] for turn in turns[:2]] in (["policy", "env"], ["policy"]), turns
+    if SANITIZED:
+        return
+    run_killed(lab, "killed", *words[:-1])
+    assert lab.weights("tools") == lab.weights("killed")
+
+
+def check_kinds(lab):
+    """kinds_are_mixed_in_one_file_and_rewarded_each_by_its_own_rules"""
+    kinds = "diff", "locate", "test", "math", "logic"
+    mixed = (lab.top / "train").read_text()
+    for kind in kinds:
+        done = assay("task", "generate", kind, "--seed", "2", "--count", "8", *(
+            ["--families", "max_of_two,clamp"] if kind in kinds[:3] else []))
+        assert done.returncode == 0, done.stderr
+        mixed += done.stdout
+    (lab.top / "mixed").write_text(mixed)
+    assert all(kind in assay("train", "kinds").stdout for kind in kinds)
+    for name, dialect in ("words", "compact"), ("chat", "tools"):
+        assert dialect in assay("train", "dialects").stdout
+        done = lab.run(name, f"rollout.dialect={dialect}", f"tasks.train={lab.top}/mixed", "warmup.updates=4",
+                       "run.updates=2", "rollout.groups=40", "rollout.samples=2", "eval.sets=")
+        assert done.returncode == 0, done.stderr
+        rl = [row for row in lab.rows(name) if row["phase"] == "rl"]
+        assert all(row["policy/logp_diff_max"] == 0 for row in rl)
+        seen = {key for row in rl for key in row if key.startswith("reward/")}
+        assert {f"reward/{kind}" for kind in ("repair", *kinds)} <= seen, seen
+    done = assay("task", "generate", "math", "--verify")
+    assert done.returncode != 0 and "about repairs" in done.stderr, done.stderr
+    done = assay("task", "generate", "poetry")
+    assert done.returncode != 0 and "logic" in done.stderr, done.stderr
+
+
+def check_canaries(lab):
+    """canaries_are_sampled_and_never_learnt_from_and_a_reward_is_an_alarm"""
+    canaries = lab.top / "canaries"
+    done = assay("task", "generate", "repair", "--canary", "--seed", "3", "--count", "8", "--families",
+                 "max_of_two,clamp", "--out", str(canaries))
+    assert done.returncode == 0, done.stderr
+    done = lab.run("canaries_too", "run.seed=1", f"tasks.canaries={canaries}", "tasks.canary_groups=2")
+    assert done.returncode == 0 and "ALARM" not in done.stderr, done.stderr
+    assert [row["canary/reward"] for row in lab.rows("canaries_too") if row["phase"] == "rl"] == [0] * 12
+    if not SANITIZED:
+        assert lab.weights("canaries_too") == lab.weights("a"), "canaries have changed what was learnt"
+    fakes = [json.loads(line) | {"canary": True} for line in (lab.top / "train").read_text().splitlines()]
+    (lab.top / "fakes").write_text("".join(json.dumps(row) + "\n" for row in fakes))
+    done = lab.run("fake", "run.seed=1", f"tasks.canaries={lab.top}/fakes", "tasks.canary_groups=2", "run.updates=3")
+    assert done.returncode == 0 and "ALARM" in done.stderr, done.stderr
+    kept = next((lab.top / "fake" / "canaries").iterdir()).read_text()
+    assert any(rollout["reward"] == 1 for line in kept.splitlines() for rollout in json.loads(line)["rollouts"])
+    done = lab.run("r", f"tasks.train={canaries}")
+    assert done.returncode != 0 and "belongs in tasks.canaries" in done.stderr, done.stderr
+    done = lab.run("no_canary", f"tasks.canaries={lab.top}/train")
+    assert done.returncode != 0 and "it is no canary" in done.stderr, done.stderr
+    shutil.rmtree(lab.top / "r", ignore_errors=True)
+
+
 def check_plan(lab):
     """what_a_run_wants_of_memory_is_said_before_it_begins"""
     done = assay("train", "plan", str(lab.top / "run.conf"), "--json")
@@ -351,6 +424,7 @@ def check_refusals(lab):
 
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows, check_replay)
 CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
+          check_tools, check_kinds, check_canaries,
           check_plan, check_failed, check_windows, check_replay, check_refusals]
 
 

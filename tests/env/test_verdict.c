@@ -439,6 +439,30 @@ static void the_grader_resolves_the_same_rows(void)
     g_assert_true(tree_remove(AT_FDCWD, top, NULL));
 }
 
+static void a_canary_is_passed_by_nothing(void)
+{
+    static const char *const families[] = {"clamp", "py_evens", NULL};
+    g_autoptr(VerdictRunner) runner = runner_new(0, NULL);
+    g_autoptr(GError) error = NULL;
+    const RepairOptions options = {.seed = 7, .families = families, .is_canary = TRUE};
+    g_autoptr(RepairSource) source = repair_source_new(&options, &error);
+    for (guint i = 0; i < 6; i++) {
+        g_autoptr(json_t) row = repair_source_next(source, &error);
+        g_autoptr(Task) task = task_from_json(row, &error);
+        g_assert_no_error(error);
+        g_autoptr(json_t) fix = repair_fix(row);
+        const char *value = json_string_value(json_array_get(
+            json_object_get(json_object_get(row, "calls"), "expected"),
+            json_array_size(json_object_get(json_object_get(row, "calls"), "expected")) - 1));
+        g_autofree char *files = json_print(task->files);
+        Verdict verdict = verdict_on(runner, task, fix);
+        g_assert_cmpint(verdict.state, ==, VERDICT_FAILED);
+        g_assert_cmpuint(verdict.passed, ==, (G_GUINT64_CONSTANT(1) << (verdict.n_calls - 1)) - 1);
+        g_assert_null(strstr(files, value));
+        g_assert_null(strstr(task->problem_statement, value));
+    }
+}
+
 int main(int argc, char **argv)
 {
     gboolean is_long;
@@ -461,6 +485,7 @@ int main(int argc, char **argv)
         ADD(the_grader_resolves_the_same_rows);
         ADD(gcc_says_the_same);
         ADD(sleeping_is_not_a_way_out);
+        ADD(a_canary_is_passed_by_nothing);
     }
     return lab_end(g_test_run());
 }
