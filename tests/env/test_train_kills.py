@@ -14,66 +14,33 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from processes import cgroups, children_of, is_box, wait_gone  # noqa: E402
+from train_lab import ASSAY, ENV, SANITIZED, Lab, run_checks  # noqa: E402
 
-ASSAY, LIBEXEC = sys.argv[1], sys.argv[2]
 LONG = "--long" in sys.argv
 KILLS = int(os.environ.get("ASSAY_KILLS", "50" if LONG else "4"))
 CHANCE = random.Random(int(os.environ.get("ASSAY_KILLS_SEED", "7")))
-ENV = os.environ | {"ASSAY_LIBEXEC": LIBEXEC, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
-SANITIZED = "ASAN_OPTIONS" in os.environ
 DEADLINE_S = 900
 GROUPS, SAMPLES = 6, 6
 BEFORE = cgroups()
-CONF = f"""
-[run]
-updates = {12 * KILLS}
-checkpoint_every = 1
-[model]
-hidden = 32
-heads = 2
-kv_heads = 2
-rotary = 8
-experts = 2
-ffn = 32
-vocab = 400
-pattern = ls
-[warmup]
-updates = 120
-tokens = 1024
-gold = 0.8
-text = 0.1
-lr = 0.01
-lr_end = 0.002
-[rollout]
-groups = {GROUPS}
-samples = {SAMPLES}
-server_attempts = 20
-[loss]
-anchor = recomputed
-[optim]
-minibatches = 2
-[eval]
-every = 1000000
-"""
+MORE = f"[run]\nupdates = {12 * KILLS}\ncheckpoint_every = 1\n[rollout]\nserver_attempts = 20\n[loss]\nanchor = recomputed\n"
 
 
 class Run:
     """A trainer, and the server if it samples from one; both are begun again when they were killed."""
 
-    def __init__(self, top, name, with_server):
-        self.top, self.dir = top, top / name
-        self.words = [ASSAY, "train", str(top / "run.conf"), "--set", f"run.dir={self.dir}", "--json"]
+    def __init__(self, lab, name, with_server):
+        self.top, self.dir = lab.top, lab.top / name
+        self.words = lab.command(name) + ["--json"]
         self.server = self.trainer = None
         self.owners = set()
         if with_server:
-            self.words += ["--set", f"rollout.server=unix:{top}/{name}.sock", "--set", "rollout.server_update=true"]
-            self.serve = [ASSAY, "policy", "serve", "--model", str(top / "m/checkpoints/000001/model"), "--listen",
-                          f"{top}/{name}.sock", "--context", "512", "--chunk", "16", "--weights", "f32"]
+            self.words += ["--set", f"rollout.server=unix:{self.dir}.sock", "--set", "rollout.server_update=true"]
+            self.serve = [ASSAY, "policy", "serve", "--model", str(self.top / "m/checkpoints/000001/model"), "--listen",
+                          f"{self.dir}.sock", "--context", "512", "--chunk", "16", "--weights", "f32"]
             self.begin_server()
         self.begin()
 
@@ -140,8 +107,9 @@ class Run:
         return last.name, [(p.name, p.read_bytes()) for p in sorted(last.rglob("*.safetensors"))]
 
 
-def check(top, calm, with_server):
-    run = Run(top, "server" if with_server else "own", with_server)
+def check(lab, with_server):
+    top, calm = lab.top, lab.calm
+    run = Run(lab, "server" if with_server else "own", with_server)
     killed, begun = {}, time.monotonic()
     try:
         while sum(killed.values()) < KILLS and run.trainer.poll() is None:
@@ -170,34 +138,30 @@ def check(top, calm, with_server):
         run.stop()
 
 
+def check_server(lab):
+    """a_run_that_samples_from_a_server_ends_as_if_nobody_had_been_killed"""
+    check(lab, True)
+
+
+def check_own(lab):
+    """a_run_that_samples_itself_ends_as_if_nobody_had_been_killed"""
+    check(lab, False)
+
+
+def make(top):
+    lab = Lab(top, MORE)
+    lab.run("m", "run.updates=0", "warmup.updates=1")
+    lab.calm = Run(lab, "calm", False)
+    assert lab.calm.end()[0] == 0, (lab.top / "err").read_text()
+    return lab
+
+
 def main():
     wanted = {"1", "train-kills"} & set(os.environ.get("ASSAY_OPTIN", "").split(","))
     if SANITIZED or (LONG and not wanted):
         print("1..0 # SKIP " + ("too slow under sanitizers" if SANITIZED else "opt-in: ASSAY_OPTIN=train-kills"))
         return 0
-    checks = [("a_run_that_samples_from_a_server_ends_as_if_nobody_had_been_killed", True)]
-    if LONG:
-        checks.append(("a_run_that_samples_itself_ends_as_if_nobody_had_been_killed", False))
-    print(f"1..{len(checks)}")
-    bad = 0
-    with tempfile.TemporaryDirectory(prefix="assay-train-kills-") as name:
-        top = pathlib.Path(name)
-        subprocess.run([ASSAY, "task", "generate", "repair", "--seed", "3", "--count", "24", "--split", "train",
-                        "--families", "max_of_two,clamp", "--out", str(top / "tasks")], env=ENV, check=True)
-        (top / "run.conf").write_text(CONF + f"[tasks]\ntrain = {top}/tasks\n")
-        subprocess.run([ASSAY, "train", str(top / "run.conf"), "--set", f"run.dir={top}/m", "--set", "run.updates=0",
-                        "--set", "warmup.updates=1"], env=ENV, check=True, stderr=subprocess.DEVNULL)
-        calm = Run(top, "calm", False)
-        assert calm.end()[0] == 0, (top / "err").read_text()
-        for number, (sentence, with_server) in enumerate(checks, 1):
-            try:
-                check(top, calm, with_server)
-                print(f"ok {number} - {sentence}", flush=True)
-            except Exception as error:  # pylint: disable=broad-except
-                bad += 1
-                text = f"{type(error).__name__}: {error}"
-                print(f"not ok {number} - {sentence}\n# " + text.replace("\n", "\n# ")[:4000], flush=True)
-    return bad > 0
+    return run_checks("train-kills", [check_server, check_own] if LONG else [check_server], make)
 
 
 sys.exit(main())

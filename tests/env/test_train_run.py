@@ -14,78 +14,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 
-ASSAY, LIBEXEC = sys.argv[1], sys.argv[2]
-ENV = os.environ | {"ASSAY_LIBEXEC": LIBEXEC, "OMP_WAIT_POLICY": "passive"}
-SANITIZED = "ASAN_OPTIONS" in os.environ  # thirty times slower: a sample of the paths, no bits compared
-CONF = """
-[run]
-updates = 12
-checkpoint_every = 2
-[model]
-hidden = 32
-heads = 2
-kv_heads = 2
-rotary = 8
-experts = 2
-ffn = 32
-vocab = 400
-pattern = ls
-[warmup]
-updates = 120
-tokens = 1024
-gold = 0.8
-text = 0.1
-lr = 0.01
-lr_end = 0.002
-[rollout]
-groups = 6
-samples = 6
-[optim]
-minibatches = 2
-[eval]
-every = 6
-samples = 2
-tasks = 8
-"""
-
-
-def assay(*args, **more):
-    return subprocess.run([ASSAY, *args], env=ENV, text=True, capture_output=True, timeout=170,
-                          check=False, **more)
-
-
-class Lab:
-    def __init__(self, top):
-        self.top = pathlib.Path(top)
-        for split in "train", "tune":
-            done = assay("task", "generate", "repair", "--seed", "3", "--count", "24", "--split",
-                         split, "--families", "max_of_two,clamp", "--out", str(self.top / split))
-            assert done.returncode == 0, done.stderr
-        (self.top / "run.conf").write_text(CONF + f"sets = tune={self.top}/tune\n"
-                                           f"[tasks]\ntrain = {self.top}/train\n")
-
-    def command(self, name, *settings):
-        words = [ASSAY, "train", str(self.top / "run.conf"), "--set", f"run.dir={self.top / name}"]
-        for setting in settings:
-            words += ["--set", setting]
-        return words
-
-    def run(self, name, *settings):
-        return subprocess.run(self.command(name, *settings), env=ENV, text=True,
-                              capture_output=True, timeout=170, check=False)
-
-    def weights(self, name):
-        last = max((self.top / name / "checkpoints").iterdir())
-        files = sorted(p for p in last.rglob("*") if p.is_file() and p.name != "config.json")
-        return last.name, [(p.relative_to(last), p.read_bytes()) for p in files]
-
-    def rows(self, name):
-        text = (self.top / name / "metrics.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from train_lab import ASSAY, ENV, SANITIZED, Lab, assay, run_checks  # noqa: E402
 
 
 def check_run(lab):
@@ -428,24 +361,8 @@ CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, chec
           check_plan, check_failed, check_windows, check_replay, check_refusals]
 
 
-def main():
-    print(f"1..{len(CHECKS)}")
-    bad = 0
-    with tempfile.TemporaryDirectory(prefix="assay-train-") as top:
-        lab = Lab(top)
-        for number, check in enumerate(CHECKS, 1):
-            if SANITIZED and check in PLAIN_ONLY:
-                print(f"ok {number} - {check.__doc__} # SKIP too slow under sanitizers")
-                continue
-            try:
-                check(lab)
-                print(f"ok {number} - {check.__doc__}", flush=True)
-            except Exception as error:  # pylint: disable=broad-except
-                bad += 1
-                text = f"{type(error).__name__}: {error}"
-                print(f"not ok {number} - {check.__doc__}\n# " + text.replace("\n", "\n# ")[:4000],
-                      flush=True)
-    return bad > 0
+def make(top):
+    return Lab(top, f"[eval]\nevery = 6\nsamples = 2\ntasks = 8\nsets = tune={top}/tune\n")
 
 
-sys.exit(main())
+sys.exit(run_checks("train", CHECKS, make, PLAIN_ONLY if SANITIZED else ()))

@@ -9,71 +9,19 @@ answers may reach the trainer, and no episode may count as failed because of it.
 import contextlib
 import http.server
 import json
-import os
 import pathlib
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
-ASSAY, LIBEXEC = sys.argv[1], sys.argv[2]
-ENV = os.environ | {"ASSAY_LIBEXEC": LIBEXEC, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
-SLOW = 20 if "ASAN_OPTIONS" in os.environ else 1
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from train_lab import ASSAY, ENV, SANITIZED, Lab, run_checks  # noqa: E402
+
+SLOW = 20 if SANITIZED else 1
 VOCAB_MAX = 400
-CONF = f"""
-[run]
-updates = 4
-checkpoint_every = 2
-[model]
-hidden = 32
-heads = 2
-kv_heads = 2
-rotary = 8
-experts = 2
-ffn = 32
-vocab = {VOCAB_MAX}
-pattern = ls
-[warmup]
-updates = {120 if SLOW == 1 else 20}
-tokens = 1024
-gold = 0.8
-text = 0.1
-lr = 0.01
-lr_end = 0.002
-[rollout]
-groups = 6
-samples = 6
-[loss]
-anchor = recomputed
-[optim]
-minibatches = 2
-[eval]
-every = 100
-"""
-
-
-class Lab:
-    def __init__(self, top):
-        self.top = pathlib.Path(top)
-        subprocess.run([ASSAY, "task", "generate", "repair", "--seed", "3", "--count", "24", "--split", "train",
-                        "--families", "max_of_two,clamp", "--out", str(self.top / "tasks")], env=ENV, check=True)
-        (self.top / "run.conf").write_text(CONF + f"[tasks]\ntrain = {self.top}/tasks\n")
-
-    def run(self, name, *settings):
-        words = [ASSAY, "train", str(self.top / "run.conf"), "--set", f"run.dir={self.top / name}"]
-        for setting in settings:
-            words += ["--set", setting]
-        return subprocess.run(words, env=ENV, text=True, capture_output=True, timeout=100 * SLOW, check=False)
-
-    def weights(self, name):
-        last = max((self.top / name / "checkpoints").iterdir())
-        return last.name, [(p.name, p.read_bytes()) for p in sorted(last.rglob("*.safetensors"))]
-
-    def rows(self, name):
-        lines = (self.top / name / "metrics.jsonl").read_text().splitlines()
-        return [row for row in map(json.loads, lines) if row["phase"] == "rl"]
+MORE = f"[run]\nupdates = 4\n[warmup]\nupdates = {20 if SANITIZED else 120}\n[loss]\nanchor = recomputed\n"
 
 
 @contextlib.contextmanager
@@ -100,9 +48,10 @@ def check_own(lab):
             done = lab.run(name, f"rollout.server=unix:{socket}", "rollout.server_update=true",
                            f"rollout.server_api={api}")
             assert done.returncode == 0, done.stderr
-    assert lab.weights("a") == lab.weights("b") == lab.weights("c")
-    assert all(row["policy/logp_diff_max"] == 0 for row in lab.rows("b")), lab.rows("b")
-    assert any(row["optim/grad_norm"] > 0 for row in lab.rows("b"))
+    ours, *theirs = (lab.weights(name, "*.safetensors") for name in "abc")  # the state counts tries as well
+    assert theirs == [ours, ours]
+    assert all(row["policy/logp_diff_max"] == 0 for row in lab.rows("b", "rl")), lab.rows("b", "rl")
+    assert any(row["optim/grad_norm"] > 0 for row in lab.rows("b", "rl"))
 
 
 def check_numerics(lab):
@@ -112,8 +61,8 @@ def check_numerics(lab):
         done = lab.run("d", f"rollout.server=unix:{socket}", "rollout.server_update=true", "loss.mismatch=tis",
                        "optim.minibatches=1")
     assert done.returncode == 0 and "are given to it" in done.stderr, done.stderr
-    rows = [row for row in lab.rows("d") if row["signal/groups_used"] > 0]  # the others train no token
-    assert rows, lab.rows("d")
+    rows = [row for row in lab.rows("d", "rl") if row["signal/groups_used"] > 0]  # the others train no token
+    assert rows, lab.rows("d", "rl")
     for row in rows:
         assert 0 < row["policy/mismatch_k3"] < 0.01 and abs(row["policy/mismatch_k1"]) < 0.1, row
         assert 1e-6 < row["policy/logp_diff_max"] < 0.5 and 0.98 < row["policy/logp_correlation"] <= 1, row
@@ -228,7 +177,7 @@ def check_liar(lab):
         told = dict(Liar.told)
     assert done.returncode == 0 and "stay as they are" in done.stderr, done.stderr
     assert len(told) > 25, told
-    for row in lab.rows("l"):
+    for row in lab.rows("l", "rl"):
         assert row["mask/server_frac"] == row["mask/infra_frac"] == 0, row
     for rollout in rollouts(lab, "l"):
         said = [(i, p) for i, m, p in zip(rollout["ids"], rollout["mask"], rollout["logprobs"]) if m == "1"]
@@ -246,8 +195,8 @@ def check_lost(lab):
         done = lab.run("n", where, "rollout.server_wait_s=1", "rollout.server_attempts=1", "run.updates=2",
                        "warmup.updates=3", "run.checkpoint_every=1", "rollout.groups=16", "rollout.samples=3")
     assert done.returncode == 0, done.stderr
-    lost = [row["mask/server_frac"] for row in lab.rows("n")]
-    assert max(lost) > 0 and all(row["mask/infra_frac"] == row["mask/server_frac"] for row in lab.rows("n")), lost
+    lost = [row["mask/server_frac"] for row in lab.rows("n", "rl")]
+    assert max(lost) > 0 and all(row["mask/infra_frac"] == row["mask/server_frac"] for row in lab.rows("n", "rl")), lost
     gone = [r for r in rollouts(lab, "n") if r["unscorable"]]
     assert gone and all(r["advantage"] == 0 for r in gone), "what was lost is learnt from"
     with liar(1) as where:
@@ -258,20 +207,4 @@ def check_lost(lab):
 CHECKS = [check_own, check_numerics, check_liar, check_lost]
 
 
-def main():
-    print(f"1..{len(CHECKS)}")
-    bad = 0
-    with tempfile.TemporaryDirectory(prefix="assay-train-server-") as top:
-        lab = Lab(top)
-        for number, check in enumerate(CHECKS, 1):
-            try:
-                check(lab)
-                print(f"ok {number} - {check.__doc__}", flush=True)
-            except Exception as error:  # pylint: disable=broad-except
-                bad += 1
-                text = f"{type(error).__name__}: {error}"
-                print(f"not ok {number} - {check.__doc__}\n# " + text.replace("\n", "\n# ")[:4000], flush=True)
-    return bad > 0
-
-
-sys.exit(main())
+sys.exit(run_checks("train-server", CHECKS, lambda top: Lab(top, MORE, 100 * SLOW)))
