@@ -48,7 +48,8 @@ def check_own(lab):
             done = lab.run(name, f"rollout.server=unix:{socket}", "rollout.server_update=true",
                            f"rollout.server_api={api}")
             assert done.returncode == 0, done.stderr
-    ours, *theirs = (lab.weights(name, "*.safetensors") for name in "abc")  # the state numbers versions, which an engine raises too
+    # only weights: the state numbers versions, which an engine raises too
+    ours, *theirs = (lab.weights(name, "*.safetensors") for name in "abc")
     assert theirs == [ours, ours]
     assert all(row["policy/logp_diff_max"] == 0 for row in lab.rows("b", "rl")), lab.rows("b", "rl")
     assert any(row["optim/grad_norm"] > 0 for row in lab.rows("b", "rl"))
