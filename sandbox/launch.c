@@ -318,7 +318,9 @@ gboolean launch_is_closed(int sock)
 {
     char byte;
     ssize_t n = recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR); /* reset: it died unread */
+    if (n < 0 && errno == ECONNRESET) /* it died without reading all; what it said is still there */
+        n = recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
 }
 
 gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_max, GError **error)
@@ -340,7 +342,7 @@ gboolean launch_receive(int sock, SpecReply *ret_reply, int *ret_fds, guint fds_
     ssize_t n;
     do
         n = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    while (n < 0 && (errno == EINTR || errno == ECONNRESET)); /* a reset is said once */
     if (n <= 0)
         return error_set(error, ASSAY_ERROR_SYSTEM, "assay-box ended unexpectedly");
     gboolean ok = !(message.msg_flags & MSG_TRUNC) && spec_reply_ok(ret_reply, (size_t)n);
