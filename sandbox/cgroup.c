@@ -407,10 +407,14 @@ static gboolean is_stale(const char *name)
     return pid > 0 && started > 0 && cgroup_start_time(pid) != started;
 }
 
-/* A slot's group is killed. A supervisor's goes once it is empty: it may hold survivors. */
+/* A slot's group is killed. A supervisor's goes once it is empty: it may hold survivors. Another
+ * user's is left to that user. */
 static guint sweep_one(const char *parent, const char *name)
 {
     g_autofree char *path = g_build_filename(parent, name, NULL);
+    struct stat st;
+    if (lstat(path, &st) < 0 || (geteuid() != 0 && st.st_uid != geteuid()))
+        return 0;
     if (g_str_has_suffix(name, "-" CGROUP_SUPERVISOR))
         return rmdir(path) == 0;
     AUTO_FD fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

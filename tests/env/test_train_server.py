@@ -21,7 +21,7 @@ from train_lab import ASSAY, ENV, SANITIZED, Lab, run_checks  # noqa: E402
 
 SLOW = 20 if SANITIZED else 1
 VOCAB_MAX = 400
-MORE = f"[run]\nupdates = 4\n[warmup]\nupdates = {20 if SANITIZED else 120}\n[loss]\nanchor = recomputed\n"
+MORE = "[run]\nupdates = 4\n[loss]\nanchor = recomputed\n"
 
 
 @contextlib.contextmanager
