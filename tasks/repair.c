@@ -28,6 +28,7 @@ typedef struct Choice {
 struct RepairSource {
     guint64 state;
     RepairSplit split;
+    gboolean joins;     /* mutants with others of the same function */
     GPtrArray *choices; /* Choice */
     GHashTable *seen;   /* keys of what was given out */
     guint n_bugs;
@@ -134,6 +135,7 @@ RepairSource *repair_source_new(const RepairOptions *options, GError **error)
     g_autoptr(RepairSource) source = g_new0(RepairSource, 1);
     source->state = options->seed ^ ((guint64)options->split << 56);
     source->split = options->split;
+    source->joins = options->for_imitation;
     source->is_canary = options->is_canary;
     source->kind = g_intern_string(options->kind);
     source->choices = g_ptr_array_new_with_free_func(choice_free);
@@ -166,10 +168,10 @@ guint repair_source_bugs(const RepairSource *source)
 }
 
 /* What makes a row: the same key, the same row. */
-static char *key_of(const RepairFamily *family, guint mutant, const RepairNames *names)
+static char *key_of(const RepairFamily *family, const char *bug, const RepairNames *names)
 {
     GString *key = g_string_new(family->name);
-    g_string_append_printf(key, " %u", mutant);
+    g_string_append_printf(key, " %s", bug);
     for (const char *role = family->roles; *role != '\0'; role++)
         g_string_append_printf(key, " %s", names->of[(int)*role]);
     return g_string_free(key, FALSE);
@@ -202,18 +204,39 @@ static json_t *canary_row(RepairSource *source, const RepairFamily *family, guin
     return row;
 }
 
+/* The mutant with others, one more every other time; NULL: by itself. */
+static RepairMutant *join_more(RepairSource *source, const Choice *choice,
+                               const RepairMutant *first)
+{
+    g_autoptr(RepairMutant) all = NULL;
+    while (draw(source, 2) == 0) {
+        guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
+        const RepairMutant *other = choice->family->mutants->pdata[i];
+        RepairMutant *more = repair_mutant_join(all != NULL ? all : first, other);
+        if (more == NULL)
+            continue;
+        repair_mutant_free(all);
+        all = more;
+    }
+    return g_steal_pointer(&all);
+}
+
 json_t *repair_source_next(RepairSource *source, GError **error)
 {
     for (guint tries = 0; tries < TRIES_MAX; tries++) {
         const Choice *choice = source->choices->pdata[draw(source, source->choices->len)];
         guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
+        const RepairMutant *mutant = choice->family->mutants->pdata[i];
+        g_autoptr(RepairMutant) joined = source->joins ? join_more(source, choice, mutant) : NULL;
         const RepairNames names = repair_names_draw(choice->family, draw, source);
-        if (!g_hash_table_add(source->seen, key_of(choice->family, i, &names)))
+        const char *bug = joined != NULL ? joined->key : mutant->key;
+        if (!g_hash_table_add(source->seen, key_of(choice->family, bug, &names)))
             continue;
+        guint fails = joined != NULL ? 0 : choice->family->fails[i];
         g_autoptr(json_t) row = source->is_canary
                                     ? canary_row(source, choice->family, i, &names, error)
-                                    : repair_row(choice->family, choice->family->mutants->pdata[i],
-                                                 choice->family->fails[i], &names, error);
+                                    : repair_row(choice->family, joined != NULL ? joined : mutant,
+                                                 fails, &names, error);
         if (row == NULL || source->kind == NULL || repair_kind_apply(row, source->kind))
             return g_steal_pointer(&row);
     }

@@ -142,9 +142,10 @@ static gboolean ends_value(const Token *token)
 
 /* ---- mutants ---- */
 
-static void mutant_free(gpointer data)
+void repair_mutant_free(RepairMutant *mutant)
 {
-    RepairMutant *mutant = data;
+    if (mutant == NULL)
+        return;
     for (guint i = 0; i < mutant->n_edits; i++)
         g_free(mutant->edits[i].wrong);
     g_free(mutant->key);
@@ -170,7 +171,7 @@ static RepairShare share_of(guint32 hash)
 static void mutant_add(Maker *maker, RepairMutant *mutant)
 {
     if (g_hash_table_contains(maker->keys, mutant->key)) {
-        mutant_free(mutant);
+        repair_mutant_free(mutant);
         return;
     }
     g_hash_table_add(maker->keys, mutant->key);
@@ -340,25 +341,40 @@ static void rule_drop(Maker *maker, guint i)
         edit_add(maker, i, i, "", "dropped negation");
 }
 
-static gboolean can_pair(const RepairMutant *a, const RepairMutant *b)
+static gboolean edits_meet(const RepairEdit *x, const RepairEdit *y)
 {
-    const RepairEdit *x = &a->edits[0], *y = &b->edits[0];
-    return a->share == b->share && (x->at + x->len <= y->at || y->at + y->len <= x->at);
+    return x->at + x->len > y->at && y->at + y->len > x->at;
 }
 
-static void pair_add(Maker *maker, const RepairMutant *a, const RepairMutant *b)
+static gboolean can_join(const RepairMutant *a, const RepairMutant *b)
 {
-    const RepairMutant *first = a->edits[0].at < b->edits[0].at ? a : b;
-    const RepairMutant *second = first == a ? b : a;
-    RepairMutant *mutant = g_new0(RepairMutant, 1);
-    mutant->key = g_strconcat(first->key, " ", second->key, NULL);
+    if (a->share != b->share || a->n_edits + b->n_edits > REPAIR_EDITS_MAX)
+        return FALSE;
+    for (guint i = 0; i < a->n_edits; i++)
+        for (guint j = 0; j < b->n_edits; j++)
+            if (edits_meet(&a->edits[i], &b->edits[j]))
+                return FALSE;
+    return TRUE;
+}
+
+RepairMutant *repair_mutant_join(const RepairMutant *a, const RepairMutant *b)
+{
+    g_autoptr(GString) key = g_string_new(NULL);
+    RepairMutant *mutant;
+    guint i = 0, j = 0;
+    if (!can_join(a, b))
+        return NULL;
+    mutant = g_new0(RepairMutant, 1);
+    while (i < a->n_edits || j < b->n_edits) {
+        gboolean from_a = j == b->n_edits || (i < a->n_edits && a->edits[i].at < b->edits[j].at);
+        RepairEdit edit = from_a ? a->edits[i++] : b->edits[j++];
+        edit.wrong = g_strdup(edit.wrong);
+        mutant->edits[mutant->n_edits++] = edit;
+        g_string_append_printf(key, "%s%u:%s", key->len > 0 ? " " : "", edit.place, edit.wrong);
+    }
+    mutant->key = g_strdup(key->str);
     mutant->share = a->share;
-    mutant->n_edits = 2;
-    mutant->edits[0] = first->edits[0];
-    mutant->edits[1] = second->edits[0];
-    for (guint i = 0; i < 2; i++)
-        mutant->edits[i].wrong = g_strdup(mutant->edits[i].wrong);
-    mutant_add(maker, mutant);
+    return mutant;
 }
 
 /* One in three gets a partner, whom the hash finds. */
@@ -372,9 +388,10 @@ static void add_pairs(Maker *maker)
             continue;
         for (guint k = 0; k < n; k++) {
             const RepairMutant *other = maker->mutants->pdata[(hash / 3 + k) % n];
-            if (!can_pair(mutant, other))
+            RepairMutant *pair = repair_mutant_join(mutant, other);
+            if (pair == NULL)
                 continue;
-            pair_add(maker, mutant, other);
+            mutant_add(maker, pair);
             break;
         }
     }
@@ -389,7 +406,7 @@ GPtrArray *repair_mutants(const char *family, const char *language, const char *
                    .code = code,
                    .is_python = is_python,
                    .tokens = tokens,
-                   .mutants = g_ptr_array_new_with_free_func(mutant_free),
+                   .mutants = g_ptr_array_new_with_free_func((GDestroyNotify)repair_mutant_free),
                    .keys = keys};
     for (guint i = 0; i < tokens->len; i++) {
         if (!token_at(&maker, i)->is_inside)

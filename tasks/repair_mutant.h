@@ -3,8 +3,9 @@
  *
  *     g_autoptr(GPtrArray) mutants = repair_mutants("abs_diff", "c", code);     RepairMutant
  *
- * A mutant is one edit or two. Its key is "place:wrong" of each edit, where the place is the number
- * of the token. The text is a template, names are roles: the key does not depend on names.
+ * A mutant is one edit or two; more are made of these by joining them. Its key is "place:wrong" of
+ * each edit, where the place is the number of the token. The text is a template, names are roles:
+ * the key does not depend on names.
  */
 #pragma once
 
@@ -24,15 +25,22 @@ typedef struct RepairEdit {
     const char *kind;
 } RepairEdit;
 
+#define REPAIR_EDITS_MAX 4u
+
 typedef struct RepairMutant {
     char *key;
-    RepairShare share; /* of a pair: that of both its edits */
+    RepairShare share; /* of several edits: that of all of them */
     guint n_edits;
-    RepairEdit edits[2]; /* in the order of the text */
+    RepairEdit edits[REPAIR_EDITS_MAX]; /* in the order of the text */
 } RepairMutant;
+void repair_mutant_free(RepairMutant *mutant);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(RepairMutant, repair_mutant_free)
 
 /* Every single edit that the rules can make, then pairs of them; always in the same order. */
 GPtrArray *repair_mutants(const char *family, const char *language, const char *code);
+
+/* The edits of both; NULL: they touch the same tokens, are of different shares, or too many. */
+RepairMutant *repair_mutant_join(const RepairMutant *a, const RepairMutant *b);
 
 /* Lexical tokens of a text: what a policy has to read. */
 guint repair_count_tokens(const char *text);

@@ -232,9 +232,9 @@ static json_t *make_repair(const Row *row)
     const RepairMutant *mutant = row->mutant;
     const char *split =
         mutant != NULL ? repair_split_str(repair_split_of(row->family, mutant)) : "none";
-    const char *kind = mutant == NULL         ? "none"
-                       : mutant->n_edits == 2 ? "two edits"
-                                              : mutant->edits[0].kind;
+    const char *kind = mutant == NULL        ? "none"
+                       : mutant->n_edits > 1 ? "two edits"
+                                             : mutant->edits[0].kind;
     return json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:O}", "family", row->family->name, "split",
                      split, "path", row->path, "kind", kind, "bug",
                      mutant != NULL ? mutant->key : "", "tokens",

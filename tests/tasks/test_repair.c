@@ -111,19 +111,51 @@ static void splits_share_no_bug_and_no_heldout_function(void)
     }
 }
 
+/* A joined mutant has the edits of both in order, apart, and of one share. */
+static void check_joined(const RepairMutant *joined, const RepairMutant *a, const RepairMutant *b)
+{
+    g_assert_cmpuint(joined->n_edits, ==, a->n_edits + b->n_edits);
+    g_assert_true(joined->share == a->share && joined->share == b->share);
+    for (guint i = 1; i < joined->n_edits; i++)
+        g_assert_cmpuint(joined->edits[i - 1].at + joined->edits[i - 1].len, <=,
+                         joined->edits[i].at);
+}
+
+static void mutants_are_joined_where_they_do_not_meet(void)
+{
+    const RepairFamily *family = repair_families()->pdata[0];
+    guint n_joined = 0, n_refused = 0;
+    for (guint i = 0; i < family->mutants->len; i++)
+        for (guint k = 0; k < family->mutants->len; k++) {
+            const RepairMutant *a = family->mutants->pdata[i], *b = family->mutants->pdata[k];
+            g_autoptr(RepairMutant) joined = repair_mutant_join(a, b);
+            n_refused += joined == NULL;
+            n_joined += joined != NULL;
+            if (joined != NULL)
+                check_joined(joined, a, b);
+            if (a->share != b->share || i == k)
+                g_assert_null(joined);
+        }
+    g_assert_cmpuint(n_joined, >, 20);
+    g_assert_cmpuint(n_refused, >, 20);
+}
+
 static void imitation_has_more_bugs_of_the_same_split(void)
 {
     const RepairOptions options = {.seed = 3, .split = REPAIR_TRAIN, .for_imitation = TRUE};
     g_autoptr(RepairSource) graded = source_of(3, REPAIR_TRAIN, NULL);
     g_autoptr(RepairSource) source = repair_source_new(&options, NULL);
-    guint n_unnoticed = 0;
+    guint n_unnoticed = 0, n_several = 0;
     g_assert_cmpuint(repair_source_bugs(source), >, repair_source_bugs(graded) * 3 / 2);
     for (guint i = 0; i < 150; i++) {
         g_autoptr(json_t) row = next_of(source);
         g_assert_cmpstr(repair_str(row, "split"), ==, "train");
+        const json_t *edits = json_object_get(json_object_get(row, "repair"), "edits");
+        n_several += json_array_size(edits) > 2;
         n_unnoticed += json_array_size(json_object_get(row, "FAIL_TO_PASS")) == 0;
     }
     g_assert_cmpuint(n_unnoticed, >, 30);
+    g_assert_cmpuint(n_several, >, 30);
 }
 
 static char *rows_text(guint64 seed, guint n)
@@ -271,6 +303,7 @@ int main(int argc, char **argv)
     ADD(every_family_has_facts_of_its_text);
     ADD(no_edit_is_part_of_two_splits);
     ADD(splits_share_no_bug_and_no_heldout_function);
+    ADD(mutants_are_joined_where_they_do_not_meet);
     ADD(imitation_has_more_bugs_of_the_same_split);
     ADD(a_seed_gives_the_same_rows_again);
     ADD(rows_are_tasks_with_calls_and_edits);
