@@ -27,9 +27,9 @@ typedef struct TrainBatch {
     RolloutStats canaries; /* of those sampled beside it */
     AdvantageStats seen;   /* of all that was rolled out, dropped groups included */
     VerdictStats verdicts;
-    WindowSeen window; /* of all that was rolled out as well */
-    double seconds;
-    guint64 version; /* of the weights that sampled it */
+    WindowSeen window;      /* of all that was rolled out as well */
+    double seconds, sync_s; /* in all; of these, weights on their way to a server */
+    guint64 version;        /* of the weights that sampled it */
 } TrainBatch;
 
 typedef struct Train {

@@ -117,6 +117,7 @@ static gboolean warmup_update(Train *t, GError **error)
     train_log_put(t->log, "loss/total", stats.loss.loss);
     train_log_put(t->log, "optim/lr", lr);
     train_log_put(t->log, "optim/grad_norm", stats.grad_norm);
+    train_log_put(t->log, "optim/update_norm", stats.update_norm);
     train_log_put(t->log, "time/update_s",
                   stats.forward_s + stats.head_s + stats.backward_s + stats.step_s);
     train_log_put(t->log, "perf/rows", (double)stats.rows);
@@ -145,9 +146,11 @@ static void put_loss(Train *t, const TrainerStats *s, double lr)
     train_log_put(t->log, "loss/total", s->loss.loss);
     train_log_put(t->log, "optim/lr", lr);
     train_log_put(t->log, "optim/grad_norm", s->grad_norm);
+    train_log_put(t->log, "optim/update_norm", s->update_norm);
     train_log_put(t->log, "policy/entropy", s->loss.entropy / n);
     train_log_put(t->log, "policy/is_ratio_mean", s->loss.ratio_sum / n);
     train_log_put(t->log, "policy/is_ratio_min", s->loss.ratio_min);
+    train_log_put(t->log, "policy/is_ratio_p99", loss_ratio_quantile(&s->loss, 0.99));
     train_log_put(t->log, "policy/is_ratio_max", s->loss.ratio_max);
     train_log_put(t->log, "policy/is_clipped_frac", (double)s->loss.ratio_high / n);
     train_log_put(t->log, "policy/masked_frac", (double)s->loss.masked / n);

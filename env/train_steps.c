@@ -79,6 +79,7 @@ static gboolean call_make(StepJob *job, gboolean *ret_waits)
         return FALSE;
     }
     job->made++;
+    job->failed += seen.is_error;
     see(job, "tool", episode_tool_kind(name) != EPISODE_TOOL_NONE ? name : "none", seen.text);
     return seen.end == EPISODE_OPEN;
 }

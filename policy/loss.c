@@ -129,6 +129,13 @@ static double penalty_of(const LossOptions *o, const LossToken *t)
 
 /* ---- all tokens ---- */
 
+static guint ratio_bin(double log_ratio)
+{
+    double steps = log_ratio / LOSS_BIN, middle = LOSS_BINS / 2;
+
+    return (guint)(middle + CLAMP(round(steps), -middle, middle));
+}
+
 static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
 {
     double log_ratio = t->logp - t->anchor, x = exp(t->mu), y = exp(t->logp);
@@ -142,6 +149,7 @@ static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
     s->ratio_sum += t->ratio;
     s->ratio_max = MAX(s->ratio_max, t->ratio);
     s->ratio_min = s->tokens == 1 ? t->ratio : MIN(s->ratio_min, t->ratio);
+    s->ratio_bins[ratio_bin(log_ratio)]++;
     s->kl3 += t->ratio - 1 - log_ratio;
     s->mismatch_k1 += t->mu - t->logp;
     s->mismatch_k3 += bounded_exp(t->logp - t->mu) - 1 - (t->logp - t->mu);
@@ -190,6 +198,18 @@ double loss_correlation(const LossStats *s)
     if (s->mismatch_max == 0 || xx <= 0 || yy <= 0)
         return 1;
     return (n * s->xy - s->x * s->y) / sqrt(xx * yy);
+}
+
+double loss_ratio_quantile(const LossStats *s, double share)
+{
+    double left = share * (double)s->tokens;
+    int bin = 0;
+
+    if (s->tokens == 0)
+        return 0;
+    while (bin + 1 < LOSS_BINS && (left -= s->ratio_bins[bin]) > 0)
+        bin++;
+    return exp((bin - LOSS_BINS / 2) * LOSS_BIN);
 }
 
 const char *loss_reason(const LossToken *t)

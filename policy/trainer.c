@@ -326,6 +326,27 @@ gboolean trainer_gradients(Trainer *t, RolloutGroup *const *groups, guint n,
     return FALSE;
 }
 
+/* The square of how far the weights go. Each weight's step is its own: pieces change no bit. */
+static double weights_step(Trainer *t, const AdamwStep *adamw)
+{
+    const Ops *ops = t->model->ops;
+    gsize real = ops_real_size(ops->real), count = t->grads->count,
+          piece = (gsize)t->head_rows * t->model->config.vocab;
+    double far = 0;
+
+    for (gsize from = 0; from < count; from += piece) {
+        gsize n = MIN(piece, count - from), at = from * real;
+        char *w = (char *)t->master->data + at;
+
+        memcpy(t->logits, w, n * real);
+        ops->adamw(w, (char *)t->moment1->data + at, (char *)t->moment2->data + at,
+                   (char *)t->grads->data + at, n, adamw);
+        ops->axpby(t->logits, 1, w, -1, n);
+        far += ops->sumsq(t->logits, n);
+    }
+    return far;
+}
+
 gboolean trainer_step(Trainer *t, const TrainerStep *step, TrainerStats *stats, GError **error)
 {
     const Ops *ops = t->model->ops;
@@ -344,8 +365,7 @@ gboolean trainer_step(Trainer *t, const TrainerStep *step, TrainerStats *stats, 
         ops->axpby(t->grads->data, 0, t->master->data, step->clip_norm / stats->grad_norm,
                    t->grads->count);
     adamw.step = ++t->steps;
-    ops->adamw(t->master->data, t->moment1->data, t->moment2->data, t->grads->data, t->grads->count,
-               &adamw);
+    stats->update_norm = sqrt(weights_step(t, &adamw));
     params_set(t->master, t->model);
     params_zero(t->grads);
     t->model->version++;

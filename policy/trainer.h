@@ -31,6 +31,7 @@ typedef struct TrainerStep {
 typedef struct TrainerStats {
     LossStats loss;
     double grad_norm;      /* before clipping */
+    double update_norm;    /* of the step that was taken */
     double router_peak;    /* largest load of an expert, 1: all the same */
     guint64 rerouted;      /* rows of layers that had given experts, and other ones of their own */
     guint64 rows, batches; /* worked on */
