@@ -73,7 +73,8 @@ int cli_usage(Cli *cli, const char *format, ...) G_GNUC_PRINTF(2, 3);
 void cli_say(Cli *cli, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* Prints a JSON object as one line. */
 void cli_print_json(const json_t *value);
-/* NULL-terminated columns; TTY: aligned, pipe: tabs. Call cli_table_end to print. */
+/* NULL-terminated columns; TTY: aligned, pipe: tabs, --json: an object of strings for each row.
+ * Call cli_table_end to print. */
 typedef struct CliTable CliTable;
 CliTable *cli_table_new(Cli *cli, const char *const *columns);
 void cli_table_add(CliTable *table, ...) G_GNUC_NULL_TERMINATED;

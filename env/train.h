@@ -50,7 +50,8 @@ typedef struct Train {
     TrainBatch *pending;   /* one step behind: sampled already */
     gint64 warmup, update; /* done so far */
     gint64 episodes, tokens;
-    gint stop; /* set by a signal: end after this update */
+    double peak; /* operations a second that this machine could do at best */
+    gint stop;   /* set by a signal: end after this update */
 } Train;
 
 /* Opens the run of `config->run_dir`: what it holds is gone on with. `boxes`: for tools, as many as

@@ -16,6 +16,7 @@
 #include "env/train_record.h"
 
 #include "base/error.h"
+#include "policy/flops.h"
 
 #include <errno.h>
 #include <math.h>
@@ -250,6 +251,7 @@ static gboolean update(Train *t, GError **error)
     g_autoptr(TrainBatch) batch = batch_now(t, error);
     gint64 since = g_get_monotonic_time();
     TrainerStats spent = {0};
+    double seconds;
 
     if (!batch)
         return FALSE;
@@ -262,8 +264,11 @@ static gboolean update(Train *t, GError **error)
                       window_tokens(t->config, t->window.at));
     t->episodes += batch->rolled.episodes;
     t->tokens += (gint64)batch->rolled.tokens;
-    train_log_put(t->log, "time/update_s", (double)(g_get_monotonic_time() - since) / 1e6);
+    seconds = (double)(g_get_monotonic_time() - since) / 1e6;
+    train_log_put(t->log, "time/update_s", seconds);
     train_log_put(t->log, "perf/rows", (double)spent.rows);
+    train_log_put(t->log, "perf/mfu",
+                  3 * flops_token(&t->model->config) * (double)spent.rows / seconds / t->peak);
     train_log_put(t->log, "router/peak_load", spent.router_peak);
     if (t->config->optim_routing_replay)
         train_log_put(t->log, "router/rerouted_frac",

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/tree.h"
+#include "policy/bench.h"
 #include "policy/checkpoint.h"
 #include "policy/init.h"
 #include "policy/token_train.h"
@@ -360,6 +361,7 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
         !read_demos(t, error) || !read_canaries(t, error) || !read_sets(t, error) ||
         !build(t, error))
         return NULL;
+    t->peak = bench_peak(t->model->ops);
     t->roller.sampler = t->sampler;
     t->roller.tokenizer = t->tokenizer;
     return g_steal_pointer(&t);
