@@ -61,6 +61,9 @@ struct Cli {
 
 const char *cli_arg(Cli *cli, guint i); /* NULL when there are fewer */
 const char *cli_option(Cli *cli, const char *name);
+/* A whole number in from .. to; without the option `number` stays as it is. INPUT: it is none. */
+gboolean cli_number(Cli *cli, const char *name, guint64 from, guint64 to, guint64 *number,
+                    GError **error);
 gboolean cli_has(Cli *cli, const char *name);
 
 /* --- cli_out.c */

@@ -312,6 +312,18 @@ const char *cli_option(Cli *cli, const char *name)
     return g_hash_table_lookup(cli->options, name);
 }
 
+gboolean cli_number(Cli *cli, const char *name, guint64 from, guint64 to, guint64 *number,
+                    GError **error)
+{
+    const char *text = cli_option(cli, name);
+
+    return text == NULL || g_ascii_string_to_unsigned(text, 10, from, to, number, NULL) ||
+           error_set(error, ASSAY_ERROR_INPUT,
+                     "--%s: %s is not a whole number from %" G_GUINT64_FORMAT
+                     " to %" G_GUINT64_FORMAT,
+                     name, text, from, to);
+}
+
 gboolean cli_has(Cli *cli, const char *name)
 {
     return g_hash_table_contains(cli->options, name);

@@ -18,16 +18,6 @@
 #define TOKENS_PER_K 1024.0
 
 /* An unsigned option, or `fallback` where it is not given. */
-static gboolean number_of(Cli *cli, const char *name, guint64 fallback, guint64 *ret_number,
-                          GError **error)
-{
-    const char *text = cli_option(cli, name);
-    *ret_number = fallback;
-    if (text == NULL || g_ascii_string_to_unsigned(text, 10, 0, G_MAXUINT64, ret_number, NULL))
-        return TRUE;
-    return error_set(error, ASSAY_ERROR_INPUT, "--%s: %s is not a whole number", name, text);
-}
-
 /* 45,943,357,440 */
 static char *grouped(guint64 number)
 {
@@ -79,12 +69,12 @@ int cli_policy_init(Cli *cli)
     GError *error = NULL;
     ModelConfig config;
     TensorDtype dtype;
-    guint64 seed;
+    guint64 seed = 0;
     const char *out = cli_option(cli, "out");
     if (out == NULL)
         return cli_usage(cli, "policy init needs --out DIR");
     if (!config_wanted(cli, &config, &error) || !dtype_wanted(cli, &dtype, &error) ||
-        !number_of(cli, "seed", 0, &seed, &error) ||
+        !cli_number(cli, "seed", 0, G_MAXUINT64, &seed, &error) ||
         !init_checkpoint(&config, seed, dtype, SAFETENSORS_SHARD_BYTES, out, &error))
         return cli_error(cli, error, NULL);
     g_autofree char *params = grouped(tensors_params(&config));
@@ -133,15 +123,17 @@ typedef struct Inspect {
 
 static gboolean make_plans(Cli *cli, const ModelConfig *config, Inspect *inspect, GError **error)
 {
-    guint64 batch, ranks, gb;
+    guint64 batch = 1, ranks = 1, gb = 0;
     PlanAsk *ask = &inspect->ask;
-    if (!number_of(cli, "context", 4096, &ask->context, error) ||
-        !number_of(cli, "batch", 1, &batch, error) || !number_of(cli, "tp", 1, &ranks, error) ||
-        !number_of(cli, "memory", 0, &gb, error))
+    ask->context = 4096;
+    if (!cli_number(cli, "context", 0, G_MAXUINT64, &ask->context, error) ||
+        !cli_number(cli, "batch", 0, G_MAXUINT32, &batch, error) ||
+        !cli_number(cli, "tp", 0, G_MAXUINT32, &ranks, error) ||
+        !cli_number(cli, "memory", 0, G_MAXUINT32, &gb, error))
         return FALSE;
-    ask->batch = (guint32)MIN(batch, G_MAXUINT32);
-    ask->ranks = (guint32)MIN(ranks, G_MAXUINT32);
-    inspect->memory = MIN(gb, G_MAXUINT32) * 1000000000;
+    ask->batch = (guint32)batch;
+    ask->ranks = (guint32)ranks;
+    inspect->memory = gb * 1000000000;
     for (int f = 0; f < PLAN_FORMATS; f++) {
         ask->format = (PlanFormat)f;
         if (!plan_memory(config, ask, &inspect->plans[f], error))
