@@ -41,7 +41,11 @@ typedef enum { OPS_F32 = 0, OPS_F64 } OpsReal;
 typedef enum {
     WEIGHT_REAL = 0, /* as Ops.real */
     WEIGHT_BF16,     /* rounded to nearest even; half the memory and bandwidth */
+    WEIGHT_INT8,     /* quant.h: codes and scales, used as their values in bf16; not for training */
+    WEIGHT_FP8,
+    WEIGHT_INT4,
 } WeightFormat;
+#define WEIGHT_FORMATS 5
 
 /* A packed matrix W [n, k]: n outputs, k inputs. `data` belongs to whoever packed it. */
 typedef struct {
