@@ -178,6 +178,7 @@ int cli_parse(Cli *cli);
 int cli_policy_init(Cli *cli);
 int cli_policy_inspect(Cli *cli);
 int cli_policy_verify(Cli *cli);
+int cli_policy_quantize(Cli *cli);
 int cli_policy_flops(Cli *cli);
 int cli_policy_bench(Cli *cli);
 int cli_policy_serve(Cli *cli);

@@ -123,6 +123,9 @@ static const CliOption policy_init_options[] = {
     {"seed", "S", "what the weights are drawn from (default 0)"},
     {"dtype", "T", "bf16 (default), f16, f32 or f64"},
     {"out", "DIR", "where config.json and the tensors go"}, {NULL, NULL, NULL}};
+static const CliOption policy_quantize_options[] = {
+    {"weights", "T", "int8 (experts), fp8 (attention too) or int4 (experts; attention fp8)"},
+    {"out", "DIR", "where the new checkpoint goes"}, {NULL, NULL, NULL}};
 static const CliOption policy_serve_options[] = {
     {"model", "DIR", "config.json, tensors and tokenizer"},
     {"listen", "WHERE", "PATH of a unix socket, for this user only, or ADDRESS:PORT"},
@@ -150,7 +153,7 @@ static const CliOption policy_inspect_options[] = {
     {"memory", "GB", "of each rank: say how many sequences fit"}, {NULL, NULL, NULL}};
 static const CliOption policy_bench_options[] = {
     {"preset", "NAME", "tiny, t14 (default), t57 or s2b"},
-    {"weights", "T", "bf16 (default) or f32"},
+    {"weights", "T", "bf16 (default), f32, int8, fp8 or int4"},
     {"rounds", "N", "each figure is the median of so many (default 9)"},
     {"context", "N", "decode at contexts up to this (default 1048576)"}, {NULL, NULL, NULL}};
 static const CliOption train_options[] = {
@@ -242,6 +245,8 @@ const CliCommand cli_commands[] = {
      cli_policy_inspect, policy_inspect_options, 1, 1},
     {"policy verify", "DIR",
      "read every value of a checkpoint; print its digest", cli_policy_verify, NULL, 1, 1},
+    {"policy quantize", "DIR", "the checkpoint with matrices of eight or four bits",
+     cli_policy_quantize, policy_quantize_options, 1, 1},
     {"policy flops", "[DIR|CONFIG]",
      "FLOPs against length: the paper's figure and exact", cli_policy_flops, NULL, 0, 1},
     {"policy bench", "", "speeds as shares of what this machine can do", cli_policy_bench,

@@ -1,23 +1,24 @@
 /*
- * assay policy init, inspect, verify, flops: models as files and as numbers.
+ * assay policy init, inspect, verify, quantize, flops: models as files and as numbers.
  *
  * Invariants:
  *   1. No daemon is asked and no model is computed with; inspect and flops read no weights.
  *   2. JSON carries whole numbers of bytes; text is for reading, in units of 1000.
  */
-#include "env/cli.h"
+#include "env/policy_runtime.h"
 
 #include "base/error.h"
+#include "policy/coded.h"
 #include "policy/flops.h"
 #include "policy/init.h"
 #include "policy/plan.h"
+#include "policy/tokenizer.h"
 #include "policy/verify.h"
 
 #include <string.h>
 
 #define TOKENS_PER_K 1024.0
 
-/* An unsigned option, or `fallback` where it is not given. */
 /* 45,943,357,440 */
 static char *grouped(guint64 number)
 {
@@ -60,7 +61,7 @@ static gboolean dtype_wanted(Cli *cli, TensorDtype *dtype, GError **error)
     const char *given = cli_option(cli, "dtype");
     g_autofree char *name = g_ascii_strup(given != NULL ? given : "bf16", -1);
     *dtype = tensor_dtype_parse(name);
-    return *dtype != TENSOR_NONE ||
+    return (*dtype != TENSOR_NONE && *dtype <= TENSOR_BF16) ||
            error_set(error, ASSAY_ERROR_INPUT, "--dtype: %s is none of bf16, f16, f32, f64", given);
 }
 
@@ -308,6 +309,40 @@ int cli_policy_verify(Cli *cli)
                 " in padded rows are not zero, first in %s",
                 report.not_finite, report.padding_filled, report.first_bad);
     return good ? CLI_OK : CLI_FAILED;
+}
+
+/* --- quantize */
+
+/* A tokenizer goes along, if there is one. */
+static gboolean take_tokenizer(const char *from, const char *to, GError **error)
+{
+    g_autoptr(GError) why = NULL;
+    g_autoptr(Tokenizer) tokenizer = tokenizer_load(from, &why);
+    if (tokenizer != NULL)
+        return tokenizer_save(tokenizer, to, error);
+    if (g_error_matches(why, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND))
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&why));
+    return FALSE;
+}
+
+int cli_policy_quantize(Cli *cli)
+{
+    GError *error = NULL;
+    WeightFormat format;
+    const char *from = cli_arg(cli, 0), *out = cli_option(cli, "out");
+    if (out == NULL || !cli_has(cli, "weights"))
+        return cli_usage(cli, "policy quantize needs --weights int8, fp8 or int4, and --out DIR");
+    if (!policy_weights_wanted(cli, &format, &error))
+        return cli_error(cli, error, NULL);
+    if (format == WEIGHT_REAL || format == WEIGHT_BF16)
+        return cli_usage(cli, "--weights: %s is not int8, fp8 or int4", weight_format_name(format));
+    g_autoptr(Weights) weights = weights_load(from, TENSOR_F32, &error);
+    if (weights == NULL || !coded_save(weights, out, format, &error) ||
+        !take_tokenizer(from, out, &error))
+        return cli_error(cli, error, NULL);
+    puts(out);
+    return CLI_OK;
 }
 
 /* --- flops */

@@ -12,7 +12,7 @@
  * packed on loading are the same numbers.
  *
  * Products do not use that value but its rounding to bf16, so a quantised model computes what the
- * bf16 model of those values does. Sources: int4 by groups of 32 as llama.cpp's Q4_0 (there -8 .. 7),
+ * bf16 model of those values does. Sources: int4 by groups of 32 as llama.cpp's Q4_0 (-8 .. 7),
  * fp8 by blocks of 128 x 128 as DeepSeek-V3 (arXiv 2412.19437, section 3.3), E4M3 as OCP's 8-bit
  * floating point specification 1.0 (no infinities; 0x7f is NaN).
  */

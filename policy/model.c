@@ -11,6 +11,7 @@
 #include "policy/model.h"
 
 #include "base/error.h"
+#include "policy/coded.h"
 
 #include <errno.h>
 #include <math.h>
@@ -135,7 +136,7 @@ static void **model_vector(const Model *m, const TensorInfo *t)
 
 static WeightFormat format_of(const Model *m, const TensorInfo *t)
 {
-    return t->slot == SLOT_ROUTER || t->slot == SLOT_HEAD ? WEIGHT_REAL : m->format;
+    return coded_memory(t, m->format);
 }
 
 static void lay_out(Model *m, Arena *arena)

@@ -38,7 +38,7 @@ static guint64 matrix_bytes(PlanFormat format, guint64 out, guint64 in)
 {
     switch (format) {
     case PLAN_FP8:
-        return out * in + 4 * divide_up(out, FP8_BLOCK) * divide_up(in, FP8_BLOCK);
+        return out * in + 2 * divide_up(out, FP8_BLOCK) * divide_up(in, FP8_BLOCK);
     case PLAN_INT4:
         return out * (divide_up(in, 2) + 2 * divide_up(in, INT4_GROUP));
     case PLAN_F32:

@@ -12,8 +12,8 @@
 typedef enum PlanFormat {
     PLAN_F32 = 0,
     PLAN_BF16,
-    PLAN_FP8,  /* one byte and an F32 scale per block of 128 x 128 */
-    PLAN_INT4, /* experts: half a byte and an F16 scale per 32 along the inputs; the rest FP8 */
+    PLAN_FP8,  /* one byte and a scale of two per block of 128 x 128 */
+    PLAN_INT4, /* experts: half a byte and a scale of two per 32 along the inputs; the rest FP8 */
     PLAN_FORMATS,
 } PlanFormat;
 

@@ -13,6 +13,7 @@
 #include "policy/trainer.h"
 
 #include "base/error.h"
+#include "kernels/quant.h"
 
 #include <errno.h>
 #include <math.h>
@@ -86,6 +87,10 @@ Trainer *trainer_new(Model *m, int rows_max, ActsKeep keep, GError **error)
     g_autoptr(Trainer) t = g_new0(Trainer, 1);
     Sizes s = sizes_of(m, rows_max);
 
+    if (quant_is(m->format)) {
+        error_set(error, ASSAY_ERROR_UNSUPPORTED, "weights of codes cannot be trained");
+        return NULL;
+    }
     t->model = m;
     t->head_rows = head_rows(m, rows_max);
     if (!(t->master = params_new(m, error)) || !(t->moment1 = params_new(m, error)) ||
