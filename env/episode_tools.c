@@ -416,8 +416,44 @@ static void say_outcome(GString *out, const BoxResult *result, gint64 seconds)
         g_string_append_printf(out, "[ended: %s]\n", box_outcome_str(result->outcome));
 }
 
+/* What was written; bytes that are no UTF-8 are replaced. */
+static char *text_of(GBytes *bytes)
+{
+    gsize len = 0;
+    const char *data = bytes != NULL ? g_bytes_get_data(bytes, &len) : NULL;
+    return g_utf8_make_valid(data != NULL ? data : "", (gssize)len);
+}
+
+gboolean episode_command_start(Episode *episode, GError **error)
+{
+    EpisodeRunning *running = &episode->running;
+    if (!episode_enter_box(episode, error))
+        return FALSE;
+    running->command.argv = (const char *const *)running->argv;
+    running->command.cwd = running->cwd;
+    running->command.envp = episode->options.envp;
+    running->command.wall_ms = (guint64)running->seconds * 1000;
+    running->run = box_start(episode->tree.box, &running->command, error);
+    return running->run != NULL;
+}
+
+void episode_running_clear(Episode *episode)
+{
+    EpisodeRunning *running = &episode->running;
+    if (running->run != NULL) {
+        g_auto(BoxResult) result = {0};
+        box_run_cancel(running->run);
+        box_run_finish(running->run, &result, NULL);
+    }
+    json_decref(running->arguments);
+    g_strfreev(running->argv);
+    g_free(running->cwd);
+    *running = (EpisodeRunning){0};
+}
+
 static gboolean tool_bash(Episode *episode, const json_t *arguments, GString *out, GError **error)
 {
+    (void)out;
     gint64 seconds = episode->options.command_s;
     const json_t *timeout = argument(arguments, "timeout");
     const char *command = want_str(arguments, "command", error);
@@ -430,20 +466,21 @@ static gboolean tool_bash(Episode *episode, const json_t *arguments, GString *ou
             return error_set(error, ASSAY_ERROR_INPUT, "timeout: expected seconds, 1 or more");
         seconds = (gint64)MIN(json_number_value(timeout), (double)seconds);
     }
-    if (!episode_enter_box(episode, error))
-        return FALSE;
-    const char *argv[] = {"/bin/bash", "-c", command, NULL};
-    const BoxCommand run = {
-        .argv = argv, .cwd = EPISODE_WORK, .merge = TRUE, .wall_ms = (guint64)seconds * 1000};
-    g_auto(BoxResult) result = {0};
-    if (!box_exec(episode->tree.box, &run, &result, error))
-        return FALSE;
-    gsize len = 0;
-    const char *data = result.out != NULL ? g_bytes_get_data(result.out, &len) : "";
-    g_autofree char *text = g_utf8_make_valid(data != NULL ? data : "", (gssize)len);
+    EpisodeRunning *running = &episode->running;
+    g_autoptr(GStrvBuilder) words = g_strv_builder_new();
+    g_strv_builder_add_many(words, "/bin/bash", "-c", command, NULL);
+    running->argv = g_strv_builder_end(words);
+    running->cwd = g_strdup(EPISODE_WORK);
+    running->seconds = seconds;
+    running->command.merge = TRUE;
+    return episode_command_start(episode, error);
+}
+
+static void bash_show(const Episode *episode, const BoxResult *result, GString *out)
+{
+    g_autofree char *text = text_of(result->out);
     g_string_append(out, text);
-    say_outcome(out, &result, seconds);
-    return TRUE;
+    say_outcome(out, result, episode->running.seconds);
 }
 
 static gboolean tool_submit(Episode *episode, const json_t *arguments, GString *out, GError **error)
@@ -453,6 +490,98 @@ static gboolean tool_submit(Episode *episode, const json_t *arguments, GString *
     episode->end = EPISODE_SUBMITTED;
     g_string_append(out, "Submitted.\n");
     return TRUE;
+}
+
+/* ---- beside the policy ---- */
+
+#define EXEC_ARGS_MAX  1000u
+#define EXEC_BYTES_MAX (256u << 10)
+
+/* The words of argv; NULL: they are not as they should be. */
+static GStrv want_argv(const json_t *arguments, GError **error)
+{
+    const json_t *list = json_object_get(arguments, "argv");
+    g_autoptr(GStrvBuilder) words = g_strv_builder_new();
+    gsize n = json_array_size(list), bytes = 0;
+    for (gsize i = 0; i < n && i < EXEC_ARGS_MAX; i++) {
+        const json_t *word = json_array_get(list, i);
+        const char *text = json_string_value(word);
+        if (text == NULL || strlen(text) != json_string_length(word) || (i == 0 && *text == '\0')) {
+            error_set(error, ASSAY_ERROR_INPUT, "argv: expected strings without NUL");
+            return NULL;
+        }
+        bytes += strlen(text) + 1;
+        g_strv_builder_add(words, text);
+    }
+    if (n == 0 || n > EXEC_ARGS_MAX || bytes > EXEC_BYTES_MAX) {
+        error_set(error, ASSAY_ERROR_INPUT, "argv: expected 1 to %u words, %u bytes at most",
+                  EXEC_ARGS_MAX, EXEC_BYTES_MAX);
+        return NULL;
+    }
+    return g_strv_builder_end(words);
+}
+
+static gboolean side_exec(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    static const char *const keys[] = {"argv", "cwd", "timeout_s", "stdin", NULL};
+    (void)out;
+    EpisodeRunning *running = &episode->running;
+    const json_t *input = json_object_get(arguments, "stdin");
+    const char *cwd = json_opt_str(arguments, "cwd", EPISODE_WORK, error);
+    if (cwd == NULL || !json_only_keys(arguments, keys, error) ||
+        !json_opt_int(arguments, "timeout_s", 1, episode->options.command_s,
+                      episode->options.command_s, &running->seconds, error) ||
+        (running->argv = want_argv(arguments, error)) == NULL)
+        return FALSE;
+    if (cwd[0] != '/')
+        return error_set(error, ASSAY_ERROR_INPUT, "cwd: expected an absolute path");
+    if (input != NULL && !json_is_string(input))
+        return error_set(error, ASSAY_ERROR_INPUT, "stdin: expected a string");
+    running->cwd = g_strdup(cwd);
+    running->command.stdin_data = json_string_value(input);
+    running->command.stdin_len = json_string_length(input);
+    return episode_command_start(episode, error);
+}
+
+static void exec_show(const Episode *episode, const BoxResult *result, GString *out)
+{
+    (void)episode;
+    g_autofree char *out_text = text_of(result->out), *err_text = text_of(result->err);
+    g_autoptr(json_t) shown =
+        json_pack("{s:s, s:i, s:i, s:s, s:s, s:b}", "outcome", box_outcome_str(result->outcome),
+                  "exit_code", result->exit_code, "signal", result->signal, "stdout", out_text,
+                  "stderr", err_text, "truncated", result->truncated);
+    g_autofree char *text = json_print(shown);
+    g_string_append(out, text);
+}
+
+static gboolean side_write(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    static const char *const keys[] = {"path", "text", "base64", NULL};
+    g_autofree char *path =
+        json_only_keys(arguments, keys, error) ? want_path(arguments, error) : NULL;
+    const json_t *text = json_object_get(arguments, "text");
+    const char *base64 = json_string_value(json_object_get(arguments, "base64"));
+    gsize len = json_string_length(text);
+    if (path == NULL)
+        return FALSE;
+    if (json_is_string(text) == (base64 != NULL))
+        return error_set(error, ASSAY_ERROR_INPUT, "text, base64: expected one of them");
+    g_autofree guchar *decoded = base64 != NULL ? g_base64_decode(base64, &len) : NULL;
+    const void *data = base64 != NULL ? (const void *)decoded : json_string_value(text);
+    g_string_append(out, "{}");
+    return episode_tree_write(&episode->tree, path, data, len, error);
+}
+
+GBytes *episode_file(const Episode *episode, const char *path, GError **error)
+{
+    g_autofree char *relative = relative_path(path, error);
+    if (relative == NULL)
+        return NULL;
+    if (relative[0] != '\0')
+        return episode_tree_read(&episode->tree, relative, error);
+    error_set(error, ASSAY_ERROR_NOT_ALLOWED, "path: a file is needed, not the directory");
+    return NULL;
 }
 
 /* ---- the table ---- */
@@ -490,13 +619,27 @@ static const EpisodeTool tools[] = {
      "{\"type\": \"object\", \"properties\": {"
      "\"command\": {\"type\": \"string\"},"
      "\"timeout\": {\"type\": \"number\", \"description\": \"seconds\"}},"
-     "\"required\": [\"command\"]}"},
+     "\"required\": [\"command\"]}",
+     bash_show},
     {"submit",
      {"finish", "done", "task_complete"},
      tool_submit,
      "Ends the work; the files are graded as they are.",
      "{\"type\": \"object\", \"properties\": {}}"},
 };
+
+static const EpisodeTool sides[] = {
+    {.name = "exec", .fn = side_exec, .show = exec_show},
+    {.name = "write", .fn = side_write},
+};
+
+const EpisodeTool *episode_side_find(const char *name)
+{
+    for (gsize i = 0; i < G_N_ELEMENTS(sides); i++)
+        if (g_str_equal(sides[i].name, name))
+            return &sides[i];
+    return NULL;
+}
 
 const EpisodeTool *episode_tool_find(const char *name)
 {

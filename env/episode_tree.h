@@ -22,6 +22,8 @@ typedef struct EpisodeTree {
 } EpisodeTree;
 
 void episode_tree_clear(EpisodeTree *tree);
+/* An empty table for `changed`. */
+GHashTable *episode_tree_table(void);
 
 GBytes *episode_tree_read(const EpisodeTree *tree, const char *path, GError **error);
 gboolean episode_tree_write(EpisodeTree *tree, const char *path, const void *data, gsize len,
@@ -37,3 +39,6 @@ gboolean episode_tree_move(EpisodeTree *tree, Box *box, GError **error);
 
 /* What differs from the task: env/episode.h. */
 json_t *episode_tree_changes(const EpisodeTree *tree, GError **error);
+
+/* Such changes as a diff. */
+GString *episode_tree_diff(const EpisodeTree *tree, const json_t *changes, GError **error);
