@@ -79,7 +79,7 @@ static BoxSpec spec_of(const Episode *episode)
     return spec;
 }
 
-/* NULL with CONFLICT: none is free. `from` NULL: as new. */
+/* NULL with BUSY: none is free. `from` NULL: as new. */
 static Box *take_box(const Episode *episode, const BoxSnapshot *from, GError **error)
 {
     g_autoptr(GError) local = NULL;
@@ -87,7 +87,7 @@ static Box *take_box(const Episode *episode, const BoxSnapshot *from, GError **e
     spec.snapshot = from;
     Box *box = box_pool_take(episode->host->pool, &spec, "episode", &local);
     if (g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_LIMIT))
-        error_set(error, ASSAY_ERROR_CONFLICT, "no box is free: %s", local->message);
+        error_set(error, ASSAY_ERROR_BUSY, "no box is free: %s", local->message);
     else if (box == NULL)
         g_propagate_error(error, g_steal_pointer(&local));
     return box;
@@ -364,7 +364,7 @@ static gboolean call_end(Episode *episode, GString *out, GError *why, EpisodeObs
     gboolean is_side = tool->parameters == NULL, ours = why != NULL && is_ours(why);
     g_autoptr(json_t) arguments = g_steal_pointer(&episode->running.arguments);
     gint64 started_us = episode->running.started_us;
-    if (g_error_matches(why, ASSAY_ERROR, ASSAY_ERROR_CONFLICT)) {
+    if (g_error_matches(why, ASSAY_ERROR, ASSAY_ERROR_BUSY)) {
         episode_running_clear(episode);
         g_propagate_error(error, g_steal_pointer(&local));
         return FALSE;

@@ -14,7 +14,7 @@
  *
  * What the policy does wrong is an observation. FALSE with an error means that our machine failed:
  * the episode has then ended as EPISODE_INFRASTRUCTURE and has no reward. The one exception is
- * ASSAY_ERROR_CONFLICT, no box is free: nothing has happened, the call can be made again.
+ * ASSAY_ERROR_BUSY, no box is free: nothing has happened, the call can be made again.
  */
 #pragma once
 
@@ -94,7 +94,7 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(EpisodeObservation, episode_observation_clear)
 typedef struct Episode Episode;
 
 /* The task must outlive the episode. UNSUPPORTED: its files are not in its row, and there is no
- * base. With a base the box is opened at once; CONFLICT: none is free. */
+ * base. With a base the box is opened at once; BUSY: none is free. */
 Episode *episode_open(EpisodeHost *host, const Task *task, const EpisodeOptions *options,
                       GError **error);
 void episode_free(Episode *episode);
@@ -150,10 +150,10 @@ const json_t *episode_changes(Episode *episode, GError **error);
 const GString *episode_diff(Episode *episode, GError **error);
 
 /* Another episode with the same past and the same files, which goes its own way; in a box of its
- * own if this one has one (CONFLICT: none is free). */
+ * own if this one has one (BUSY: none is free). */
 Episode *episode_fork(Episode *episode, GError **error);
 
-/* Adds fields to the line of the next step. */
+/* Adds a field (taken) to the line of the next step; NULL takes it away. */
 void episode_note(Episode *episode, const char *key, json_t *value);
 
 /* JSON lines: a head, a line per step, the end if there was one (docs/episodes.md). Borrowed. */

@@ -49,7 +49,7 @@ struct Episode {
 
 /* ---- tools ---- */
 
-/* FALSE: SYSTEM and UNSUPPORTED are our machine's failure, CONFLICT is a call to be made again, the
+/* FALSE: SYSTEM and UNSUPPORTED are our machine's failure, BUSY is a call to be made again, the
  * rest is the policy's and is shown to it. */
 typedef gboolean (*EpisodeToolFn)(Episode *episode, const json_t *arguments, GString *out,
                                   GError **error);

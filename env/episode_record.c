@@ -70,7 +70,10 @@ void episode_note(Episode *episode, const char *key, json_t *value)
 {
     if (episode->noted == NULL)
         episode->noted = json_object();
-    json_object_set_new(episode->noted, key, value);
+    if (value != NULL)
+        json_object_set_new(episode->noted, key, value);
+    else
+        json_object_del(episode->noted, key);
 }
 
 void episode_record_step(Episode *episode, const EpisodeTool *tool, const json_t *arguments,

@@ -322,7 +322,7 @@ static void no_free_box_is_no_step(void)
     g_auto(EpisodeObservation) seen = {0};
     g_free(call(first, "bash", "{\"command\": \"touch n /tmp/n\"}"));
     g_assert_false(episode_call(second, "bash", arguments, &seen, &error));
-    g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_CONFLICT);
+    g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_BUSY);
     g_clear_error(&error);
     g_assert_cmpint(episode_ended(second), ==, EPISODE_OPEN);
     g_assert_cmpuint(episode_turns(second), ==, 0);
