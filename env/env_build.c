@@ -84,8 +84,8 @@ void env_layers_free(EnvLayers *layers)
     g_free(layers);
 }
 
-EnvLayers *env_prepare(const EnvHost *host, const Environment *env, const Task *task,
-                       const char *repos, char **ret_checkout, GError **error)
+EnvLayers *env_for_task(const EnvHost *host, const Environment *env, const Task *task,
+                        const char *repos, char **ret_checkout, GError **error)
 {
     const RepoOwner owner = {box_store_uid(), box_store_gid()};
     *ret_checkout = repo_checkout(host->state_dir, task, repos, &owner, error);

@@ -19,14 +19,9 @@
 
 #include <string.h>
 
-#define TURNS_DEFAULT      50u
-#define BAD_DEFAULT        3u
-#define TEXT_BYTES_DEFAULT 10000u
-#define TEXT_BYTES_MIN     200u
-#define NOTE_BYTES         60u /* between head and tail */
-#define COMMAND_S_DEFAULT  60u
-#define BOXES_DEFAULT      2u
-#define USES_MAX           50u /* of one box */
+#define NOTE_BYTES    60u /* between head and tail */
+#define BOXES_DEFAULT 2u
+#define USES_MAX      50u /* of one box */
 
 static const EpisodeEndRule rules[EPISODE_ENDS] = {
     [EPISODE_OPEN] = {"open", EPISODE_REWARD_NONE, FALSE, EPISODE_LOSS_NO},
@@ -135,11 +130,11 @@ Episode *episode_open(EpisodeHost *host, const Task *task, const EpisodeOptions 
     episode->tree.task = task;
     episode->options = (EpisodeOptions){
         .seed = options->seed,
-        .turns_max = or_default(options->turns_max, TURNS_DEFAULT),
-        .bad_max = or_default(options->bad_max, BAD_DEFAULT),
+        .turns_max = or_default(options->turns_max, EPISODE_TURNS_DEFAULT),
+        .bad_max = or_default(options->bad_max, EPISODE_BAD_DEFAULT),
         .text_bytes_max =
-            MAX(or_default(options->text_bytes_max, TEXT_BYTES_DEFAULT), TEXT_BYTES_MIN),
-        .command_s = or_default(options->command_s, COMMAND_S_DEFAULT),
+            MAX(or_default(options->text_bytes_max, EPISODE_TEXT_BYTES_DEFAULT), EPISODE_TEXT_BYTES_MIN),
+        .command_s = or_default(options->command_s, EPISODE_COMMAND_S_DEFAULT),
         .base = options->base,
         .envp = options->envp};
     g_queue_init(&episode->undos);

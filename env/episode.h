@@ -71,6 +71,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(EpisodeHost, episode_host_free)
 
 /* ---- one episode ---- */
 
+#define EPISODE_TURNS_DEFAULT      50u
+#define EPISODE_BAD_DEFAULT        3u
+#define EPISODE_TEXT_BYTES_DEFAULT 10000u
+#define EPISODE_TEXT_BYTES_MIN     200u
+#define EPISODE_COMMAND_S_DEFAULT  60u
+
 typedef struct EpisodeOptions {
     guint64 seed;         /* recorded; what is drawn from it is the caller's */
     guint turns_max;      /* 0: 50 */

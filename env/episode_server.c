@@ -426,7 +426,9 @@ static json_t *fork_files(Guest *guest, const json_t *message, GError **error)
     const json_t *children = json_object_get(message, "children");
     const json_t *at = json_object_get(message, "at_step");
     g_autoptr(GBytes) record = episode_file_read(dir_fd, guest->id, error);
-    if (record == NULL)
+    if (record != NULL && !json_is_integer(at) && guest->episode == NULL)
+        error_set(error, ASSAY_ERROR_CONFLICT, "at_step: the episode is not open");
+    if (record == NULL || (!json_is_integer(at) && guest->episode == NULL))
         return NULL;
     const char *text = g_bytes_get_data(record, NULL);
     gssize len = (gssize)g_bytes_get_size(record);
@@ -439,7 +441,9 @@ static json_t *fork_files(Guest *guest, const json_t *message, GError **error)
         if (!episode_file_replace(dir_fd, json_string_value(json_array_get(children, i)), text,
                                   (gsize)len, error))
             return NULL;
-    return json_object();
+    json_int_t steps =
+        json_is_integer(at) ? json_integer_value(at) : (json_int_t)episode_turns(guest->episode);
+    return json_pack("{s:I}", "at_step", steps);
 }
 
 static void do_fork(Guest *guest, const json_t *message)

@@ -87,7 +87,7 @@ static gboolean make(EpisodeStand *stand, GError **error)
     g_autofree char *checkout = NULL;
     g_autoptr(Environment) env = environment_for(stand->task, stands->environments, error);
     stand->layers =
-        env != NULL ? env_prepare(&host, env, stand->task, stands->repos, &checkout, error) : NULL;
+        env != NULL ? env_for_task(&host, env, stand->task, stands->repos, &checkout, error) : NULL;
     if (stand->layers == NULL)
         return FALSE;
     stand->envp = grade_envp(stand->layers);

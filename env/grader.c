@@ -349,8 +349,8 @@ static EnvLayers *grade_prepare(const GradeRequest *request, json_t *evidence,
                           .allow_degraded = request->allow_degraded};
     g_autofree char *checkout = NULL;
     *ret_env = environment_for(request->task, request->environments, error);
-    EnvLayers *layers = *ret_env != NULL ? env_prepare(&host, *ret_env, request->task,
-                                                       request->repos, &checkout, error)
+    EnvLayers *layers = *ret_env != NULL ? env_for_task(&host, *ret_env, request->task,
+                                                        request->repos, &checkout, error)
                                          : NULL;
     if (layers != NULL)
         missing_note(checkout, evidence);
