@@ -480,6 +480,8 @@ static void answer_fork(Request *req, EpisodeRow *row, const EpisodeReply *reply
         child.grade = child.why = NULL;
         child.finished_ms = 0;
         ok = row_put(req, &child, data, &error);
+        if (ok && json_is_true(json_object_get(reply->data, "here")))
+            episode_hosts_follow(req->service->episodes, &child, row->public_id);
     }
     if (error == NULL || ok)
         store_savepoint_end(store, ok);

@@ -74,8 +74,7 @@ static BoxSpec spec_of(const Episode *episode)
     return spec;
 }
 
-/* NULL with BUSY: none is free. `from` NULL: as new. */
-static Box *take_box(const Episode *episode, const BoxSnapshot *from, GError **error)
+Box *episode_take_box(const Episode *episode, const BoxSnapshot *from, GError **error)
 {
     g_autoptr(GError) local = NULL;
     BoxSpec spec = spec_of(episode);
@@ -92,7 +91,7 @@ gboolean episode_enter_box(Episode *episode, GError **error)
 {
     if (episode->tree.box != NULL)
         return TRUE;
-    Box *box = take_box(episode, NULL, error);
+    Box *box = episode_take_box(episode, NULL, error);
     if (box == NULL)
         return FALSE;
     if (episode->options.base != NULL)
@@ -132,8 +131,8 @@ Episode *episode_open(EpisodeHost *host, const Task *task, const EpisodeOptions 
         .seed = options->seed,
         .turns_max = or_default(options->turns_max, EPISODE_TURNS_DEFAULT),
         .bad_max = or_default(options->bad_max, EPISODE_BAD_DEFAULT),
-        .text_bytes_max =
-            MAX(or_default(options->text_bytes_max, EPISODE_TEXT_BYTES_DEFAULT), EPISODE_TEXT_BYTES_MIN),
+        .text_bytes_max = MAX(or_default(options->text_bytes_max, EPISODE_TEXT_BYTES_DEFAULT),
+                              EPISODE_TEXT_BYTES_MIN),
         .command_s = or_default(options->command_s, EPISODE_COMMAND_S_DEFAULT),
         .base = options->base,
         .envp = options->envp};
@@ -143,51 +142,6 @@ Episode *episode_open(EpisodeHost *host, const Task *task, const EpisodeOptions 
     if (options->base != NULL && !episode_enter_box(episode, error))
         return NULL;
     return g_steal_pointer(&episode);
-}
-
-static GBytes *ref_or_null(GBytes *bytes)
-{
-    return bytes != NULL ? g_bytes_ref(bytes) : NULL;
-}
-
-/* The files in memory, and what undo knows. */
-static void copy_memory(const Episode *from, Episode *to)
-{
-    GHashTableIter iter;
-    gpointer path, bytes;
-    if (from->tree.changed != NULL) {
-        to->tree.changed = episode_tree_table();
-        g_hash_table_iter_init(&iter, from->tree.changed);
-        while (g_hash_table_iter_next(&iter, &path, &bytes))
-            g_hash_table_insert(to->tree.changed, g_strdup(path), ref_or_null(bytes));
-    }
-    to->tree.changed_bytes = from->tree.changed_bytes;
-    for (GList *link = from->undos.head; link != NULL; link = link->next) {
-        const EpisodeUndo *undo = link->data;
-        EpisodeUndo *own = g_new0(EpisodeUndo, 1);
-        *own = (EpisodeUndo){g_strdup(undo->path), ref_or_null(undo->before)};
-        g_queue_push_tail(&to->undos, own);
-    }
-}
-
-Episode *episode_fork(Episode *episode, GError **error)
-{
-    g_autoptr(Episode) child = g_new0(Episode, 1);
-    g_assert(episode->end == EPISODE_OPEN && episode->running.run == NULL);
-    child->host = episode->host;
-    child->options = episode->options;
-    child->tree.task = episode->tree.task;
-    child->turns = episode->turns;
-    child->bad_in_row = episode->bad_in_row;
-    child->record = g_string_new_len(episode->record->str, (gssize)episode->record->len);
-    child->replay_us = -1;
-    g_queue_init(&child->undos);
-    copy_memory(episode, child);
-    if (episode->tree.box == NULL)
-        return g_steal_pointer(&child);
-    g_autoptr(BoxSnapshot) snapshot = box_snapshot(episode->tree.box, error);
-    child->tree.box = snapshot != NULL ? take_box(child, snapshot, error) : NULL;
-    return child->tree.box != NULL ? g_steal_pointer(&child) : NULL;
 }
 
 void episode_free(Episode *episode)
@@ -421,6 +375,11 @@ gboolean episode_side_start(Episode *episode, const char *name, const json_t *ar
         return call_start(episode, tool, arguments, ret, error);
     refuse(ret, episode->end, g_strdup("The episode has ended."));
     return TRUE;
+}
+
+gboolean episode_is_boxed(const Episode *episode)
+{
+    return episode->tree.box != NULL;
 }
 
 BoxRun *episode_running(const Episode *episode)

@@ -116,6 +116,7 @@ gboolean episode_call(Episode *episode, const char *tool, const json_t *argument
  * else may be asked of the episode meanwhile, but episode_free. */
 gboolean episode_call_start(Episode *episode, const char *tool, const json_t *arguments,
                             EpisodeObservation *ret, GError **error);
+gboolean episode_is_boxed(const Episode *episode);
 BoxRun *episode_running(const Episode *episode); /* NULL: nothing */
 gboolean episode_call_finish(Episode *episode, EpisodeObservation *ret, GError **error);
 
@@ -155,9 +156,19 @@ const json_t *episode_changes(Episode *episode, GError **error);
 /* The same as a diff that `git apply` takes. Borrowed, until the next call. NULL as above. */
 const GString *episode_diff(Episode *episode, GError **error);
 
-/* Another episode with the same past and the same files, which goes its own way; in a box of its
- * own if this one has one (BUSY: none is free). */
-Episode *episode_fork(Episode *episode, GError **error);
+/* The state of an episode in a box, frozen: to go back to, and for others to begin from. NULL with
+ * UNSUPPORTED: this host has no snapshots. */
+typedef struct EpisodeMark EpisodeMark;
+EpisodeMark *episode_mark(Episode *episode, GError **error);
+void episode_mark_free(EpisodeMark *mark);
+guint episode_mark_turns(const EpisodeMark *mark);
+/* Nothing has been added to the record since. */
+gboolean episode_mark_is_now(const EpisodeMark *mark, const Episode *episode);
+/* Back to a mark of this episode. On failure it can only be freed. */
+gboolean episode_return(Episode *episode, const EpisodeMark *mark, GError **error);
+/* Another episode with the same past and the same files, in a box of its own (BUSY: none is free),
+ * which goes its own way. */
+Episode *episode_fork(const Episode *episode, const EpisodeMark *mark, GError **error);
 
 /* Adds a field (taken) to the line of the next step; NULL takes it away. */
 void episode_note(Episode *episode, const char *key, json_t *value);

@@ -441,22 +441,41 @@ static guint deadline_of(EpisodeHosts *hosts, const EpisodeRow *row)
     return (guint)MIN(all, 7 * 86400);
 }
 
+static Live *live_new(EpisodeHosts *hosts, const EpisodeRow *row)
+{
+    Live *live = g_new0(Live, 1);
+    *live = (Live){.id = g_strdup(row->public_id),
+                   .task_id = row->task_id,
+                   .seed = g_strdup(row->seed),
+                   .limits = g_strdup(row->limits),
+                   .deadline_s = deadline_of(hosts, row),
+                   .steps = -1};
+    g_hash_table_insert(hosts->live, live->id, live);
+    return live;
+}
+
+void episode_hosts_follow(EpisodeHosts *hosts, const EpisodeRow *child, const char *parent)
+{
+    g_autoptr(GError) error = NULL;
+    const Live *older = g_hash_table_lookup(hosts->live, parent);
+    if (older == NULL || older->host == NULL ||
+        g_hash_table_contains(hosts->live, child->public_id))
+        return;
+    Live *live = live_new(hosts, child);
+    if (live_load(hosts, live, older->host, &error))
+        return;
+    g_warning("episode %s: %s", child->public_id, error->message);
+    g_hash_table_remove(hosts->live, live->id);
+}
+
 void episode_hosts_ask(EpisodeHosts *hosts, const EpisodeRow *row, json_t *message, gboolean load,
                        const EpisodeAsk *how)
 {
     Live *live = g_hash_table_lookup(hosts->live, row->public_id);
     Ask *ask = ask_new(hosts, row->public_id, message);
     ask->how = *how;
-    if (live == NULL && load) {
-        live = g_new0(Live, 1);
-        *live = (Live){.id = g_strdup(row->public_id),
-                       .task_id = row->task_id,
-                       .seed = g_strdup(row->seed),
-                       .limits = g_strdup(row->limits),
-                       .deadline_s = deadline_of(hosts, row),
-                       .steps = -1};
-        g_hash_table_insert(hosts->live, live->id, live);
-    }
+    if (live == NULL && load)
+        live = live_new(hosts, row);
     ask->is_counted = live != NULL;
     if (live != NULL && ++live->n_asks > EPISODE_ASKS_MAX) {
         g_autoptr(GError) error = NULL;

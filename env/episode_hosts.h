@@ -42,6 +42,8 @@ void episode_hosts_free(EpisodeHosts *hosts);
 /* Takes `message`, which gets seq and id. `load` FALSE: the record is enough for it. */
 void episode_hosts_ask(EpisodeHosts *hosts, const EpisodeRow *row, json_t *message, gboolean load,
                        const EpisodeAsk *ask);
+/* The children of a fork are where their parent is, if that is in a host. */
+void episode_hosts_follow(EpisodeHosts *hosts, const EpisodeRow *child, const char *parent);
 /* Nothing more will be asked of it. */
 void episode_hosts_forget(EpisodeHosts *hosts, const char *id);
 

@@ -80,6 +80,9 @@ void episode_undo_free(EpisodeUndo *undo);
 /* Moves the tree into a box, if it is in none. */
 gboolean episode_enter_box(Episode *episode, GError **error);
 
+/* NULL with BUSY: none is free. `from` NULL: as new. */
+Box *episode_take_box(const Episode *episode, const BoxSnapshot *from, GError **error);
+
 /* ---- the record ---- */
 
 void episode_record_head(Episode *episode);

@@ -24,6 +24,7 @@
 #include <sys/socket.h>
 
 #define LINE_MAX_BYTES (64u << 20) /* of assayd: a task row is the longest */
+#define MARKS_MAX      8u          /* states of one episode that are kept */
 
 typedef struct Server {
     int fd, dir_fd;
@@ -44,6 +45,7 @@ typedef struct Guest {
     EpisodeReplay *replay; /* while it is loaded, or rolled back */
     GBytes *record;        /* what is replayed */
     gsize saved;           /* bytes of the episode's record that are on the disk */
+    GPtrArray *marks;      /* EpisodeMark after its last steps in a box */
     GError *failed;        /* why it is not here */
     gboolean is_lost;      /* that cannot be mended by loading it again */
     GQueue waiting;        /* json_t messages */
@@ -55,6 +57,7 @@ static void guest_free(Guest *guest)
 {
     g_ptr_array_remove(guest->server->busy, guest);
     episode_replay_free(guest->replay);
+    g_ptr_array_unref(guest->marks);
     episode_free(guest->episode);
     episode_stand_unref(guest->stand);
     if (guest->record != NULL)
@@ -65,6 +68,20 @@ static void guest_free(Guest *guest)
     episode_observation_clear(&guest->seen);
     g_free(guest->id);
     g_free(guest);
+}
+
+static Guest *guest_of(Server *server, const char *id)
+{
+    Guest *guest = g_hash_table_lookup(server->guests, id);
+    if (guest != NULL)
+        return guest;
+    guest = g_new0(Guest, 1);
+    guest->server = server;
+    guest->id = g_strdup(id);
+    guest->marks = g_ptr_array_new_with_free_func((GDestroyNotify)episode_mark_free);
+    g_queue_init(&guest->waiting);
+    g_hash_table_insert(server->guests, guest->id, guest);
+    return guest;
 }
 
 /* ---- answers ---- */
@@ -128,6 +145,7 @@ static void answer_error(Guest *guest, const GError *why)
 /* The episode is not here, and every answer says why, until it is dropped. */
 static void guest_fail(Guest *guest, const GError *why, gboolean is_lost)
 {
+    g_ptr_array_set_size(guest->marks, 0);
     g_clear_pointer(&guest->episode, episode_free);
     if (guest->failed == NULL)
         guest->failed = g_error_copy(why);
@@ -148,6 +166,40 @@ static gboolean save(Guest *guest, GError **error)
     guest_fail(guest, local, FALSE);
     g_propagate_error(error, g_steal_pointer(&local));
     return FALSE;
+}
+
+/* ---- marks ---- */
+
+/* Keeps the state after a step; after the answer, while the policy thinks. Where that cannot be
+ * done, steps are done again instead. */
+static void mark_keep(Guest *guest)
+{
+    Episode *episode = guest->episode;
+    if (episode == NULL || !episode_is_boxed(episode) || episode_ended(episode) != EPISODE_OPEN)
+        return;
+    EpisodeMark *mark = episode_mark(episode, NULL);
+    if (mark == NULL)
+        return;
+    if (guest->marks->len >= MARKS_MAX)
+        g_ptr_array_remove_index(guest->marks, 0);
+    g_ptr_array_add(guest->marks, mark);
+}
+
+/* That of the step; -1: the state now. NULL: there is none. */
+static const EpisodeMark *mark_find(Guest *guest, json_int_t step)
+{
+    for (guint i = guest->marks->len; i > 0; i--) {
+        const EpisodeMark *mark = guest->marks->pdata[i - 1];
+        if (step < 0 ? episode_mark_is_now(mark, guest->episode)
+                     : episode_mark_turns(mark) == (guint)step)
+            return mark;
+    }
+    if (step >= 0)
+        return NULL;
+    guint n = guest->marks->len;
+    mark_keep(guest);
+    return guest->marks->len > n || n == MARKS_MAX ? guest->marks->pdata[guest->marks->len - 1]
+                                                   : NULL;
 }
 
 /* ---- steps ---- */
@@ -196,6 +248,8 @@ static void call_over(Guest *guest, gboolean ok, GError *why)
     if (!is_side)
         json_object_set_new(data, "step", json_integer(episode_turns(guest->episode)));
     answer(guest, data);
+    if (!is_side)
+        mark_keep(guest);
 }
 
 static void watch(Guest *guest)
@@ -312,6 +366,7 @@ static void replay_go(Guest *guest)
         ok = episode_file_replace(guest->server->dir_fd, guest->id, record->str, record->len,
                                   &error);
     if (ok) {
+        g_ptr_array_set_size(guest->marks, 0);
         episode_free(guest->episode);
         guest->saved = record->len;
         guest->episode = episode_replay_take(g_steal_pointer(&replay));
@@ -387,6 +442,10 @@ static void do_load(Guest *guest, const json_t *message)
 {
     g_autoptr(GError) error = NULL;
     const char *key = json_string_value(json_object_get(message, "task_key"));
+    if (guest->episode != NULL) { /* it was forked here */
+        answer(guest, json_object());
+        return;
+    }
     guest->stand =
         episode_stand_get(guest->server->stands, key, json_object_get(message, "task"), &error);
     if (guest->stand == NULL) {
@@ -399,12 +458,35 @@ static void do_load(Guest *guest, const json_t *message)
     }
 }
 
-/* The new state is made beside the old one, which stays when that fails. */
+/* To a mark: at once. Later marks go. */
+static void return_to(Guest *guest, const EpisodeMark *mark)
+{
+    g_autoptr(GError) error = NULL;
+    const GString *record = episode_record(guest->episode);
+    gboolean ok =
+        episode_return(guest->episode, mark, &error) &&
+        episode_file_replace(guest->server->dir_fd, guest->id, record->str, record->len, &error);
+    if (ok) {
+        guest->saved = record->len;
+        while (guest->marks->pdata[guest->marks->len - 1] != mark)
+            g_ptr_array_remove_index(guest->marks, guest->marks->len - 1);
+    } else {
+        guest_fail(guest, error, FALSE);
+    }
+    answer_either(guest, ok ? json_object() : NULL, error);
+}
+
+/* Without a mark the new state is made beside the old one, which stays when that fails. */
 static void do_rollback(Guest *guest, const json_t *message)
 {
     g_autoptr(GError) error = NULL;
     const GString *now = episode_record(guest->episode);
     guint step = (guint)json_integer_value(json_object_get(message, "to_step"));
+    const EpisodeMark *mark = mark_find(guest, step);
+    if (mark != NULL) {
+        return_to(guest, mark);
+        return;
+    }
     gssize len = episode_file_prefix(now->str, now->len, step);
     g_autoptr(GBytes) record = g_bytes_new(now->str, now->len);
     if (len < 0)
@@ -418,6 +500,38 @@ static void do_rollback(Guest *guest, const json_t *message)
 }
 
 /* ---- from the record alone ---- */
+
+/* The children of an episode in a box, in boxes of their own; none where its state at that step is
+ * not kept, and steps will be done again. NULL: no box is free, or our machine failed. */
+static GPtrArray *fork_boxes(Guest *guest, json_int_t step, gsize count, GError **error)
+{
+    g_autoptr(GPtrArray) forked =
+        g_ptr_array_new_with_free_func((GDestroyNotify)(gpointer)episode_free);
+    Episode *episode = guest->episode;
+    const EpisodeMark *mark =
+        episode != NULL && episode_is_boxed(episode) ? mark_find(guest, step) : NULL;
+    for (gsize i = 0; i < count && mark != NULL; i++) {
+        Episode *child = episode_fork(episode, mark, error);
+        if (child == NULL)
+            return NULL;
+        g_ptr_array_add(forked, child);
+    }
+    return g_steal_pointer(&forked);
+}
+
+/* A child that is here before anybody asks for it. */
+static void guest_adopt(Guest *parent, const char *id, Episode *episode)
+{
+    Guest *child = guest_of(parent->server, id);
+    child->stand = episode_stand_ref(parent->stand);
+    child->episode = episode;
+    child->saved = episode_record(episode)->len;
+}
+
+static json_int_t step_of(const json_t *at)
+{
+    return json_is_integer(at) ? json_integer_value(at) : -1;
+}
 
 /* Children begin with the parent's first steps. */
 static json_t *fork_files(Guest *guest, const json_t *message, GError **error)
@@ -437,13 +551,19 @@ static json_t *fork_files(Guest *guest, const json_t *message, GError **error)
         error_set(error, ASSAY_ERROR_CONFLICT, "at_step: %u: there is no such step", step);
         return NULL;
     }
+    g_autoptr(GPtrArray) forked = fork_boxes(guest, step_of(at), json_array_size(children), error);
+    if (forked == NULL)
+        return NULL;
     for (gsize i = 0; i < json_array_size(children); i++)
         if (!episode_file_replace(dir_fd, json_string_value(json_array_get(children, i)), text,
                                   (gsize)len, error))
             return NULL;
+    for (guint i = 0; i < forked->len; i++)
+        guest_adopt(guest, json_string_value(json_array_get(children, i)),
+                    g_steal_pointer(&forked->pdata[i]));
     json_int_t steps =
         json_is_integer(at) ? json_integer_value(at) : (json_int_t)episode_turns(guest->episode);
-    return json_pack("{s:I}", "at_step", steps);
+    return json_pack("{s:I, s:b}", "at_step", steps, "here", forked->len > 0);
 }
 
 static void do_fork(Guest *guest, const json_t *message)
@@ -523,19 +643,6 @@ static void guest_wake(Guest *guest)
         call_over(guest, ok, error);
     }
     guest_go_on(guest);
-}
-
-static Guest *guest_of(Server *server, const char *id)
-{
-    Guest *guest = g_hash_table_lookup(server->guests, id);
-    if (guest != NULL)
-        return guest;
-    guest = g_new0(Guest, 1);
-    guest->server = server;
-    guest->id = g_strdup(id);
-    g_queue_init(&guest->waiting);
-    g_hash_table_insert(server->guests, guest->id, guest);
-    return guest;
 }
 
 static gboolean server_start(Server *server, const json_t *message, GError **error)

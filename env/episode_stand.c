@@ -144,6 +144,12 @@ EpisodeStand *episode_stand_get(EpisodeStands *stands, const char *key, json_t *
     return stand;
 }
 
+EpisodeStand *episode_stand_ref(EpisodeStand *stand)
+{
+    stand->refs++;
+    return stand;
+}
+
 void episode_stand_unref(EpisodeStand *stand)
 {
     if (stand == NULL || --stand->refs > 0)

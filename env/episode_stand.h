@@ -31,6 +31,7 @@ void episode_stands_hear(EpisodeStands *stands);
 /* The one of that key, a new reference; NULL: the row is no task. */
 EpisodeStand *episode_stand_get(EpisodeStands *stands, const char *key, json_t *row,
                                 GError **error);
+EpisodeStand *episode_stand_ref(EpisodeStand *stand);
 void episode_stand_unref(EpisodeStand *stand);
 
 typedef enum EpisodeStandState {

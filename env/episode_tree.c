@@ -33,11 +33,6 @@ static void bytes_free(gpointer data)
         g_bytes_unref(data);
 }
 
-GHashTable *episode_tree_table(void)
-{
-    return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, bytes_free);
-}
-
 /* A file as the task has it, borrowed; NULL: it has none of that name. */
 static const char *original(const EpisodeTree *tree, const char *path, gsize *ret_len)
 {
@@ -165,7 +160,7 @@ static gboolean in_the_way(const EpisodeTree *tree, const char *path)
 static void memory_put(EpisodeTree *tree, const char *path, GBytes *bytes)
 {
     if (tree->changed == NULL)
-        tree->changed = episode_tree_table();
+        tree->changed = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, bytes_free);
     GBytes *old = g_hash_table_lookup(tree->changed, path);
     tree->changed_bytes -= old != NULL ? g_bytes_get_size(old) : 0;
     tree->changed_bytes += bytes != NULL ? g_bytes_get_size(bytes) : 0;

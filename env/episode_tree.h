@@ -22,8 +22,6 @@ typedef struct EpisodeTree {
 } EpisodeTree;
 
 void episode_tree_clear(EpisodeTree *tree);
-/* An empty table for `changed`. */
-GHashTable *episode_tree_table(void);
 
 GBytes *episode_tree_read(const EpisodeTree *tree, const char *path, GError **error);
 gboolean episode_tree_write(EpisodeTree *tree, const char *path, const void *data, gsize len,
