@@ -344,7 +344,8 @@ static void do_end(Guest *guest, const json_t *message)
     for (EpisodeEnd end = 1; end < EPISODE_ENDS; end++)
         if (g_strcmp0(episode_end_rule(end)->name, name) == 0)
             episode_end(guest->episode, end, NULL);
-    answer_either(guest, save(guest, &error) ? json_object() : NULL, error);
+    gboolean ok = save(guest, &error);
+    answer_either(guest, ok ? json_object() : NULL, error);
 }
 
 /* ---- loading, rolling back ---- */
@@ -569,7 +570,8 @@ static json_t *fork_files(Guest *guest, const json_t *message, GError **error)
 static void do_fork(Guest *guest, const json_t *message)
 {
     g_autoptr(GError) error = NULL;
-    answer_either(guest, fork_files(guest, message, &error), error);
+    json_t *data = fork_files(guest, message, &error);
+    answer_either(guest, data, error);
 }
 
 static void do_recall(Guest *guest, const json_t *message)
