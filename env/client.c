@@ -169,6 +169,17 @@ json_t *client_json(Client *client, const char *method, const char *target, GByt
     return json_parse((const char *)answer->body->data, answer->body->len, error);
 }
 
+GBytes *client_bytes(Client *client, const char *method, const char *target, GError **error)
+{
+    g_autoptr(Answer) answer = client_call(client, method, target, NULL, error);
+    if (answer == NULL)
+        return NULL;
+    if (answer->status < 400)
+        return g_bytes_new(answer->body->data, answer->body->len);
+    problem_error(answer->status, answer->body, error);
+    return NULL;
+}
+
 static gboolean lines_take(Lines *lines)
 {
     gsize from = 0;

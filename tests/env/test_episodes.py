@@ -382,6 +382,46 @@ def a_long_command_keeps_nobody_waiting():
         lab.bash(third, 1, "true")
 
 
+def assay(lab, *args, rc=0):
+    done = subprocess.run([ASSAY, *map(str, args), "--state", lab.state], capture_output=True, text=True, check=False)
+    check(done.returncode == rc, f"{args}: {done.returncode} {done.stderr}")
+    return done.stdout if rc == 0 else done.stderr
+
+
+@case
+def the_command_line_does_it_all():
+    with Lab() as lab:
+        first, second = assay(lab, "episode", "open", ROW["instance_id"], "--count", 2, "--turns", 9).split()
+        check("hello" in assay(lab, "episode", "step", first, "bash", '{"command": "echo hello | tee made"}'))
+        shown = json.loads(assay(lab, "episode", "step", first, "grep", '{"pattern": "hello"}', "--json"))
+        same((shown["step"], shown["observation"]["text"]), (2, "made:1:hello\n"))
+        same(assay(lab, "episode", "exec", first, "cat", "made"), "hello\n")
+        assay(lab, "episode", "exec", first, "false", rc=1)
+        check("+hello" in assay(lab, "episode", "diff", first))
+        child = assay(lab, "episode", "fork", first, "--at-step", 0).strip()
+        same(assay(lab, "episode", "diff", child), "")
+        check("steps        1" in assay(lab, "episode", "rollback", first, 1))
+        check("submitted" in assay(lab, "episode", "submit", first))
+        check("reward       0" in assay(lab, "episode", "show", first))
+        same(len(assay(lab, "episode", "steps", first).splitlines()), 3)
+        assay(lab, "episode", "close", second)
+        same({line.split("\t")[0] for line in assay(lab, "episode", "ls", "--ended").splitlines()}, {first, second})
+        same([line.split("\t")[0] for line in assay(lab, "episode", "ls", "--open").splitlines()], [child])
+        check("arguments: line 1" in assay(lab, "episode", "step", child, "bash", "{", rc=2))
+        check("not found" in assay(lab, "episode", "show", "ep_x", rc=3))
+
+
+@case
+def the_example_solves_its_task():
+    with Lab() as lab:
+        rows_file = pathlib.Path(lab.state, "rows.jsonl")
+        rows_file.write_text(TASKS)
+        example = pathlib.Path(__file__).resolve().parents[2] / "examples" / "episode.py"
+        done = subprocess.run([sys.executable, example, rows_file], capture_output=True, text=True, check=False,
+                              env={**os.environ, "ASSAY_SOCKET": lab.socket})
+        check(done.returncode == 0 and done.stdout.endswith("submitted resolved reward 1.0\n"), done.stdout + done.stderr)
+
+
 def each(count, threads, function):
     numbers = iter(range(count))
     lock, errors = threading.Lock(), []
