@@ -125,6 +125,7 @@ static const struct {
     {"bad", 1, 10000, EPISODE_BAD_DEFAULT},
     {"text_bytes", EPISODE_TEXT_BYTES_MIN, 1000000, EPISODE_TEXT_BYTES_DEFAULT},
     {"command_s", 1, 14400, EPISODE_COMMAND_S_DEFAULT},
+    {"marks", 0, 64, 0},
 };
 
 static json_t *limits_read(const json_t *asked, GError **error)

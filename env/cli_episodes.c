@@ -44,7 +44,8 @@ static gboolean add_limits(Cli *cli, json_t *body, GError **error)
     static const char *const names[][2] = {{"turns", "turns"},
                                            {"bad", "bad"},
                                            {"text-bytes", "text_bytes"},
-                                           {"command-s", "command_s"}};
+                                           {"command-s", "command_s"},
+                                           {"marks", "marks"}};
     g_autoptr(json_t) limits = json_object();
     for (gsize i = 0; i < G_N_ELEMENTS(names); i++)
         if (!add_number(limits, names[i][1], cli_option(cli, names[i][0]), error))

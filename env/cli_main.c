@@ -114,7 +114,8 @@ static const CliOption episode_open_options[] = {
     {"turns", "N", "most steps (default 50)"},
     {"bad", "N", "most actions in a row that are none (default 3)"},
     {"text-bytes", "N", "of an observation (default 10000)"},
-    {"command-s", "N", "seconds of one command (default 60)"}, {NULL, NULL, NULL}};
+    {"command-s", "N", "seconds of one command (default 60)"},
+    {"marks", "N", "states in a box that are kept after steps (default 0)"}, {NULL, NULL, NULL}};
 static const CliOption episode_step_options[] = {
     {"step", "N", "its number (else the next)"},
     {"request-id", "ID", "what tells a repeat from another request"}, {NULL, NULL, NULL}};

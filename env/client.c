@@ -93,6 +93,8 @@ static struct curl_slist *prepare(Client *client, const char *method, const char
         curl_easy_setopt(client->curl, CURLOPT_POSTFIELDS, data != NULL ? data : "");
         curl_easy_setopt(client->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)len);
     }
+    if (!is_post)
+        curl_easy_setopt(client->curl, CURLOPT_CUSTOMREQUEST, method);
     struct curl_slist *headers = curl_slist_append(NULL, "Expect:");
     headers = curl_slist_append(headers, "Content-Type: application/json");
     curl_easy_setopt(client->curl, CURLOPT_HTTPHEADER, headers);

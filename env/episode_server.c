@@ -24,7 +24,6 @@
 #include <sys/socket.h>
 
 #define LINE_MAX_BYTES (64u << 20) /* of assayd: a task row is the longest */
-#define MARKS_MAX      8u          /* states of one episode that are kept */
 
 typedef struct Server {
     int fd, dir_fd;
@@ -45,7 +44,8 @@ typedef struct Guest {
     EpisodeReplay *replay; /* while it is loaded, or rolled back */
     GBytes *record;        /* what is replayed */
     gsize saved;           /* bytes of the episode's record that are on the disk */
-    GPtrArray *marks;      /* EpisodeMark after its last steps in a box */
+    guint marks_max;       /* how many are kept after steps */
+    GPtrArray *marks;      /* EpisodeMark, of its last states in a box */
     GError *failed;        /* why it is not here */
     gboolean is_lost;      /* that cannot be mended by loading it again */
     GQueue waiting;        /* json_t messages */
@@ -180,7 +180,7 @@ static void mark_keep(Guest *guest)
     EpisodeMark *mark = episode_mark(episode, NULL);
     if (mark == NULL)
         return;
-    if (guest->marks->len >= MARKS_MAX)
+    if (guest->marks->len >= MAX(guest->marks_max, 1))
         g_ptr_array_remove_index(guest->marks, 0);
     g_ptr_array_add(guest->marks, mark);
 }
@@ -196,10 +196,10 @@ static const EpisodeMark *mark_find(Guest *guest, json_int_t step)
     }
     if (step >= 0)
         return NULL;
-    guint n = guest->marks->len;
     mark_keep(guest);
-    return guest->marks->len > n || n == MARKS_MAX ? guest->marks->pdata[guest->marks->len - 1]
-                                                   : NULL;
+    const EpisodeMark *last =
+        guest->marks->len > 0 ? guest->marks->pdata[guest->marks->len - 1] : NULL;
+    return last != NULL && episode_mark_is_now(last, guest->episode) ? last : NULL;
 }
 
 /* ---- steps ---- */
@@ -248,7 +248,7 @@ static void call_over(Guest *guest, gboolean ok, GError *why)
     if (!is_side)
         json_object_set_new(data, "step", json_integer(episode_turns(guest->episode)));
     answer(guest, data);
-    if (!is_side)
+    if (!is_side && guest->marks_max > 0)
         mark_keep(guest);
 }
 
@@ -447,6 +447,8 @@ static void do_load(Guest *guest, const json_t *message)
         answer(guest, json_object());
         return;
     }
+    const json_t *limits = json_object_get(message, "limits");
+    guest->marks_max = (guint)json_integer_value(json_object_get(limits, "marks"));
     guest->stand =
         episode_stand_get(guest->server->stands, key, json_object_get(message, "task"), &error);
     if (guest->stand == NULL) {
@@ -525,6 +527,7 @@ static void guest_adopt(Guest *parent, const char *id, Episode *episode)
 {
     Guest *child = guest_of(parent->server, id);
     child->stand = episode_stand_ref(parent->stand);
+    child->marks_max = parent->marks_max;
     child->episode = episode;
     child->saved = episode_record(episode)->len;
 }

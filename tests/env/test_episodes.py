@@ -258,7 +258,7 @@ def attacks_are_refused_and_the_daemon_lives():
 @case
 def children_are_equal_and_go_their_own_ways():
     with Lab() as lab:
-        parent = lab.open(seed=3)[0]
+        parent = lab.open(seed=3, limits={"marks": 8})[0]
         lab.bash(parent, 1, "echo one > file; date +%N > when")
         lab.bash(parent, 2, "echo two >> file")
         when = lab.bash(parent, 3, "cat when")
@@ -282,6 +282,21 @@ def children_are_equal_and_go_their_own_ways():
         again = lab.post(children[1], "fork", {"at_step": 2}, 201)["data"][0]["id"]
         same(lab.show(again)["steps"], 2)
         lab.post(children[1], "fork", {}, 409)
+
+
+@case
+def without_marks_steps_are_done_again():
+    with Lab() as lab:
+        parent = lab.open()[0]
+        lab.bash(parent, 1, "echo one > file")
+        lab.bash(parent, 2, "date +%N | tee when")
+        when = lab.bash(parent, 3, "cat when")
+        child = lab.post(parent, "fork", {}, 201)["data"][0]["id"]
+        same(lab.bash(child, 4, "cat when"), when)
+        same(lab.post(parent, "rollback", {"to_step": 2}, 409)["code"], "state_conflict")
+        same(lab.bash(parent, 4, "cat when"), when)
+        same(lab.post(parent, "rollback", {"to_step": 1})["steps"], 1)
+        same(lab.bash(parent, 2, "cat file when 2>&1"), "one\ncat: when: No such file or directory\n[exit status 1]\n")
 
 
 @case
