@@ -54,6 +54,18 @@ static void reply_ended(Request *req, const EpisodeRow *row)
                           row->why != NULL ? ": " : "", row->why != NULL ? row->why : "");
 }
 
+/* As request_reply_error, but what is said of files is about the episode's. */
+static void reply_refused(Request *req, const GError *why)
+{
+    gboolean is_get = strcmp(req->route->method, "GET") == 0;
+    if (g_error_matches(why, ASSAY_ERROR, ASSAY_ERROR_NOT_ALLOWED))
+        request_reply_problem(req, 403, "path_not_allowed", NULL, "%s", why->message);
+    else if (is_get && g_error_matches(why, ASSAY_ERROR, ASSAY_ERROR_LIMIT))
+        request_reply_problem(req, 413, "too_large", NULL, "%s", why->message);
+    else
+        request_reply_error(req, g_error_copy(why));
+}
+
 static void on_reply(gpointer data, const EpisodeReply *reply)
 {
     Pending *pending = data;
@@ -64,10 +76,10 @@ static void on_reply(gpointer data, const EpisodeReply *reply)
     gboolean was_open = row->ending == EPISODE_OPEN;
     if (was_open && end != EPISODE_OPEN && !episodes_end(req->service, row, end, reply, &error))
         request_reply_error(req, error);
-    else if (reply->error != NULL && was_open && end == EPISODE_INFRASTRUCTURE)
+    else if (reply->error != NULL && was_open && end != EPISODE_OPEN)
         reply_ended(req, row);
     else if (reply->error != NULL)
-        request_reply_error(req, g_error_copy(reply->error));
+        reply_refused(req, reply->error);
     else
         pending->fn(req, row, reply);
 }
@@ -471,7 +483,7 @@ static void answer_fork(Request *req, EpisodeRow *row, const EpisodeReply *reply
     const json_t *children = json_object_get(req->json, "children");
     json_int_t at = json_integer_value(json_object_get(reply->data, "at_step"));
     g_autoptr(json_t) data = json_array();
-    gboolean ok = store_savepoint(store, &error);
+    gboolean begun = store_savepoint(store, &error), ok = begun;
     for (gsize i = 0; i < json_array_size(children) && ok; i++) {
         EpisodeRow child = *row;
         child.public_id = (char *)(gsize)json_string_value(json_array_get(children, i));
@@ -484,7 +496,7 @@ static void answer_fork(Request *req, EpisodeRow *row, const EpisodeReply *reply
         if (ok && json_is_true(json_object_get(reply->data, "here")))
             episode_hosts_follow(req->service->episodes, &child, row->public_id);
     }
-    if (error == NULL || ok)
+    if (begun)
         store_savepoint_end(store, ok);
     if (ok)
         request_reply_json(req, 201, json_pack("{s:O}", "data", data));

@@ -620,11 +620,13 @@ static void guest_do(Guest *guest)
     answer_error(guest, error);
 }
 
-/* Does what waits, until something must be waited for. */
+/* Does what waits, until something must be waited for. Who was here only for its record leaves. */
 static void guest_go_on(Guest *guest)
 {
     while (guest->message == NULL && (guest->message = g_queue_pop_head(&guest->waiting)) != NULL)
         guest_do(guest);
+    if (guest->message == NULL && guest->stand == NULL && guest->failed == NULL)
+        g_hash_table_remove(guest->server->guests, guest->id);
 }
 
 /* What a busy guest waited for may have come. */
