@@ -31,6 +31,7 @@ struct WorkerLink {
     GPid pid;
     int fd;
     GByteArray *in, *out;
+    gsize scanned; /* bytes of `in` that hold no end of a line */
     char *why; /* why we killed it; NULL: we did not */
     guint in_watch, out_watch, child_watch, kill_timer;
 };
@@ -133,7 +134,8 @@ static gboolean take_lines(WorkerLink *link)
     gsize from = 0;
     while (from < link->in->len && link->why == NULL) {
         const char *start = (const char *)link->in->data + from;
-        const char *end = memchr(start, '\n', link->in->len - from);
+        gsize known = from == 0 ? link->scanned : 0;
+        const char *end = memchr(start + known, '\n', link->in->len - from - known);
         if (end == NULL)
             break;
         g_autoptr(json_t) message = json_parse(start, (gsize)(end - start), NULL);
@@ -144,6 +146,7 @@ static gboolean take_lines(WorkerLink *link)
     }
     if (from > 0)
         g_byte_array_remove_range(link->in, 0, (guint)from);
+    link->scanned = link->in->len;
     return link->in->len <= link->events.line_max;
 }
 

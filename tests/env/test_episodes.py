@@ -380,6 +380,23 @@ def a_host_killed_during_a_step_costs_nothing():
 
 
 @case
+def what_a_host_says_is_not_believed():
+    with Lab(episode_hosts=1) as lab:
+        lab.kill()
+        fake = pathlib.Path(lab.state, "host")
+        fake.write_text(f"#!/bin/sh\nexec {sys.executable} -IS {pathlib.Path(__file__).resolve().parent}/fake_host.py $@\n")
+        fake.chmod(0o755)
+        lab.worker = str(fake)
+        lab.start()
+        for kind, episode in enumerate(lab.open(count=8, seed=1), 1):
+            refused = lab.step(episode, 1, "bash", 409, command="true")
+            same((kind, refused["code"], refused["end"]), (kind, "episode_ended", "infrastructure"))
+            shown = lab.show(episode)
+            same((shown["reward"], shown["mask"], shown["grade"]), (None, True, None))
+        same(lab.metric("assay_episode_hosts_lost_total"), 24)
+
+
+@case
 def a_long_command_keeps_nobody_waiting():
     with Lab(episode_hosts=1, episode_boxes=2) as lab:
         slow, quick, third = lab.open(count=3)
