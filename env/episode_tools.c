@@ -19,6 +19,7 @@
 #define LIST_MAX       200u
 #define COMMAND_BYTES  (64u << 10)
 #define EDIT_CONTEXT   4u /* lines shown round an edit */
+#define PATH_END       "\1"
 
 /* ---- arguments ---- */
 
@@ -188,7 +189,7 @@ static void show_round(GString *out, const char *path, const char *text, gsize a
 
 static gboolean list_dir(Episode *episode, const char *dir, GString *out, GError **error)
 {
-    g_autoptr(GPtrArray) paths = episode_tree_list(&episode->tree, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(&episode->tree, dir, error);
     g_autofree char *prefix = dir[0] != '\0' ? g_strconcat(dir, "/", NULL) : g_strdup("");
     guint n = 0;
     for (guint i = 0; paths != NULL && i < paths->len; i++)
@@ -345,6 +346,21 @@ static gboolean tool_edit(Episode *episode, const json_t *arguments, GString *ou
 
 /* ---- search ---- */
 
+/* How a command ended, where that is worth a line. */
+static void say_outcome(GString *out, const BoxResult *result, gint64 seconds)
+{
+    if (out->len > 0 && out->str[out->len - 1] != '\n')
+        g_string_append_c(out, '\n');
+    if (result->outcome == BOX_EXITED && result->exit_code != 0)
+        g_string_append_printf(out, "[exit status %d]\n", result->exit_code);
+    else if (result->outcome == BOX_SIGNALED)
+        g_string_append_printf(out, "[ended by signal %d]\n", result->signal);
+    else if (result->outcome == BOX_TIMED_OUT)
+        g_string_append_printf(out, "[ended after %d s]\n", (int)seconds);
+    else if (result->outcome != BOX_EXITED)
+        g_string_append_printf(out, "[ended: %s]\n", box_outcome_str(result->outcome));
+}
+
 static void search_text(const char *path, const char *text, const char *pattern, guint *n,
                         GString *out)
 {
@@ -365,6 +381,62 @@ static gboolean is_in(const char *path, const char *where)
     return len == 0 || (strncmp(path, where, len) == 0 && (path[len] == '\0' || path[len] == '/'));
 }
 
+static void say_matches(GString *out, guint n)
+{
+    if (n > MATCHES_MAX)
+        g_string_append_printf(out, "[%u more matches]\n", n - MATCHES_MAX);
+    else if (n == 0)
+        g_string_append(out, "No matches.\n");
+}
+
+/* A checkout may have many files: its own grep looks through them, while nobody waits here. */
+static gboolean grep_start(Episode *episode, const char *pattern, const char *where, GError **error)
+{
+    EpisodeRunning *running = &episode->running;
+    g_autoptr(GStrvBuilder) words = g_strv_builder_new();
+    g_strv_builder_add_many(words, "grep", "-rnIFZ", "--exclude-dir=.git", "-e", pattern, "--",
+                            where[0] != '\0' ? where : ".", NULL);
+    running->argv = g_strv_builder_end(words);
+    running->cwd = g_strdup(EPISODE_WORK);
+    running->seconds = episode->options.command_s;
+    return episode_command_start(episode, error);
+}
+
+/* By what stands before the mark; lines of one file stay in their order. */
+static int by_path(gconstpointer a, gconstpointer b)
+{
+    const char *x = *(const char *const *)a, *y = *(const char *const *)b;
+    gsize x_len = strcspn(x, PATH_END), y_len = strcspn(y, PATH_END);
+    int order = strncmp(x, y, MIN(x_len, y_len));
+    return order != 0 ? order : (x_len > y_len) - (x_len < y_len);
+}
+
+/* Lines of "path NUL number:text", by path as in memory. */
+static void grep_show(const Episode *episode, const BoxResult *result, GString *out)
+{
+    gsize len = 0;
+    const char *data = result->out != NULL ? g_bytes_get_data(result->out, &len) : NULL;
+    g_autoptr(GPtrArray) found = g_ptr_array_new_with_free_func(g_free);
+    for (const char *at = data, *end = data + len, *newline; at < end; at = newline + 1) {
+        newline = memchr(at, '\n', (gsize)(end - at));
+        if (newline == NULL)
+            break;
+        const char *nul = memchr(at, '\0', (gsize)(newline - at));
+        if (nul == NULL)
+            continue;
+        const char *path = g_str_has_prefix(at, "./") ? at + 2 : at;
+        gsize text_len = MIN((gsize)(newline - nul) - 1, LINE_BYTES_MAX);
+        g_autofree char *text = g_utf8_make_valid(nul + 1, (gssize)text_len);
+        g_ptr_array_add(found, g_strdup_printf("%s" PATH_END "%s", path, text));
+    }
+    g_ptr_array_sort(found, by_path);
+    for (guint i = 0; i < MIN(found->len, MATCHES_MAX); i++)
+        g_string_append_printf(out, "%s\n", g_strdelimit(found->pdata[i], PATH_END, ':'));
+    say_matches(out, found->len);
+    if (result->outcome != BOX_EXITED)
+        say_outcome(out, result, episode->running.seconds);
+}
+
 static gboolean tool_search(Episode *episode, const json_t *arguments, GString *out, GError **error)
 {
     const json_t *given = argument(arguments, "path");
@@ -374,12 +446,16 @@ static gboolean tool_search(Episode *episode, const json_t *arguments, GString *
         : given == NULL || json_is_null(given)
             ? g_strdup("")
             : relative_path(json_is_string(given) ? json_string_value(given) : "..", error);
-    g_autoptr(GPtrArray) paths = where != NULL ? episode_tree_list(&episode->tree, error) : NULL;
     guint n = 0;
-    if (paths == NULL)
+    if (where == NULL)
         return FALSE;
     if (pattern[0] == '\0')
         return error_set(error, ASSAY_ERROR_INPUT, "pattern: empty");
+    if (episode->options.base != NULL)
+        return grep_start(episode, pattern, where, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(&episode->tree, "", error);
+    if (paths == NULL)
+        return FALSE;
     for (guint i = 0; i < paths->len; i++) {
         g_autoptr(GError) local = NULL;
         if (!is_in(paths->pdata[i], where))
@@ -392,29 +468,11 @@ static gboolean tool_search(Episode *episode, const json_t *arguments, GString *
         if (text != NULL) /* not permitted, too large: there is nothing to find */
             search_text(paths->pdata[i], text, pattern, &n, out);
     }
-    if (n > MATCHES_MAX)
-        g_string_append_printf(out, "[%u more matches]\n", n - MATCHES_MAX);
-    else if (n == 0)
-        g_string_append(out, "No matches.\n");
+    say_matches(out, n);
     return TRUE;
 }
 
 /* ---- bash, submit ---- */
-
-/* How a command ended, where that is worth a line. */
-static void say_outcome(GString *out, const BoxResult *result, gint64 seconds)
-{
-    if (out->len > 0 && out->str[out->len - 1] != '\n')
-        g_string_append_c(out, '\n');
-    if (result->outcome == BOX_EXITED && result->exit_code != 0)
-        g_string_append_printf(out, "[exit status %d]\n", result->exit_code);
-    else if (result->outcome == BOX_SIGNALED)
-        g_string_append_printf(out, "[ended by signal %d]\n", result->signal);
-    else if (result->outcome == BOX_TIMED_OUT)
-        g_string_append_printf(out, "[ended after %d s]\n", (int)seconds);
-    else if (result->outcome != BOX_EXITED)
-        g_string_append_printf(out, "[ended: %s]\n", box_outcome_str(result->outcome));
-}
 
 /* What was written; bytes that are no UTF-8 are replaced. */
 static char *text_of(GBytes *bytes)
@@ -610,7 +668,8 @@ static const EpisodeTool tools[] = {
      "{\"type\": \"object\", \"properties\": {"
      "\"pattern\": {\"type\": \"string\"},"
      "\"path\": {\"type\": \"string\", \"description\": \"only this file or directory\"}},"
-     "\"required\": [\"pattern\"]}"},
+     "\"required\": [\"pattern\"]}",
+     grep_show},
     {"bash",
      {"execute_bash", "terminal", "shell", "run_shell_command"},
      tool_bash,

@@ -128,12 +128,12 @@ static gboolean box_list(const EpisodeTree *tree, const char *dir, guint depth, 
     return TRUE;
 }
 
-GPtrArray *episode_tree_list(const EpisodeTree *tree, GError **error)
+GPtrArray *episode_tree_list(const EpisodeTree *tree, const char *below, GError **error)
 {
     g_autoptr(GPtrArray) paths = g_ptr_array_new_with_free_func(g_free);
     if (tree->box == NULL)
         memory_list(tree, paths);
-    else if (!box_list(tree, "", 0, paths, error))
+    else if (!box_list(tree, below, 0, paths, error))
         return NULL;
     g_ptr_array_sort(paths, by_path);
     return g_steal_pointer(&paths);
@@ -228,7 +228,7 @@ gboolean episode_tree_remove(EpisodeTree *tree, const char *path, GError **error
 
 gboolean episode_tree_move(EpisodeTree *tree, Box *box, GError **error)
 {
-    g_autoptr(GPtrArray) paths = episode_tree_list(tree, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(tree, "", error);
     g_autoptr(GArray) files = g_array_new(FALSE, FALSE, sizeof(BoxFile));
     g_autoptr(GPtrArray) held = g_ptr_array_new_with_free_func(bytes_free);
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
@@ -320,7 +320,7 @@ static gboolean add_new(const EpisodeTree *tree, const char *path, json_t *chang
 json_t *episode_tree_changes(const EpisodeTree *tree, GError **error)
 {
     g_autoptr(json_t) changes = json_object();
-    g_autoptr(GPtrArray) paths = episode_tree_list(tree, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(tree, "", error);
     gsize left = VERDICT_NEW_BYTES_MAX;
     guint n_new = 0;
     const char *path;

@@ -421,7 +421,7 @@ GOLD = "diff --git a/value b/value\n--- a/value\n+++ b/value\n@@ -1 +1 @@\n-1\n+
 
 def repository(path):
     """A repository with one commit, and the row of a task in it."""
-    files = {"value": "1\n", "src/deep/a.txt": "needle\n", "README": "read me\n"}
+    files = {"value": "1\n", "src/deep/a.txt": "needle\n", "src/b.txt": "needle\n" + "x\n" * 8 + "needle\n", "README": "read me\n"}
     for name, text in files.items():
         target = pathlib.Path(path, name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -449,7 +449,7 @@ def a_repository_task_stands_on_its_checkout():
         reply = lab.call("POST", "/v1/episodes", {"task": "lab__repo-1", "count": 2, "limits": {"marks": 8}}).json
         one, two = (episode["id"] for episode in reply["data"])
         same(lab.bash(one, 1, "git status --short; cat value src/deep/a.txt"), "1\nneedle\n")
-        same(lab.step(one, 2, "search", pattern="needle"), "src/deep/a.txt:1:needle\n")
+        same(lab.step(one, 2, "search", pattern="needle"), "src/b.txt:1:needle\nsrc/b.txt:10:needle\nsrc/deep/a.txt:1:needle\n")
         check("is now" in lab.step(one, 3, "edit", command="str_replace", path="value", old_str="1", new_str="3"))
         lab.bash(one, 4, "rm README; echo new > src/new; ln -s /etc/passwd link; date +%N > when")
         when = lab.call("GET", f"/v1/episodes/{one}/files?path=when").body
