@@ -1,6 +1,8 @@
 """Episodes over the real socket, with real workers and boxes. Prints TAP.
 
-    test_episodes.py ASSAYD ASSAY WORKER LIBEXEC [CASE...]
+    test_episodes.py ASSAYD ASSAY WORKER LIBEXEC [CASE... | --boxes]
+
+--boxes: as many episodes in boxes at once as can be, and as memory allows; ASSAY_OPTIN=1 or ASSAY_OPTIN=episodes.
 """
 import json
 import os
@@ -588,6 +590,27 @@ def a_step_costs_little_beyond_its_command():
               f"overhead {costs[75] / 1e3:.2f} ms (p90 {costs[135] / 1e3:.2f})")
 
 
+def many_are_in_boxes_at_once():
+    free_mib = int(re.search(r"MemAvailable:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1)) // 1024
+    count = min(700, (free_mib - 2048) // 4)
+    with Lab(episode_boxes=700) as lab:
+        ids = [episode for start in range(0, count, 175) for episode in lab.open(count=min(175, count - start))]
+        start = time.monotonic()
+        each(count, 4, lambda number: lab.bash(ids[number], 1, f"echo {number} > mine"))
+        entered = time.monotonic()
+        took = []
+
+        def again(number):
+            begun = time.monotonic()
+            same(lab.bash(ids[number], 2, "cat mine"), f"{number}\n")
+            took.append(time.monotonic() - begun)
+        each(count, 1, again)
+        used = free_mib - int(re.search(r"MemAvailable:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1)) / 1024
+        print(f"# {count} in boxes: first command {(entered - start) / count * 1e3:.1f} ms each, next one median "
+              f"{sorted(took)[count // 2] * 1e3:.1f} ms, {used / count:.2f} MiB each")
+        each(count, 4, lambda number: same(lab.call("DELETE", f"/v1/episodes/{ids[number]}").status, 204))
+
+
 def make_tasks():
     done = subprocess.run([ASSAY, "task", "generate", "repair", "--count", "3", "--families", "python"],
                           capture_output=True, text=True, check=True)
@@ -596,4 +619,10 @@ def make_tasks():
 
 TASKS = make_tasks()
 ROW = json.loads(TASKS.splitlines()[0])
+if "--boxes" in sys.argv:
+    sys.argv.remove("--boxes")
+    if not {"1", "episodes"} & set(os.environ.get("ASSAY_OPTIN", "").split(",")):
+        print("1..0 # SKIP opt-in: ASSAY_OPTIN=episodes")
+        sys.exit(0)
+    CASES[:] = [many_are_in_boxes_at_once]
 sys.exit(run_cases(CASES))
