@@ -222,6 +222,10 @@ def bad_requests_name_the_field():
         same((full.status, full.json["code"], full.json["open"], full.json["limit"]), (429, "quota_episodes", 1, 3))
         same(lab.post(episode, "fork", {"count": 3}, 429)["code"], "quota_episodes")
         same(lab.show(episode)["state"], "open")
+    with Lab(disk_floor_mib=1048576) as lab:
+        full = lab.call("POST", "/v1/episodes", {"task": ROW["instance_id"]})
+        same((full.status, full.json["code"], full.json["floor_bytes"]), (507, "storage_full", 1 << 40))
+        check(0 < full.json["free_bytes"] < 1 << 40)
 
 
 @case
@@ -412,8 +416,17 @@ def a_long_command_keeps_nobody_waiting():
         same(refused["code"], "quota_boxes")
         check(time.monotonic() - start < 1.5, "they waited")
         thread.join()
-        same(lab.call("DELETE", f"/v1/episodes/{slow}").status, 204)
+        same(lab.call("DELETE", f"/v1/episodes/{quick}").status, 204)
         lab.bash(third, 1, "true")
+        # who gives an episode up does not wait for its command
+        thread = threading.Thread(target=lambda: lab.bash(slow, 2, "sleep 50"))
+        start = time.monotonic()
+        thread.start()
+        wait_for(lambda: any(comm(pid) == "sleep" for pid in children_of(lab.process.pid, 6)))
+        same(lab.call("DELETE", f"/v1/episodes/{slow}").status, 204)
+        thread.join()
+        check(time.monotonic() - start < 25, "it waited")
+        same(lab.show(slow)["end"], "aborted")
 
 
 HIDDEN = ("diff --git a/check.sh b/check.sh\nnew file mode 100644\n--- /dev/null\n+++ b/check.sh\n@@ -0,0 +1 @@\n"
