@@ -106,7 +106,29 @@ static const CliOption episode_run_options[] = {
     {"record", "FILE", "write the record there"}, {NULL, NULL, NULL}};
 static const CliOption episode_replay_options[] = {
     {"dataset", "FILE", "where the task's row is"},
-    {"record", "FILE", "a record as episode run writes it"}, {NULL, NULL, NULL}};
+    {"record", "FILE", "a record as episode run or episode steps writes it"},
+    {NULL, NULL, NULL}};
+static const CliOption episode_open_options[] = {
+    {"count", "N", "so many, with seeds one after another (default 1)"},
+    {"seed", "S", "what is recorded as its seed (default 0)"},
+    {"turns", "N", "most steps (default 50)"},
+    {"bad", "N", "most actions in a row that are none (default 3)"},
+    {"text-bytes", "N", "of an observation (default 10000)"},
+    {"command-s", "N", "seconds of one command (default 60)"},
+    {"marks", "N", "states in a box that are kept after steps (default 0)"}, {NULL, NULL, NULL}};
+static const CliOption episode_step_options[] = {
+    {"step", "N", "its number (else the next)"},
+    {"request-id", "ID", "what tells a repeat from another request"}, {NULL, NULL, NULL}};
+static const CliOption episode_exec_options[] = {
+    {"cwd", "DIR", "where (default /testbed)"}, {"timeout-s", "N", "seconds"}, {NULL, NULL, NULL}};
+static const CliOption episode_fork_options[] = {
+    {"count", "N", "so many (default 1)"}, {"at-step", "N", "as it was after that step (else now)"},
+    {NULL, NULL, NULL}};
+static const CliOption episode_submit_options[] = {
+    {"detach", NULL, "do not wait for the grade"}, {NULL, NULL, NULL}};
+static const CliOption episode_ls_options[] = {
+    {"open", NULL, "only open ones"}, {"ended", NULL, "only ended ones"}, {"task", "ID", "only of this task"},
+    {"limit", "N", "at most N"}, {"after", "ID", "after this id"}, {NULL, NULL, NULL}};
 static const CliOption gc_options[] = {
     {"older-days", "N", "not used for so many days (default 30)"}, {NULL, NULL, NULL}};
 static const CliOption parse_options[] = {
@@ -221,6 +243,23 @@ const CliCommand cli_commands[] = {
     {"env shell", "INSTANCE",
      "a shell in the environment of a task", cli_env_shell, shell_options, 1, 1},
     {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
+    {"episode open", "TASK", "open episodes; prints their ids", cli_episode_open,
+     episode_open_options, 1, 1},
+    {"episode step", "EPISODE TOOL [JSON]", "call a tool; prints what the policy would see",
+     cli_episode_step, episode_step_options, 2, 3},
+    {"episode exec", "EPISODE COMMAND...", "run a command beside the policy",
+     cli_episode_exec, episode_exec_options, 2, 1000},
+    {"episode diff", "EPISODE", "what was changed, as a patch", cli_episode_diff, NULL, 1, 1},
+    {"episode fork", "EPISODE", "episodes with the same past; prints their ids",
+     cli_episode_fork, episode_fork_options, 1, 1},
+    {"episode rollback", "EPISODE STEP", "back to what it was after that step",
+     cli_episode_rollback, NULL, 2, 2},
+    {"episode submit", "EPISODE", "end it and grade what it left",
+     cli_episode_submit, episode_submit_options, 1, 1},
+    {"episode show", "EPISODE", "show an episode", cli_episode_show, NULL, 1, 1},
+    {"episode steps", "EPISODE", "its record, for episode replay", cli_episode_steps, NULL, 1, 1},
+    {"episode ls", "", "list episodes, newest first", cli_episode_ls, episode_ls_options, 0, 0},
+    {"episode close", "EPISODE", "give an episode up", cli_episode_close, NULL, 1, 1},
     {"episode run", "INSTANCE", "an episode of calls read from a file, and its verdict",
      cli_episode_run, episode_run_options, 1, 1},
     {"episode replay", "INSTANCE", "do again what a record says, and compare",

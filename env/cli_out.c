@@ -60,6 +60,7 @@ static int exit_of(const GError *error)
     case ASSAY_ERROR_UNSUPPORTED:
         return CLI_UNREACHABLE;
     case ASSAY_ERROR_LIMIT:
+    case ASSAY_ERROR_BUSY:
         return CLI_NO_ROOM;
     case ASSAY_ERROR_SYSTEM:
     case ASSAY_ERROR_CONFLICT:
