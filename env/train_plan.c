@@ -141,7 +141,7 @@ gboolean train_plan(const TrainConfig *c, TrainPlan *plan, GError **error)
     params = tensors_params(&shape) * ops_real_size(m->ops->real);
     acts = acts_bytes(m, rows, keep);
     back = backward_bytes(m, rows, rows);
-    trainer = trainer_bytes(m, rows, keep);
+    trainer = trainer_bytes(m, rows, keep, 1, 1);
     *plan =
         (TrainPlan){.parts = {{"weights", "", m->weights_bytes},
                               {"unrounded weights", "", params},

@@ -131,7 +131,7 @@ void comm_fail(Comm *c, const char *why)
 
 /* ---- moves ---- */
 
-/* All ranks of the group exchange: sends[r] and recvs[r] are those with rank r; peers are set here. */
+/* All ranks of the group exchange: sends[r] and recvs[r] are those with rank r. */
 static bool exchange(Comm *c, const char *what, CommPart *sends, CommPart *recvs)
 {
     int n_sends = 0, n_recvs = 0;

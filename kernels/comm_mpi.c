@@ -2,8 +2,8 @@
  * Ranks that mpirun or srun started, over MPI's messages from one process to another.
  *
  * Invariants
- *  1. Only MPI_Isend and MPI_Irecv carry numbers; sums and their order are comm.c's, so no choice of
- *     the MPI library's shows in a bit.
+ *  1. Only MPI_Isend and MPI_Irecv carry numbers; sums and their order are comm.c's, so no choice
+ *     of the MPI library's shows in a bit.
  *  2. A wait looks at the clock: a rank that says nothing in time is named, and ends the run.
  *  3. MPI is begun only where several processes were started as one run, and once.
  *
@@ -12,15 +12,14 @@
 #include "kernels/comm_world.h"
 
 #include <mpi.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #define PIECE  ((size_t)1 << 28) /* bytes of one message: MPI counts in int */
-#define SPINS  2000              /* looks before a wait gives the core away */
-#define NAP_NS 100000
+#define SPINS  200               /* looks before a wait gives the core away */
+#define NAP_NS 20000
 
 /* Set by the launchers of Open MPI, MPICH and Slurm for the ranks they start. */
 static const char *const launched[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"};
@@ -78,14 +77,12 @@ static bool mpi_fail(CommWorld *w, const char *what, int peer, int code)
     return comm_world_fail(w, what, peer, why);
 }
 
-/* A moment for others, longer once nothing came for a while. */
+/* Once nothing came for a while, others get the core for a moment. */
 static void rest(int looks)
 {
     const struct timespec nap = {.tv_nsec = NAP_NS};
 
-    if (looks < SPINS)
-        sched_yield();
-    else
+    if (looks > SPINS)
         nanosleep(&nap, NULL);
 }
 

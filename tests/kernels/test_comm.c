@@ -320,6 +320,7 @@ static gboolean launch(const char *ranks, const char *what, char **output, int *
     envp = g_environ_setenv(envp, "OMPI_ALLOW_RUN_AS_ROOT", "1", TRUE);
     envp = g_environ_setenv(envp, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", TRUE);
     envp = g_environ_setenv(envp, "OMPI_MCA_rmaps_base_oversubscribe", "1", TRUE);
+    envp = g_environ_setenv(envp, "LSAN_OPTIONS", "detect_leaks=0", TRUE); /* the MPI library's */
     envp = g_environ_setenv(envp, "OMPI_MCA_btl", "self,vader,tcp", TRUE);
     envp = g_environ_setenv(envp, "OMPI_MCA_btl_vader_single_copy_mechanism", "none", TRUE);
     g_spawn_sync(NULL, (char **)(gsize)argv, envp, G_SPAWN_DEFAULT, NULL, NULL, &said, &errors,
