@@ -33,6 +33,7 @@ Comm *comm_world_group(CommWorld *w)
         members[r] = r;
     *c = (Comm){.rank = w->rank, .size = w->size, .members = members, .world = w};
     w->groups = w->open = 1;
+    w->here = w->size;
     return c;
 }
 
@@ -97,6 +98,11 @@ void comm_close(Comm *c)
         return;
     free(w->scratch);
     w->end(w);
+}
+
+int comm_here(const Comm *c)
+{
+    return c->world->here;
 }
 
 void comm_timeout(Comm *c, double seconds)

@@ -51,6 +51,8 @@ Comm *comm_split(Comm *comm, int color);
  * every process of it. */
 void comm_close(Comm *comm);
 
+/* Ranks of the world on this machine, this one included. */
+int comm_here(const Comm *comm);
 /* How long a rank waits for the others before it fails, in seconds; 0, at first: for ever. */
 void comm_timeout(Comm *comm, double seconds);
 /* Has the world failed? `fail` may be NULL. */

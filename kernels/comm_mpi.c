@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define PIECE  ((size_t)1 << 28) /* bytes of one message: MPI counts in int */
 #define SPINS  200               /* looks before a wait gives the core away */
@@ -133,6 +134,7 @@ static void mpi_end(CommWorld *w)
     bool failed = w->failed;
 
     free(w);
+    fflush(NULL);
     if (failed)
         MPI_Abort(MPI_COMM_WORLD, 1); /* the others wait for what will not come */
     MPI_Finalize();
@@ -170,6 +172,27 @@ static CommWorld *world_new(CommFail *fail)
     return w;
 }
 
+/* Ranks whose machines have the same name are on one. */
+static bool count_here(Comm *c)
+{
+    enum { NAME = 256 };
+    char *names = calloc((size_t)c->size, NAME), *mine = names + (size_t)c->rank * NAME;
+    size_t *ends = calloc((size_t)c->size, sizeof *ends);
+    bool ok = (names && ends) || comm_world_fail(c->world, "names", c->world->rank, "no memory");
+
+    for (int r = 0; ok && r < c->size; r++)
+        ends[r] = (size_t)(r + 1) * NAME;
+    if (ok)
+        gethostname(mine, NAME - 1);
+    ok = ok && comm_all_gather(c, names, ends);
+    c->world->here = 0;
+    for (int r = 0; ok && r < c->size; r++)
+        c->world->here += strcmp(names + (size_t)r * NAME, mine) == 0;
+    free(names);
+    free(ends);
+    return ok;
+}
+
 Comm *comm_launched(double wait_s, CommFail *fail)
 {
     CommWorld *w = world_new(fail);
@@ -181,7 +204,7 @@ Comm *comm_launched(double wait_s, CommFail *fail)
         return NULL;
     }
     comm_timeout(comm, wait_s);
-    if (!comm_barrier(comm)) {
+    if (!comm_barrier(comm) || !count_here(comm)) {
         comm_failed(comm, fail);
         fprintf(stderr, "%s\n", fail->text); /* closing ends this process */
         comm_close(comm);

@@ -16,6 +16,7 @@ struct CommWorld {
     int rank, size;
     int groups;    /* made so far */
     int open;      /* groups not closed */
+    int here;      /* ranks on this machine */
     double wait_s; /* 0: for ever */
     bool failed;
     CommFail fail;

@@ -2,8 +2,8 @@
  * What rank 0 of a trainer asks of the others, and their answers.
  *
  * Invariants
- *  1. An order is its kind and the length of what follows, to all ranks at once; then all of them do
- *     the same collectives.
+ *  1. An order is its kind and the length of what follows, to all ranks at once; then all of them
+ *     do the same collectives.
  *  2. A follower waits for an order as long as it takes, and for everything else as long as
  *     TrainerRanks says.
  *  3. Moments lie on the rank that steps with them; they are in one place only for a checkpoint.

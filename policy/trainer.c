@@ -84,10 +84,9 @@ static gsize part_first(const Trainer *t)
     return t->comm->rank > 0 ? t->ends[t->comm->rank - 1] : 0;
 }
 
-gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, guint shares)
+gsize trainer_optimizer_bytes(const Model *m, guint ranks, guint shares)
 {
-    Sizes s = sizes_of(m, rows_max);
-    gsize count = params_count(m), most = 0, held;
+    gsize count = params_count(m), most = 0;
 
     for (guint r = 0; r < ranks; r++) {
         guint first = segments_before(r, ranks), end = segments_before(r + 1, ranks);
@@ -95,8 +94,15 @@ gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, gu
 
         most = MAX(most, end > first ? segment_end(count, end - 1) - from : 0);
     }
-    held = 2 * count + (shares > 1 ? 3 : 2) * most;
-    return held * ops_real_size(m->ops->real) + acts_bytes(m, rows_max, keep) +
+    return (shares > 1 ? 3 : 2) * most * ops_real_size(m->ops->real);
+}
+
+gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, guint shares)
+{
+    Sizes s = sizes_of(m, rows_max);
+
+    return 2 * params_count(m) * ops_real_size(m->ops->real) +
+           trainer_optimizer_bytes(m, ranks, shares) + acts_bytes(m, rows_max, keep) +
            backward_bytes(m, rows_max, rows_max) + 2 * s.hidden + s.logits + s.scratch +
            (gsize)rows_max * sizeof(LossToken);
 }

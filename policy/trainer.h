@@ -13,7 +13,8 @@
  * Several ranks share the work (ranks.h): a minibatch is cut into shares, rank r of R works on
  * shares r, r + R, ..., and the gradients of shares are added in the order of shares. So the bits
  * depend on the number of shares, never on that of ranks. Each rank keeps the moments of its part
- * of the parameters, steps that part and gives its weights to the others (ZeRO-1, arXiv 1910.02054).
+ * of the parameters, steps that part and gives its weights to the others (ZeRO-1: arXiv
+ * 1910.02054).
  */
 #pragma once
 
@@ -83,6 +84,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
 
 /* Bytes that each rank's trainer of this shape takes, the model apart. */
 gsize trainer_bytes(const Model *model, int rows_max, ActsKeep keep, guint ranks, guint shares);
+/* What of it are moments and sums of shares: less, the more ranks there are. */
+gsize trainer_optimizer_bytes(const Model *model, guint ranks, guint shares);
 /* Refuses shares that ranks cannot deal out evenly, with both numbers. */
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error);
 
