@@ -16,6 +16,7 @@
 #include "policy/trainer.h"
 
 #include "policy/ranks.h"
+#include "policy/shard.h"
 
 #include "base/error.h"
 
@@ -255,22 +256,19 @@ static int tile_logits(Trainer *t, const Model *m, guint from, int *ids)
 
 static void head_forward(Trainer *t, const Model *m, double temperature)
 {
-    const ModelConfig *c = &m->config;
     int ids[HEAD_ROWS_MAX], n;
 
     gather(t, t->hidden, t->acts->hidden, FALSE);
     for (guint from = 0; from < t->packer->n_targets; from += (guint)n) {
         n = tile_logits(t, m, from, ids);
-        m->ops->logprob_fwd(scratch_at(t, LOGP, from), scratch_at(t, LSE, from),
-                            scratch_at(t, ENTROPY, from), t->logits, ids, n, (int)c->vocab,
-                            (int)c->vocab_valid, temperature);
+        shard_logprob_fwd(m, scratch_at(t, LOGP, from), scratch_at(t, LSE, from),
+                          scratch_at(t, ENTROPY, from), t->logits, ids, n, temperature);
     }
 }
 
 static void head_backward(Trainer *t, double temperature, gboolean bonus)
 {
-    const ModelConfig *c = &t->model->config;
-    gsize width = c->hidden * ops_real_size(t->model->ops->real);
+    gsize width = t->model->config.hidden * ops_real_size(t->model->ops->real);
     gboolean again = t->packer->n_targets > (guint)t->head_rows;
     int ids[HEAD_ROWS_MAX], n;
 
@@ -282,10 +280,9 @@ static void head_backward(Trainer *t, double temperature, gboolean bonus)
             for (int i = 0; i < n; i++)
                 ids[i] = t->packer->targets[i].id;
         }
-        t->model->ops->logprob_bwd(
-            t->logits, scratch_at(t, LSE, from), ids, scratch_at(t, COEF, from),
-            bonus ? scratch_at(t, BONUS, from) : NULL, scratch_at(t, ENTROPY, from), n,
-            (int)c->vocab, (int)c->vocab_valid, temperature);
+        shard_logprob_bwd(t->model, t->logits, scratch_at(t, LSE, from), ids,
+                          scratch_at(t, COEF, from), bonus ? scratch_at(t, BONUS, from) : NULL,
+                          scratch_at(t, ENTROPY, from), n, temperature);
         /* the tile's gradient goes where its hidden states were: they are read first */
         backward_logits(t->model, t->grads, t->dhidden, t->logits, t->hidden + from * width, n);
         memcpy(t->hidden + from * width, t->dhidden, (gsize)n * width);

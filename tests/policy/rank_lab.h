@@ -7,7 +7,7 @@
 
 #include <glib.h>
 
-#define LAB_RANKS_MAX 4
+#define LAB_RANKS_MAX 8
 
 /* Runs `func` once per rank, each on a thread of its own with a group of all of them. */
 void lab_ranks(int ranks, void (*func)(Comm *comm, gpointer user), gpointer user);
