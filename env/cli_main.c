@@ -146,7 +146,11 @@ static const CliOption policy_chat_options[] = {
     POLICY_SAMPLING_OPTIONS, POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
 static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
-    {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
+    {"batch", "N", "sequences at once (default 1)"},
+    {"tp", "N", "ranks that share heads, vocabulary and experts"},
+    {"ep", "N", "ranks with other experts and other rows"},
+    {"dp", "N", "ranks with other sequences"},
+    {"sp", "N", "ranks with other rows of the same sequences"},
     {"memory", "GB", "of each rank: say how many sequences fit"}, {NULL, NULL, NULL}};
 static const CliOption policy_bench_options[] = {
     {"preset", "NAME", "tiny, t14 (default), t57 or s2b"},
