@@ -4,7 +4,7 @@
  *
  * Started by mpirun it is a rank itself: `test_comm collectives`, `silent`, `killed`.
  */
-#include "kernels/comm.h"
+#include "tests/kernels/rank_lab.h"
 
 #include <glib.h>
 
@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define RANKS_MAX 4
+#define RANKS_MAX 4 /* of tests with threads */
 #define SHARES    4
 
 static const gsize lengths[] = {0, 1, 2, 3, 7, 1000, 300001};
@@ -192,53 +192,37 @@ static void check_splits(Comm *world)
 
 /* ---- threads ---- */
 
-typedef struct {
-    Comm *comm;
-    void (*func)(Comm *);
-} Rank;
-
-static gpointer rank_run(gpointer data)
+static void rank_checks(Comm *c, gpointer user)
 {
-    Rank *rank = data;
-
-    rank->func(rank->comm);
-    comm_close(rank->comm);
-    return NULL;
+    (void)user;
+    check_all(c);
 }
 
-static void with_threads(int ranks, void (*func)(Comm *))
+static void rank_splits(Comm *c, gpointer user)
 {
-    Comm *comms[RANKS_MAX];
-    Rank all[RANKS_MAX];
-    GThread *threads[RANKS_MAX];
-
-    g_assert_true(comm_local(ranks, comms));
-    for (int r = 0; r < ranks; r++) {
-        all[r] = (Rank){comms[r], func};
-        threads[r] = g_thread_new("rank", rank_run, &all[r]);
-    }
-    for (int r = 0; r < ranks; r++)
-        g_thread_join(threads[r]);
+    (void)user;
+    check_splits(c);
 }
 
 static void test_collectives(void)
 {
     for (int ranks = 1; ranks <= RANKS_MAX; ranks++)
-        with_threads(ranks, check_all);
+        lab_ranks(ranks, rank_checks, NULL);
 }
 
 static void test_splits(void)
 {
     for (int ranks = 1; ranks <= RANKS_MAX; ranks++)
-        with_threads(ranks, check_splits);
+        lab_ranks(ranks, rank_splits, NULL);
 }
 
 /* Rank 2 never comes: the others say so, and all that follows fails at once. */
-static void one_silent(Comm *c)
+static void one_silent(Comm *c, gpointer user)
 {
     float x[3] = {1, 2, 3};
     CommFail fail;
 
+    (void)user;
     if (c->rank == 2)
         return;
     comm_timeout(c, 0.2);
@@ -252,16 +236,17 @@ static void one_silent(Comm *c)
 
 static void test_silent(void)
 {
-    with_threads(3, one_silent);
+    lab_ranks(3, one_silent, NULL);
 }
 
 /* Rank 1 sends another length: named, with both numbers, instead of read past an end. */
-static void one_wrong(Comm *c)
+static void one_wrong(Comm *c, gpointer user)
 {
     char data[8] = {0};
     gsize ends[2] = {4, c->rank == 1 ? 6 : 8};
     CommFail fail;
 
+    (void)user;
     g_assert_false(comm_all_gather(c, data, ends) && comm_barrier(c));
     g_assert_true(comm_failed(c, &fail));
     g_assert_cmpint(fail.rank, ==, 1);
@@ -270,14 +255,15 @@ static void one_wrong(Comm *c)
 
 static void test_wrong(void)
 {
-    with_threads(2, one_wrong);
+    lab_ranks(2, one_wrong, NULL);
 }
 
 /* A reason of its own that rank 0 gives is what rank 1 hears. */
-static void one_gives_up(Comm *c)
+static void one_gives_up(Comm *c, gpointer user)
 {
     CommFail fail;
 
+    (void)user;
     if (c->rank == 0) {
         comm_fail(c, "no more tea");
         return;
@@ -290,7 +276,7 @@ static void one_gives_up(Comm *c)
 
 static void test_gives_up(void)
 {
-    with_threads(2, one_gives_up);
+    lab_ranks(2, one_gives_up, NULL);
 }
 
 static void test_alone(void)
@@ -309,38 +295,12 @@ static void test_alone(void)
 
 static char *self;
 
-/* mpirun of this program; its output and status. Skips the test where there is none. */
-static gboolean launch(const char *ranks, const char *what, char **output, int *status)
-{
-    g_autofree char *mpirun = g_find_program_in_path("mpirun");
-    const char *argv[] = {mpirun, "-n", ranks, self, what, NULL};
-    g_auto(GStrv) envp = g_get_environ();
-    g_autofree char *errors = NULL, *said = NULL;
-    g_autoptr(GError) error = NULL;
-
-    if (!mpirun || !g_strcmp0(MPI, "no")) {
-        g_test_skip(mpirun ? "built without MPI" : "no mpirun");
-        return FALSE;
-    }
-    envp = g_environ_setenv(envp, "OMPI_ALLOW_RUN_AS_ROOT", "1", TRUE);
-    envp = g_environ_setenv(envp, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", TRUE);
-    envp = g_environ_setenv(envp, "OMPI_MCA_rmaps_base_oversubscribe", "1", TRUE);
-    envp = g_environ_setenv(envp, "LSAN_OPTIONS", "detect_leaks=0", TRUE); /* the MPI library's */
-    envp = g_environ_setenv(envp, "OMPI_MCA_btl", "self,vader,tcp", TRUE);
-    envp = g_environ_setenv(envp, "OMPI_MCA_btl_vader_single_copy_mechanism", "none", TRUE);
-    g_spawn_sync(NULL, (char **)(gsize)argv, envp, G_SPAWN_DEFAULT, NULL, NULL, &said, &errors,
-                 status, &error);
-    g_assert_no_error(error);
-    *output = g_strconcat(said, errors, NULL);
-    return TRUE;
-}
-
 static void test_processes(gconstpointer ranks)
 {
     g_autofree char *output = NULL, *want = NULL;
     int status;
 
-    if (!launch(ranks, "collectives", &output, &status))
+    if (!lab_mpirun(ranks, self, "collectives", &output, &status))
         return;
     want = g_strdup_printf("all well on %s ranks", (const char *)ranks);
     g_test_message("%s", output);
@@ -355,7 +315,7 @@ static void test_ends(gconstpointer how)
     g_autofree char *output = NULL;
     int status;
 
-    if (!launch("2", how, &output, &status))
+    if (!lab_mpirun("2", self, how, &output, &status))
         return;
     g_test_message("%s", output);
     g_assert_cmpint(status, !=, 0);

@@ -1,13 +1,14 @@
 /*
  * The golden model shared by ranks, as threads: log-probabilities, logits, loss and every gradient
- * under tp, ep, dp and all of them together against one rank's.
+ * under tp, ep, dp, sp and all of them together against one rank's. Started by mpirun with the word
+ * "rank" it is one of the ranks.
  */
 #include "base/error.h"
 #include "policy/backward.h"
 #include "policy/layout.h"
 #include "policy/shard.h"
 #include "tests/policy/model_lab.h"
-#include "tests/policy/rank_lab.h"
+#include "tests/kernels/rank_lab.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -212,6 +213,19 @@ static void cut_anywhere(int *cuts, int ranks, int from, int to, guint seed)
     cuts[ranks] = to;
 }
 
+/* The rows of a rank: whole sequences by dp, then cut by sp. */
+static void rows_of(const Model *part, const Layout *l, const Packed *p, guint seed, int *from,
+                    int *to)
+{
+    int data = part->groups.data->rank / (int)l->sp, mine = part->groups.sequence->rank;
+    int cuts[LAB_RANKS_MAX + 1];
+
+    cut_anywhere(cuts, (int)l->sp, cut_of(p, data, (int)l->dp), cut_of(p, data + 1, (int)l->dp),
+                 seed);
+    *from = cuts[mine];
+    *to = cuts[mine + 1];
+}
+
 static void keep_gradients(Sharing *s, const Model *part, const Params *grads)
 {
     gsize real = ops_real_size(part->ops->real);
@@ -233,17 +247,12 @@ static void rank_shares(Comm *world, gpointer user)
     g_autoptr(GError) error = NULL;
     g_autoptr(Model) part = layout_model(s->whole, s->layout, world, &error);
     g_autoptr(Params) grads = NULL;
-    int data, n, from, to, cuts[LAB_RANKS_MAX + 1];
+    int from, to;
 
     g_assert_no_error(error);
     grads = params_new(part, &error);
-    data = part->groups.data->rank / (int)s->layout->sp;
-    n = (int)s->layout->dp;
-    from = cut_of(s->packed, data, n);
-    to = cut_of(s->packed, data + 1, n);
-    cut_anywhere(cuts, (int)s->layout->sp, from, to, s->seed);
-    data = part->groups.sequence->rank;
-    pass(s->result, part, s->packed, cuts[data], cuts[data + 1], s->keep, grads);
+    rows_of(part, s->layout, s->packed, s->seed, &from, &to);
+    pass(s->result, part, s->packed, from, to, s->keep, grads);
     shard_gradients(part, grads);
     g_assert_false(comm_failed(world, NULL));
     keep_gradients(s, part, grads);
@@ -395,10 +404,110 @@ static void test_f32(void)
     check_layouts(ops_cpu(), 1e-6);
 }
 
+/* ---- processes ---- */
+
+/* The rank's rows and its part of every gradient against what one rank makes of all. */
+static void compare_own(const Model *part, const Model *whole, const Params *grads,
+                        const Result *got, const Result *want, int from, int to)
+{
+    const ModelConfig *c = &part->config;
+    gsize real = ops_real_size(whole->ops->real);
+    g_autoptr(Params) all = params_new(whole, NULL);
+    double off = 0, norm = 0;
+
+    for (int t = from; t < to; t++)
+        g_assert_cmpfloat(fabs(got->logp[t] / want->logp[t] - 1), <, 1e-10);
+    g_assert_cmpuint(all->count, ==, want->count);
+    memcpy(all->data, want->grads, want->count * sizeof(double));
+    for (guint i = 0; i < tensors_count(c); i++) {
+        TensorInfo t = tensors_info(c, i);
+        g_autofree double *cut = g_new0(double, t.count);
+        const double *own = params_at(grads, i);
+
+        layout_copy(&whole->config, c, &t, params_at(all, layout_tensor(&whole->config, c, &t)),
+                    cut, real, LAYOUT_CUT);
+        for (gsize j = 0; j < t.count; j++) {
+            off += (own[j] - cut[j]) * (own[j] - cut[j]);
+            norm += cut[j] * cut[j];
+        }
+    }
+    g_assert_cmpfloat(sqrt(off / norm), <, 1e-10);
+}
+
+static void process_layout(Comm *world, const Layout *layout, guint seed)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Model) whole = lab_golden_model(&ops_ref_f64, WEIGHT_REAL, CHUNK);
+    g_autoptr(Model) part = layout_model(whole, layout, world, &error);
+    g_autoptr(Params) grads = NULL;
+    Result *got = g_new0(Result, 1), *want;
+    int from, to;
+    Packed p;
+
+    g_assert_no_error(error);
+    packed_fill(&p, seed);
+    want = alone(whole, &p);
+    grads = params_new(part, &error);
+    rows_of(part, layout, &p, seed, &from, &to);
+    pass(got, part, &p, from, to, ACTS_KEEP_ALL, grads);
+    shard_gradients(part, grads);
+    g_assert_false(comm_failed(world, NULL));
+    compare_own(part, whole, grads, got, want, from, to);
+    layout_groups_clear(&part->groups);
+    result_free(want);
+    result_free(got);
+}
+
+/* One of the ranks that mpirun started: every layout of as many ranks. */
+static int be_rank(void)
+{
+    CommFail fail;
+    Comm *world = comm_launched(30, &fail);
+    guint done = 0;
+
+    g_assert_nonnull(world);
+    comm_timeout(world, 30);
+    for (guint i = 0; i < G_N_ELEMENTS(layouts); i++) {
+        ModelConfig config;
+        Layout l;
+
+        lab_golden_config(&config, CHUNK);
+        g_assert_true(layout_check(&config, &layouts[i], &l, NULL));
+        if (layout_ranks(&l) != (guint)world->size)
+            continue;
+        process_layout(world, &l, i + 1);
+        done++;
+    }
+    if (world->rank == 0)
+        printf("%u layouts hold on %d ranks\n", done, world->size);
+    comm_close(world);
+    return 0;
+}
+
+static char *self;
+
+static void test_processes(gconstpointer ranks)
+{
+    g_autofree char *output = NULL, *want = NULL;
+    int status;
+
+    if (!lab_mpirun(ranks, self, "rank", &output, &status))
+        return;
+    want = g_strdup_printf("layouts hold on %s ranks", (const char *)ranks);
+    g_test_message("%s", output);
+    g_assert_cmpint(status, ==, 0);
+    g_assert_nonnull(strstr(output, want));
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 2 && !strcmp(argv[1], "rank"))
+        return be_rank();
+    self = argv[0];
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/layouts/f64", test_f64);
     g_test_add_func("/layouts/f32", test_f32);
+    g_test_add_data_func("/layouts/processes/2", "2", test_processes);
+    g_test_add_data_func("/layouts/processes/4", "4", test_processes);
     return g_test_run();
 }

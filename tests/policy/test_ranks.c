@@ -8,7 +8,7 @@
 #include "policy/ranks.h"
 #include "policy/wire.h"
 #include "tests/policy/model_lab.h"
-#include "tests/policy/rank_lab.h"
+#include "tests/kernels/rank_lab.h"
 
 #include <fcntl.h>
 #include <math.h>
