@@ -171,7 +171,11 @@ static const CliOption policy_chat_options[] = {
     POLICY_SAMPLING_OPTIONS, POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
 static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
-    {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
+    {"batch", "N", "sequences at once (default 1)"},
+    {"tp", "N", "ranks that share heads, vocabulary and experts"},
+    {"ep", "N", "ranks with other experts and other rows"},
+    {"dp", "N", "ranks with other sequences"},
+    {"sp", "N", "ranks with other rows of the same sequences"},
     {"memory", "GB", "of each rank: say how many sequences fit"}, {NULL, NULL, NULL}};
 static const CliOption policy_bench_options[] = {
     {"preset", "NAME", "tiny, t14 (default), t57 or s2b"},
@@ -181,6 +185,10 @@ static const CliOption policy_bench_options[] = {
 static const CliOption train_options[] = {
     {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
     {NULL, NULL, NULL}};
+static const CliOption train_plan_options[] = {
+    {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
+    {"ranks", "N", "as many under mpirun (default 1)"},
+    {"here", "N", "of them on this machine (default all)"}, {NULL, NULL, NULL}};
 static const CliOption train_episodes_options[] = {
     {"update", "N", "of this update (else the last that was kept)"},
     {"pick", "HOW", "only the best, worst or longest"}, {NULL, NULL, NULL}};
@@ -308,7 +316,7 @@ const CliCommand cli_commands[] = {
     {"train explain", "DIR", "an episode token by token: ratio, weight, coefficient, why",
      cli_train_explain, train_explain_options, 1, 1},
     {"train plan", "RUN.conf", "the memory that a run will want, part by part", cli_train_plan,
-     train_options, 1, 1},
+     train_plan_options, 1, 1},
     {"train retry", "DIR/failed/N", "an update that failed, made again from what was kept",
      cli_train_retry, NULL, 1, 1},
     {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},

@@ -124,16 +124,29 @@ typedef struct Inspect {
 
 static gboolean make_plans(Cli *cli, const ModelConfig *config, Inspect *inspect, GError **error)
 {
-    guint64 batch = 1, ranks = 1, gb = 0;
     PlanAsk *ask = &inspect->ask;
+    const struct {
+        const char *name;
+        guint32 *to;
+    } layout[] = {{"tp", &ask->layout.tp},
+                  {"ep", &ask->layout.ep},
+                  {"dp", &ask->layout.dp},
+                  {"sp", &ask->layout.sp}};
+    guint64 batch = 1, gb = 0;
     ask->context = 4096;
     if (!cli_number(cli, "context", 0, G_MAXUINT64, &ask->context, error) ||
         !cli_number(cli, "batch", 0, G_MAXUINT32, &batch, error) ||
-        !cli_number(cli, "tp", 0, G_MAXUINT32, &ranks, error) ||
         !cli_number(cli, "memory", 0, G_MAXUINT32, &gb, error))
         return FALSE;
     ask->batch = (guint32)batch;
-    ask->ranks = (guint32)ranks;
+    for (guint i = 0; i < G_N_ELEMENTS(layout); i++) {
+        guint64 ranks = 0;
+        if (!cli_number(cli, layout[i].name, 0, G_MAXUINT32, &ranks, error))
+            return FALSE;
+        *layout[i].to = (guint32)ranks;
+    }
+    if (!layout_check(config, &ask->layout, &ask->layout, error))
+        return FALSE;
     inspect->memory = gb * 1000000000;
     for (int f = 0; f < PLAN_FORMATS; f++) {
         ask->format = (PlanFormat)f;
@@ -170,16 +183,19 @@ static json_t *plan_json(const Inspect *inspect, const MemoryPlan *plan)
 static void print_inspect_json(const ModelConfig *config, const Inspect *inspect,
                                json_t *checkpoint)
 {
+    const Layout *layout = &inspect->ask.layout;
     json_t *formats = json_object();
     for (int f = 0; f < PLAN_FORMATS; f++)
         json_object_set_new(formats, plan_format_name((PlanFormat)f),
                             plan_json(inspect, &inspect->plans[f]));
     g_autoptr(json_t) value = json_pack(
-        "{s:o, s:I, s:I, s:O, s:{s:I, s:I, s:I, s:o}}", "config", model_config_json(config),
-        "parameters", (json_int_t)tensors_params(config), "parameters_active",
-        (json_int_t)tensors_params_active(config), "checkpoint", checkpoint, "memory_per_rank",
-        "context", (json_int_t)inspect->ask.context, "batch", (json_int_t)inspect->ask.batch,
-        "ranks", (json_int_t)inspect->ask.ranks, "formats", formats);
+        "{s:o, s:I, s:I, s:O, s:{s:I, s:I, s:I, s:{s:I, s:I, s:I, s:I}, s:o}}", "config",
+        model_config_json(config), "parameters", (json_int_t)tensors_params(config),
+        "parameters_active", (json_int_t)tensors_params_active(config), "checkpoint", checkpoint,
+        "memory_per_rank", "context", (json_int_t)inspect->ask.context, "batch",
+        (json_int_t)inspect->ask.batch, "ranks", (json_int_t)layout_ranks(layout), "layout", "tp",
+        (json_int_t)layout->tp, "ep", (json_int_t)layout->ep, "dp", (json_int_t)layout->dp, "sp",
+        (json_int_t)layout->sp, "formats", formats);
     cli_print_json(value);
 }
 
@@ -253,6 +269,7 @@ static void print_inspect(Cli *cli, const ModelConfig *c, const Inspect *inspect
     g_autofree char *params = grouped(tensors_params(c));
     g_autofree char *active = grouped(tensors_params_active(c));
     g_autofree char *context = grouped(inspect->ask.context);
+    const Layout l = inspect->ask.layout;
     printf("layers       %u: %u lightning, %u softmax; chunk %u\n", c->layers, c->lightning_layers,
            c->softmax_layers, c->chunk);
     printf("sizes        hidden %u, %u heads of %u (%u rotated), %u kv heads\n", c->hidden,
@@ -262,8 +279,9 @@ static void print_inspect(Cli *cli, const ModelConfig *c, const Inspect *inspect
     printf("parameters   %s\n", params);
     printf("active       %s per token, without embedding, head and norms\n", active);
     print_checkpoint(checkpoint);
-    printf("memory       per rank of %u; sequences: %u of %s tokens\n\n", inspect->ask.ranks,
-           inspect->ask.batch, context);
+    printf(
+        "memory       per rank of %u (tp %u, ep %u, dp %u, sp %u); sequences: %u of %s tokens\n\n",
+        layout_ranks(&l), l.tp, l.ep, l.dp, l.sp, inspect->ask.batch, context);
     print_plans(cli, inspect);
 }
 

@@ -219,7 +219,8 @@ typedef struct Ops {
     /* Over z = logits / temperature, ids >= valid left out: lse [T], logp [T] of ids, entropy [T]
      * (may be NULL). Backward, in place: logits <- coef[t] (p - [j = id]) / temperature with p the
      * softmax, and where `bonus` is not NULL (then `entropy` is as left by fwd) + bonus[t] p (log p
-     * + entropy[t]) / temperature, the gradient of -bonus times the entropy; 0 from `valid` on. */
+     * + entropy[t]) / temperature, the gradient of -bonus times the entropy; 0 from `valid` on.
+     * An id of -1 is none of these: nothing is taken off for it. */
     void (*logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
                         int rows, int vocab, int valid, double temperature);
     void (*logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,

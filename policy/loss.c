@@ -191,6 +191,39 @@ gboolean loss_coefs(const Loss *loss, const LossOptions *o, LossToken *tokens, g
     return TRUE;
 }
 
+void loss_stats_add(LossStats *sum, const LossStats *part)
+{
+    static const gsize sums[] = {G_STRUCT_OFFSET(LossStats, loss),
+                                 G_STRUCT_OFFSET(LossStats, entropy),
+                                 G_STRUCT_OFFSET(LossStats, ratio_sum),
+                                 G_STRUCT_OFFSET(LossStats, kl3),
+                                 G_STRUCT_OFFSET(LossStats, mismatch_sum),
+                                 G_STRUCT_OFFSET(LossStats, mismatch_k1),
+                                 G_STRUCT_OFFSET(LossStats, mismatch_k3),
+                                 G_STRUCT_OFFSET(LossStats, x),
+                                 G_STRUCT_OFFSET(LossStats, y),
+                                 G_STRUCT_OFFSET(LossStats, xx),
+                                 G_STRUCT_OFFSET(LossStats, yy),
+                                 G_STRUCT_OFFSET(LossStats, xy),
+                                 G_STRUCT_OFFSET(LossStats, kl_ref)};
+
+    if (part->tokens == 0)
+        return;
+    sum->ratio_min = sum->tokens == 0 ? part->ratio_min : MIN(sum->ratio_min, part->ratio_min);
+    sum->ratio_max = MAX(sum->ratio_max, part->ratio_max);
+    sum->mismatch_max = MAX(sum->mismatch_max, part->mismatch_max);
+    sum->tokens += part->tokens;
+    sum->rollouts += part->rollouts;
+    sum->ratio_high += part->ratio_high;
+    sum->ratio_low += part->ratio_low;
+    sum->masked += part->masked;
+    for (guint i = 0; i < LOSS_BINS; i++)
+        sum->ratio_bins[i] += part->ratio_bins[i];
+    for (guint i = 0; i < G_N_ELEMENTS(sums); i++)
+        G_STRUCT_MEMBER(double, sum, sums[i]) +=
+            *(const double *)(gconstpointer)((const guint8 *)part + sums[i]);
+}
+
 double loss_correlation(const LossStats *s)
 {
     double n = (double)s->tokens, xx = n * s->xx - s->x * s->x, yy = n * s->yy - s->y * s->y;

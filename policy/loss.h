@@ -103,6 +103,9 @@ typedef struct LossStats {
 gboolean loss_coefs(const Loss *loss, const LossOptions *options, LossToken *tokens, gsize n,
                     LossStats *stats, GError **error);
 
+/* Adds what another part of the minibatch looked like. */
+void loss_stats_add(LossStats *sum, const LossStats *part);
+
 /* Correlation of probabilities when sampled and now; 1 where all are equal. */
 double loss_correlation(const LossStats *stats);
 

@@ -36,7 +36,7 @@ static double ladder(guint h, guint n)
 
 double model_slope(const ModelConfig *c, guint layer, guint head, OpsReal real)
 {
-    double slope = ladder(head, c->heads);
+    double slope = ladder(c->head_first + head, c->heads_all);
     double factor = 1 - (c->layers > 1 ? layer / (double)(c->layers - 1) : 0) + 1e-5;
 
     return real == OPS_F64 ? slope * factor : (double)((float)slope * (float)factor);
@@ -206,9 +206,9 @@ Model *model_shape(const Ops *ops, const ModelConfig *config, WeightFormat forma
     m->version = 1;
     m->layers = g_new0(LayerWeights, config->layers);
     for (guint l = 0; l < config->layers; l++) {
-        m->layers[l].w1 = g_new0(OpsWeight, config->experts);
-        m->layers[l].w3 = g_new0(OpsWeight, config->experts);
-        m->layers[l].w2 = g_new0(OpsWeight, config->experts);
+        m->layers[l].w1 = g_new0(OpsWeight, config->experts_held);
+        m->layers[l].w3 = g_new0(OpsWeight, config->experts_held);
+        m->layers[l].w2 = g_new0(OpsWeight, config->experts_held);
     }
     lay_out(m, &arena);
     m->weights_bytes = arena.used;

@@ -74,7 +74,7 @@ const char *tensors_class_name(TensorClass class)
 
 static guint layer_tensors(const ModelConfig *config)
 {
-    return LAYER_FIXED + EXPERT_FIXED * config->experts;
+    return LAYER_FIXED + EXPERT_FIXED * config->experts_held;
 }
 
 guint tensors_count(const ModelConfig *config)
@@ -95,7 +95,7 @@ guint tensors_index(const ModelConfig *config, guint32 layer, TensorSlot slot, g
         g_assert(layer_slots[config->kinds[layer]][place] == slot);
         return first + (guint)place;
     }
-    g_assert(expert < config->experts);
+    g_assert(expert < config->experts_held);
     return first + LAYER_FIXED + EXPERT_FIXED * expert + (guint)(place - PLACE_EXPERT);
 }
 

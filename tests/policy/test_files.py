@@ -312,7 +312,7 @@ def usage_errors_say_what_is_wrong(tmp):
                        (("init", "--out", tmp / "x", "--preset", "tiny", "--config", "y"), "--preset or --config"),
                        (("init", "--out", tmp / "x", "--preset", "tiny", "--dtype", "int4"), "int4 is none of"),
                        (("init", "--out", tmp / "x", "--preset", "tiny", "--seed", "1e3"), "1e3 is not a whole number"),
-                       (("inspect", tmp / "m", "--tp", "3"), "3 ranks do not divide 4 heads"),
+                       (("inspect", tmp / "m", "--tp", "3"), "tp = 3 does not divide 4 heads"),
                        (("inspect", tmp / "m", "--context", "-5"), "-5 is not a whole number")):
         assert says in assay(*args, rc=2), (args, says)
     assert "presets: tiny, t14" in init(tmp / "x", preset="gpt", rc=3)
