@@ -9,8 +9,11 @@
 extern "C" {
 #endif
 
-/* The backend's table; the process has chosen its card by then. */
-const Ops *cuda_ops(void);
+/* The backend's table, on the first card that the driver shows. */
+__attribute__((visibility("default"))) const Ops *cuda_ops(void);
+
+/* The CUDA version that a driver must speak, as CudaCard.driver counts. */
+__attribute__((visibility("default"))) int cuda_needs(void);
 
 #ifdef __cplusplus
 }

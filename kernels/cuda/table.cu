@@ -49,6 +49,12 @@ static Ops table(void)
     return ops;
 }
 
+/* Drivers of one major version run programs of all its minor versions. */
+int cuda_needs(void)
+{
+    return CUDART_VERSION / 1000 * 1000;
+}
+
 const Ops *cuda_ops(void)
 {
     static const Ops ops = table();

@@ -124,6 +124,7 @@ static inline unsigned __float_as_uint(float x)
 }
 
 /* The runtime's calls that the host side of the kernels makes. */
+#define CUDART_VERSION 13000
 typedef int cudaError_t;
 typedef void *cudaStream_t;
 enum { cudaSuccess = 0 };
