@@ -5,6 +5,7 @@
  * clamped.
  */
 #include "env/policy_runtime.h"
+#include "env/backend.h"
 
 #include "base/error.h"
 
@@ -68,7 +69,7 @@ static Model *model_wanted(Cli *cli, const char *dir, GError **error)
     }
     if (!policy_option_int(cli, "chunk", 1, 64, &chunk, error))
         return NULL;
-    return model_load(ops_cpu(), dir, full ? WEIGHT_REAL : WEIGHT_BF16, (guint)chunk, error);
+    return model_load(backend_ops(), dir, full ? WEIGHT_REAL : WEIGHT_BF16, (guint)chunk, error);
 }
 
 gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, GError **error)

@@ -161,6 +161,8 @@ static inline size_t cuda_weight_stride(int k)
 
 /* ---- entries of the table (table.cu) ---- */
 
+void *cuda_memory_new(size_t bytes);
+void cuda_memory_free(void *memory);
 size_t cuda_weight_bytes(WeightFormat format, int n, int k);
 void cuda_weight_pack(const OpsWeight *w, const void *rows);
 void cuda_weight_unpack(void *rows, const OpsWeight *w);

@@ -74,6 +74,19 @@ static size_t area_take(Area *area, size_t bytes)
     return at;
 }
 
+/* Managed: pages go to whoever touches them. */
+void *cuda_memory_new(size_t bytes)
+{
+    void *memory = NULL;
+
+    return cudaMallocManaged(&memory, bytes) == cudaSuccess ? memory : NULL;
+}
+
+void cuda_memory_free(void *memory)
+{
+    cuda_check(cudaFree(memory), "free memory");
+}
+
 void cuda_begin(size_t puts, size_t rooms)
 {
     pthread_mutex_lock(&one_at_a_time);

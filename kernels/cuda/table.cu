@@ -16,6 +16,8 @@ static Ops table(void)
 
     ops.name = "cuda";
     ops.real = OPS_F32;
+    ops.memory_new = cuda_memory_new;
+    ops.memory_free = cuda_memory_free;
     ops.weight_bytes = cuda_weight_bytes;
     ops.weight_pack = cuda_weight_pack;
     ops.weight_unpack = cuda_weight_unpack;

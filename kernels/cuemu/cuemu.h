@@ -133,8 +133,8 @@ enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 static inline cudaError_t cudaMalloc(void **at, size_t bytes)
 {
-    *at = malloc(bytes);
-    if (*at)
+    *at = nullptr;
+    if (posix_memalign(at, 64, bytes) == 0)
         memset(*at, 0xff, bytes);
     return *at ? cudaSuccess : 2;
 }

@@ -32,9 +32,13 @@ void *lab_room(Lab *lab, gsize bytes)
 {
     void *at = NULL;
 
-    g_assert_cmpint(posix_memalign(&at, 64, bytes + 64), ==, 0);
+    if (lab->ops->memory_new)
+        at = lab->ops->memory_new(bytes);
+    else
+        g_assert_cmpint(posix_memalign(&at, 64, bytes), ==, 0);
+    g_assert_nonnull(at);
     g_ptr_array_add(lab->own, at);
-    return memset(at, 0, bytes + 64);
+    return memset(at, 0, bytes);
 }
 
 static void lab_put(const Lab *lab, void *array, gsize i, double x)
@@ -487,7 +491,7 @@ GArray *lab_run(guint n, const Ops *ops, int rows, WeightFormat format)
     Lab lab = {.ops = ops, .rows = rows, .format = format, .seed = n * 1000};
 
     lab.out = g_array_new(FALSE, FALSE, sizeof(double));
-    lab.own = g_ptr_array_new_with_free_func(free);
+    lab.own = g_ptr_array_new_with_free_func(ops->memory_free ? ops->memory_free : free);
     lab_cases[n].run(&lab);
     g_ptr_array_unref(lab.own);
     return lab.out;
