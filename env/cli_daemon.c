@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/id.h"
+#include "env/backend.h"
 #include "env/doctor.h"
 
 #include <errno.h>
@@ -234,7 +235,11 @@ int cli_doctor(Cli *cli)
         parent = up;
     }
     g_autoptr(json_t) report = doctor_json(parent);
-    json_int_t failures = cli_json_int(report, "failures");
+    json_t *ops = backend_check();
+    json_int_t failures =
+        cli_json_int(report, "failures") + (strcmp(cli_json_str(ops, "status"), "fail") == 0);
+    json_array_append_new(json_object_get(report, "checks"), ops);
+    json_object_set_new(report, "failures", json_integer(failures));
     if (cli->json) {
         cli_print_json(report);
         return failures > 0 ? CLI_GATE : CLI_OK;

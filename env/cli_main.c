@@ -5,6 +5,7 @@
  * 2. Options of the daemon (env/config.c) are accepted by every command.
  */
 #include "env/cli.h"
+#include "env/backend.h"
 #include "env/policy_runtime.h"
 
 #include "sandbox/box_tool.h"
@@ -605,6 +606,11 @@ static int run_command(Cli *cli)
     if (cli->args->len < cli->command->args_min || cli->args->len > cli->command->args_max)
         return cli_usage(cli, "%s takes %s", cli->command->name,
                          cli->command->args[0] != '\0' ? cli->command->args : "no arguments");
+    GError *error = NULL;
+    gboolean models = g_str_has_prefix(cli->command->name, "policy") ||
+                      g_str_has_prefix(cli->command->name, "train");
+    if (models && !backend_choose(&error))
+        return cli_error(cli, error, "assay doctor");
     cli->client = client_new(config_text(cli->config, CONFIG_SOCKET));
     return cli->command->run(cli);
 }

@@ -5,6 +5,7 @@
  * 2. Text of episodes is the model's: control characters are shown, never sent to a terminal.
  */
 #include "env/cli.h"
+#include "env/backend.h"
 
 #include "env/train_config.h"
 #include "env/train_record.h"
@@ -233,7 +234,7 @@ int cli_train_explain(Cli *cli)
         rollouts ? numbered_file(dir, "checkpoints", "", cli_option(cli, "weights"), &error) : NULL;
     g_autofree char *model_dir = weights ? g_build_filename(weights, "model", NULL) : NULL;
     g_autoptr(Tokenizer) tokenizer = weights ? tokenizer_of(dir, &error) : NULL;
-    g_autoptr(Model) model = tokenizer ? model_load(ops_cpu(), model_dir, WEIGHT_REAL,
+    g_autoptr(Model) model = tokenizer ? model_load(backend_ops(), model_dir, WEIGHT_REAL,
                                                     (guint)config->model_chunk, &error)
                                        : NULL;
     g_autoptr(Trainer) trainer =

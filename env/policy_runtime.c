@@ -5,6 +5,7 @@
  * clamped.
  */
 #include "env/policy_runtime.h"
+#include "env/backend.h"
 
 #include "base/error.h"
 
@@ -72,7 +73,7 @@ static Model *model_wanted(Cli *cli, const char *dir, GError **error)
     if (!policy_weights_wanted(cli, &format, error) ||
         !policy_option_int(cli, "chunk", 1, 64, &chunk, error))
         return NULL;
-    return model_load(ops_cpu(), dir, format, (guint)chunk, error);
+    return model_load(backend_ops(), dir, format, (guint)chunk, error);
 }
 
 gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, GError **error)

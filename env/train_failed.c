@@ -9,6 +9,7 @@
  * Not here: whether an update may be made (policy/trainer.c, train_run.c).
  */
 #include "env/train.h"
+#include "env/backend.h"
 
 #include "env/train_record.h"
 
@@ -71,7 +72,7 @@ gboolean train_retry(const char *dir, TrainerStats *stats, GError **error)
     g_autofree char *model_dir = g_build_filename(checkpoint, "model", NULL);
     g_autoptr(TrainConfig) c = train_config_load(conf, NULL, error);
     g_autoptr(Model) model =
-        c ? model_load(ops_cpu(), model_dir, WEIGHT_REAL, (guint)c->model_chunk, error) : NULL;
+        c ? model_load(backend_ops(), model_dir, WEIGHT_REAL, (guint)c->model_chunk, error) : NULL;
     g_autoptr(Trainer) trainer =
         model ? trainer_new(model, (int)c->optim_rows,
                             c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, error)

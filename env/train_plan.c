@@ -8,6 +8,7 @@
  * there twice, which is less than the optimiser that comes after it.
  */
 #include "env/train_plan.h"
+#include "env/backend.h"
 
 #include "base/error.h"
 #include "base/fd.h"
@@ -140,7 +141,7 @@ gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan
     if (!trainer_shares(ranks->all, (guint)c->optim_shares, &shares, error) ||
         !shape_of(c, &shape, error))
         return FALSE;
-    m = model_shape(ops_cpu(), &shape, WEIGHT_REAL);
+    m = model_shape(backend_ops(), &shape, WEIGHT_REAL);
     params = params_count(m) * ops_real_size(m->ops->real);
     acts = acts_bytes(m, rows, keep);
     back = backward_bytes(m, rows, rows);

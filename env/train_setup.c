@@ -8,6 +8,7 @@
  * Not here: what a run does (train_run.c).
  */
 #include "env/train.h"
+#include "env/backend.h"
 
 #include "env/train_demos.h"
 #include "env/train_plan.h"
@@ -76,12 +77,12 @@ static Model *model_for(const Train *t, GError **error)
     ModelConfig config;
 
     if (*t->config->model_path)
-        return model_load(ops_cpu(), t->config->model_path, WEIGHT_REAL,
+        return model_load(backend_ops(), t->config->model_path, WEIGHT_REAL,
                           (guint)t->config->model_chunk, error);
     if (!train_shape(t->config, (guint)tokenizer_size(t->tokenizer), &config, error) ||
         !(weights = init_weights(&config, (guint64)t->config->run_seed, TENSOR_F32, error)))
         return NULL;
-    return model_from_weights(ops_cpu(), weights, WEIGHT_REAL, 0, error);
+    return model_from_weights(backend_ops(), weights, WEIGHT_REAL, 0, error);
 }
 
 /* ---- checkpoints ---- */
@@ -177,7 +178,8 @@ gboolean train_reference(Train *t, GError **error)
         return TRUE;
     if (!g_file_test(dir, G_FILE_TEST_IS_DIR) && !checkpoint_write_model(dir, t->trainer, error))
         return FALSE;
-    t->reference = model_load(ops_cpu(), dir, WEIGHT_REAL, (guint)t->config->model_chunk, error);
+    t->reference =
+        model_load(backend_ops(), dir, WEIGHT_REAL, (guint)t->config->model_chunk, error);
     return t->reference != NULL;
 }
 

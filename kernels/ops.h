@@ -1,6 +1,6 @@
 /*
  * The op table: everything that a model's maths asks of a machine, and the contract of each op.
- * policy/ is written once against it; a backend (ref/, cpu/, later cuda/) fills it.
+ * policy/ is written once against it; a backend (ref/, cpu/, cuda/) fills it.
  *
  * Rules for every entry
  *  - Plain pointers and ints. Arrays are row-major and contiguous; shapes stand in brackets.
@@ -8,6 +8,7 @@
  *    C chunk (= page) length, E experts, K experts per token, F expert width, V vocabulary.
  *  - `real` is the element of activations, norms, states and gradients: f32 or f64, see Ops.real.
  *    Matrices of weights are opaque: made by weight_pack, read by gemm, embed and moe entries.
+ *  - When an op returns, the host may read what it wrote. One op of a table runs at a time.
  *  - Buffers are aligned to 64 bytes, owned by the caller; no op allocates, none keeps a pointer.
  *    Outputs may not overlap inputs unless the entry says "in place".
  *  - A backward entry that writes into a gradient of weights or of cached keys, values or states
@@ -123,7 +124,12 @@ typedef struct Ops {
     const char *name; /* "ref", "cpu-avx2" ...; part of the numerics id */
     OpsReal real;
 
-    /* Weights. rows: real [n, k]. */
+    /* Memory that the table's kernels read; NULL where any memory of the process will do. The host
+     * reads and writes it, too. memory_new: NULL where there is none. */
+    void *(*memory_new)(size_t bytes);
+    void (*memory_free)(void *memory);
+
+    /* Weights. rows: real [n, k]. 0 bytes: the table cannot keep them that way. */
     size_t (*weight_bytes)(WeightFormat format, int n, int k);
     void (*weight_pack)(const OpsWeight *w, const void *rows);
     void (*weight_unpack)(void *rows, const OpsWeight *w);

@@ -222,6 +222,12 @@ Model *model_new(const Ops *ops, const ModelConfig *config, WeightFormat format,
     gsize bytes = m->weights_bytes;
     Arena arena = {0};
 
+    if (ops->weight_bytes(format, 1, 1) == 0) {
+        error_set(error, ASSAY_ERROR_UNSUPPORTED, "%s has no %s weights", ops->name,
+                  weight_format_name(format));
+        return NULL;
+    }
+
     if (posix_memalign((void **)&m->weights, bytes < HUGE_PAGE ? WEIGHT_ALIGN : HUGE_PAGE, bytes)) {
         m->weights = NULL;
         error_set_errno(error, ENOMEM, "weights of %" G_GSIZE_FORMAT " bytes", bytes);

@@ -26,6 +26,7 @@ FOREIGN = {
     "git2.h": ("tasks/repo",),
     "sqlite3.h": ("db/",),
     "libpq-fe.h": ("db/",),
+    "cuda_runtime.h": ("kernels/cuda",),
     "seccomp.h": ("sandbox/",),
     "sched.h": ("sandbox/",),
     "sys/mount.h": ("sandbox/",),
@@ -51,7 +52,7 @@ def sources():
                             capture_output=True, check=False).stdout.split("\n")
     for name in listed:
         path = ROOT / name
-        if name.endswith((".c", ".h")) and path.is_file() and not name.startswith("examples/"):
+        if name.endswith((".c", ".h", ".cu", ".cpp")) and path.is_file() and not name.startswith("examples/"):
             yield name, path.read_text(encoding="utf-8")
 
 

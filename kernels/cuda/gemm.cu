@@ -1,0 +1,211 @@
+/*
+ * Packed weights and the products with them, on tensor cores.
+ *
+ * A matrix W [n, k] is kept row by row, each row filled up with zeros to a multiple of eight.
+ * How many bf16 terms (product.h) a side has: weights in bf16 one, in f32 two, three where the
+ * product is exact; activations one where both they may be rounded and the weights are bf16, else
+ * as many as f32 weights; gradients two.
+ *
+ * Invariants
+ *  1. One kernel for any number of rows: decode and prefill take the same sums.
+ *
+ * Not here: the tile itself (product.h), experts (moe.cu).
+ */
+#include "kernels/cuda/gemm.h"
+
+/* ---- packing ---- */
+
+static __global__ void pack_kernel(void *to, const float *from, int bf16, int k, size_t stride)
+{
+    size_t row = blockIdx.x;
+
+    for (size_t i = threadIdx.x; i < stride; i += FLAT_BLOCK) {
+        float x = i < (size_t)k ? from[row * (size_t)k + i] : 0;
+
+        if (bf16)
+            ((unsigned short *)to)[row * stride + i] = bf16_round(x);
+        else
+            ((float *)to)[row * stride + i] = x;
+    }
+}
+
+static __global__ void unpack_kernel(float *to, const void *from, int bf16, int k, size_t stride)
+{
+    size_t row = blockIdx.x;
+
+    for (size_t i = threadIdx.x; i < (size_t)k; i += FLAT_BLOCK)
+        to[row * (size_t)k + i] = bf16
+                                      ? bf16_widen(((const unsigned short *)from)[row * stride + i])
+                                      : ((const float *)from)[row * stride + i];
+}
+
+size_t cuda_weight_bytes(WeightFormat format, int n, int k)
+{
+    if (format > WEIGHT_BF16)
+        return 0; /* codes: not here yet */
+    return (size_t)n * cuda_weight_stride(k) * weight_element(format);
+}
+
+void cuda_weight_pack(const OpsWeight *w, const void *rows)
+{
+    cuda_begin(0, 0);
+    LAUNCH(pack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), w->data, (const float *)rows,
+           w->format == WEIGHT_BF16, w->k, cuda_weight_stride(w->k));
+    cuda_end("weight_pack");
+}
+
+void cuda_weight_unpack(void *rows, const OpsWeight *w)
+{
+    cuda_begin(0, 0);
+    LAUNCH(unpack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), (float *)rows, w->data,
+           w->format == WEIGHT_BF16, w->k, cuda_weight_stride(w->k));
+    cuda_end("weight_unpack");
+}
+
+/* ---- the kernel ---- */
+
+template <int TA, int TB>
+static __device__ __forceinline__ void gemm_tile(const GemmJob *job, int row0, int col0)
+{
+    DYN_SMEM(void, smem);
+    Tile<TA, TB> *tile = (Tile<TA, TB> *)smem;
+    int m = job->m - row0 < TILE_M ? job->m - row0 : TILE_M;
+    int n = job->n - col0 < TILE_N ? job->n - col0 : TILE_N;
+    Side b = side(job->b_inner);
+    Acc acc;
+
+    b.bf16 = job->b_bf16;
+    for (int r = (int)threadIdx.x; r < m; r += TILE_BLOCK) {
+        int at = job->a_rows ? job->a_rows[row0 + r] / job->divide : row0 + r;
+
+        tile->a_at[r] = (const char *)(job->a + (size_t)at * job->a_row);
+    }
+    rows_at(tile->b_at, n, job->b + (size_t)col0 * job->b_row * (b.bf16 ? 2 : 4), job->b_row,
+            b.bf16 ? 2 : 4);
+    acc_zero(acc);
+    tile_product<TA, TB>(acc, tile, side(job->a_inner), m, b, n, job->k);
+    FOR_ACC (i, j, e, m, n) {
+        float *to = job->c + (size_t)(row0 + acc_row(i, e)) * job->c_row + col0 + acc_col(j, e);
+
+        *to = job->add ? *to + acc[i][j][e] : acc[i][j][e];
+    }
+}
+
+#define GEMM_KERNEL(TA, TB)                                                                        \
+    static __global__ void __launch_bounds__(TILE_BLOCK)                                           \
+        gemm_##TA##TB##_kernel(const GemmJob *jobs, const GemmTile *tiles)                         \
+    {                                                                                              \
+        GemmTile at = tiles[blockIdx.x];                                                           \
+                                                                                                   \
+        gemm_tile<TA, TB>(&jobs[at.job], at.row0, (int)blockIdx.y * TILE_N);                       \
+    }
+
+GEMM_KERNEL(1, 1)
+GEMM_KERNEL(2, 1)
+GEMM_KERNEL(2, 2)
+GEMM_KERNEL(3, 1)
+GEMM_KERNEL(3, 3)
+
+#define GEMM_ROW(TA, TB)                                                                           \
+    {                                                                                              \
+        TA, TB, sizeof(Tile<TA, TB>), gemm_##TA##TB##_kernel                                       \
+    }
+
+static const struct {
+    int a, b;
+    size_t smem;
+    void (*kernel)(const GemmJob *jobs, const GemmTile *tiles);
+} kernels[] = {GEMM_ROW(1, 1), GEMM_ROW(2, 1), GEMM_ROW(2, 2), GEMM_ROW(3, 1), GEMM_ROW(3, 3)};
+
+size_t gemm_stage_bytes(int jobs, int rows)
+{
+    size_t tiles = (size_t)rows / TILE_M + (size_t)jobs;
+
+    return stage_size((size_t)jobs * sizeof(GemmJob)) + stage_size(tiles * sizeof(GemmTile));
+}
+
+void gemm_launch(const GemmJob *jobs, int n_jobs, GemmTerms terms)
+{
+    const GemmJob *staged = (const GemmJob *)cuda_put(jobs, (size_t)n_jobs * sizeof *jobs);
+    int n_tiles, width = 0;
+    const GemmTile *tiles = gemm_tiles(jobs, n_jobs, &n_tiles);
+
+    for (int i = 0; i < n_jobs; i++)
+        width = jobs[i].m > 0 && jobs[i].n > width ? jobs[i].n : width;
+    if (n_tiles == 0 || width == 0)
+        return;
+    cuda_send();
+    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
+        if (kernels[i].a == terms.a && kernels[i].b == terms.b)
+            LAUNCH(kernels[i].kernel, dim3((unsigned)n_tiles, blocks_for(width, TILE_N, SIZE_MAX)),
+                   TILE_BLOCK, kernels[i].smem, cuda_stream(), staged, tiles);
+}
+
+const GemmTile *gemm_tiles(const GemmJob *jobs, int n_jobs, int *n_tiles)
+{
+    int n = 0;
+    GemmTile *tiles;
+    const void *staged;
+
+    for (int i = 0; i < n_jobs; i++)
+        n += (jobs[i].m + TILE_M - 1) / TILE_M;
+    *n_tiles = n;
+    staged = cuda_put_room((size_t)n * sizeof *tiles, (void **)&tiles);
+    for (int i = 0, at = 0; i < n_jobs; i++)
+        for (int row0 = 0; row0 < jobs[i].m; row0 += TILE_M)
+            tiles[at++] = (GemmTile){i, row0};
+    return (const GemmTile *)staged;
+}
+
+/* ---- the ops ---- */
+
+GemmTerms gemm_terms(WeightFormat format, GemmPrecision precision)
+{
+    int exact = precision == GEMM_EXACT;
+    GemmTerms bf16 = {exact ? 3 : 1, 1}, real = {exact ? 3 : 2, exact ? 3 : 2};
+
+    return format == WEIGHT_BF16 ? bf16 : real;
+}
+
+static void gemm_one(const GemmJob *job, GemmTerms terms, const char *op)
+{
+    if (job->m == 0 || job->n == 0)
+        return;
+    cuda_begin(gemm_stage_bytes(1, job->m), 0);
+    gemm_launch(job, 1, terms);
+    cuda_end(op);
+}
+
+void cuda_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision)
+{
+    GemmJob job = gemm_job_fwd((float *)y, (const float *)x, w, rows);
+
+    gemm_one(&job, gemm_terms(w->format, precision), "gemm_fwd");
+}
+
+void cuda_gemm_dx(void *dx, const void *dy, const OpsWeight *w, int rows, int add)
+{
+    GemmJob job = gemm_job_dx((float *)dx, (const float *)dy, w, rows, add);
+
+    gemm_one(&job, gemm_terms_dx(w->format), "gemm_dx");
+}
+
+void cuda_gemm_dw(void *dw, const void *dy, const void *x, int rows, int n, int k)
+{
+    GemmJob job = {};
+    GemmTerms terms = {2, 2};
+
+    job.a = (const float *)dy;
+    job.a_row = 1;
+    job.a_inner = (size_t)n;
+    job.b = (const char *)x;
+    job.b_row = 1;
+    job.b_inner = (size_t)k;
+    job.c = (float *)dw;
+    job.c_row = (size_t)k;
+    job.m = n;
+    job.n = k;
+    job.k = rows;
+    job.add = 1;
+    gemm_one(&job, terms, "gemm_dw");
+}

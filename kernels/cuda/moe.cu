@@ -1,0 +1,495 @@
+/*
+ * Router and experts on a card: grouped products over the rows of each expert.
+ *
+ * Invariants
+ *  1. A slot's numbers depend on its row and its expert alone; slots are combined in ascending
+ *     order of expert (MoePlan.order), without atomics.
+ *  2. All experts of a call keep their weights in one format.
+ *
+ * Not here: sorting rows by expert (kernels/moe_plan.c).
+ */
+#include "kernels/cuda/gemm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ROUTE_BLOCK 64
+
+/* ---- the router: a thread for each row ---- */
+
+static __global__ void route_kernel(int *ids, float *weights, const float *z, int rows, int experts,
+                                    int topk)
+{
+    int t = (int)(blockIdx.x * ROUTE_BLOCK + threadIdx.x), *best = ids + (size_t)t * (size_t)topk;
+    const float *logits = z + (size_t)t * (size_t)experts;
+    float *w = weights + (size_t)t * (size_t)topk, sum = 0;
+
+    if (t >= rows)
+        return;
+    for (int c = 0; c < topk; c++) {
+        int top = -1;
+
+        for (int e = 0; e < experts; e++) {
+            int taken = 0;
+
+            for (int b = 0; b < c; b++)
+                taken |= best[b] == e;
+            if (!taken && (top < 0 || logits[e] > logits[top]))
+                top = e;
+        }
+        best[c] = top;
+        w[c] = expf(logits[top] - logits[best[0]]);
+        sum += w[c];
+    }
+    for (int c = 0; c < topk; c++)
+        w[c] /= sum;
+}
+
+static __global__ void route_bwd_kernel(float *dz, const float *dweights, const int *ids,
+                                        const float *weights, int rows, int experts, int topk)
+{
+    int t = (int)(blockIdx.x * ROUTE_BLOCK + threadIdx.x);
+    size_t at = (size_t)t * (size_t)topk;
+    float mean = 0;
+
+    if (t >= rows)
+        return;
+    for (int e = 0; e < experts; e++)
+        dz[(size_t)t * (size_t)experts + e] = 0;
+    for (int c = 0; c < topk; c++)
+        mean += weights[at + c] * dweights[at + c];
+    for (int c = 0; c < topk; c++)
+        dz[(size_t)t * (size_t)experts + ids[at + c]] = weights[at + c] * (dweights[at + c] - mean);
+}
+
+/* load(e) = share of all choices that expert e got. */
+static __global__ void balance_kernel(float *dz, const float *z, const int *offsets, int rows,
+                                      int experts, float share, float by)
+{
+    int t = (int)(blockIdx.x * ROUTE_BLOCK + threadIdx.x);
+    const float *row = z + (size_t)t * (size_t)experts;
+    float top, sum = 0, mean = 0;
+
+    if (t >= rows)
+        return;
+    top = row[0];
+    for (int e = 1; e < experts; e++)
+        top = fmaxf(top, row[e]);
+    for (int e = 0; e < experts; e++)
+        sum += expf(row[e] - top);
+    for (int e = 0; e < experts; e++)
+        mean += (float)(offsets[e + 1] - offsets[e]) * share * (expf(row[e] - top) / sum);
+    for (int e = 0; e < experts; e++)
+        dz[(size_t)t * (size_t)experts + e] +=
+            by * (expf(row[e] - top) / sum) * ((float)(offsets[e + 1] - offsets[e]) * share - mean);
+}
+
+static unsigned route_blocks(int rows)
+{
+    return blocks_for((size_t)rows, ROUTE_BLOCK, SIZE_MAX);
+}
+
+void cuda_route_fwd(int *ids, void *weights, const void *z, int rows, int experts, int topk)
+{
+    size_t bytes = (size_t)rows * (size_t)topk * sizeof(int);
+    void *room;
+
+    if (rows == 0)
+        return;
+    cuda_begin(0, stage_size(bytes));
+    room = cuda_room(bytes);
+    LAUNCH(route_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (int *)room,
+           (float *)weights, (const float *)z, rows, experts, topk);
+    cuda_take(ids, room, bytes);
+    cuda_end("route_fwd");
+}
+
+void cuda_route_bwd(void *dz, const void *dweights, const int *ids, const void *weights, int rows,
+                    int experts, int topk)
+{
+    size_t bytes = (size_t)rows * (size_t)topk * sizeof(int);
+    const void *staged;
+
+    if (rows == 0)
+        return;
+    cuda_begin(stage_size(bytes), 0);
+    staged = cuda_put(ids, bytes);
+    cuda_send();
+    LAUNCH(route_bwd_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
+           (const float *)dweights, (const int *)staged, (const float *)weights, rows, experts,
+           topk);
+    cuda_end("route_bwd");
+}
+
+void cuda_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double scale)
+{
+    int rows = plan->rows / plan->topk;
+    size_t bytes = (size_t)(plan->experts + 1) * sizeof(int);
+    const void *staged;
+
+    if (rows == 0)
+        return;
+    cuda_begin(stage_size(bytes), 0);
+    staged = cuda_put(plan->offsets, bytes);
+    cuda_send();
+    LAUNCH(balance_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
+           (const float *)z, (const int *)staged, rows, plan->experts, (float)1 / (float)plan->rows,
+           (float)scale * (float)plan->experts / (float)rows);
+    cuda_end("route_balance_bwd");
+}
+
+/* ---- experts, forward ---- */
+
+/* Slots of all experts: c = SiLU(A B^T) (.) (A B2^T); a warp's first 32 columns of the tile are the
+ * gate's, its last 32 the same columns of the other. */
+typedef struct {
+    GemmJob gate; /* c: where SiLU(a) (.) b goes */
+    const char *up;
+    float *a, *b; /* may be NULL; rows as of c */
+} UpJob;
+
+static __device__ __forceinline__ int up_col(int j, int e)
+{
+    return acc_col(j, e) / 64 * 32 + acc_col(j, e) % 32;
+}
+
+template <int T>
+static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int col0)
+{
+    DYN_SMEM(void, smem);
+    Tile<T, T> *tile = (Tile<T, T> *)smem;
+    const GemmJob *g = &job->gate;
+    int m = g->m - row0 < TILE_M ? g->m - row0 : TILE_M, n = g->n - col0;
+    Side b = side(1);
+    Acc acc;
+
+    b.bf16 = g->b_bf16;
+    for (int r = (int)threadIdx.x; r < m; r += TILE_BLOCK)
+        tile->a_at[r] = (const char *)(g->a + (size_t)(g->a_rows[row0 + r] / g->divide) * g->a_row);
+    for (int r = (int)threadIdx.x; r < TILE_N; r += TILE_BLOCK) {
+        int col = r / 64 * 32 + r % 32;
+        const char *from = r % 64 < 32 ? g->b : job->up;
+
+        tile->b_at[r] = col < n ? from + (size_t)(col0 + col) * g->b_row * (b.bf16 ? 2 : 4) : NULL;
+    }
+    acc_zero(acc);
+    tile_product<T, T>(acc, tile, side(1), m, b, TILE_N, g->k);
+#pragma unroll
+    for (int i = 0; i < WARP_M; i++)
+#pragma unroll
+        for (int j = 0; j < WARP_N / 2; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                float a = acc[i][j][e], up = acc[i][j + WARP_N / 2][e];
+                size_t at = (size_t)(row0 + acc_row(i, e)) * g->c_row + col0 + up_col(j, e);
+
+                if (acc_row(i, e) >= m || up_col(j, e) >= n)
+                    continue;
+                if (job->a)
+                    job->a[at] = a;
+                if (job->b)
+                    job->b[at] = up;
+                g->c[at] = a * sigmoid(a) * up;
+            }
+}
+
+static __global__ void __launch_bounds__(TILE_BLOCK)
+    moe_up_1_kernel(const UpJob *jobs, const GemmTile *tiles)
+{
+    up_tile<1>(&jobs[tiles[blockIdx.x].job], tiles[blockIdx.x].row0, (int)blockIdx.y * TILE_N / 2);
+}
+
+static __global__ void __launch_bounds__(TILE_BLOCK)
+    moe_up_2_kernel(const UpJob *jobs, const GemmTile *tiles)
+{
+    up_tile<2>(&jobs[tiles[blockIdx.x].job], tiles[blockIdx.x].row0, (int)blockIdx.y * TILE_N / 2);
+}
+
+/* y[t] = sum of the row's choices c in `order` of weights[t, c] (or 1) from[slot]. */
+static __global__ void combine_kernel(float *y, const float *from, const float *weights,
+                                      const int *order, const int *slot, int topk, int width)
+{
+    const int *row = order + (size_t)blockIdx.x * (size_t)topk;
+
+    for (int i = (int)threadIdx.x; i < width; i += FLAT_BLOCK) {
+        float sum = 0;
+
+        for (int c = 0; c < topk; c++) {
+            size_t choice = (size_t)blockIdx.x * (size_t)topk + (size_t)row[c];
+
+            sum = fmaf(weights ? weights[choice] : 1, from[(size_t)slot[choice] * width + i], sum);
+        }
+        y[(size_t)blockIdx.x * width + i] = sum;
+    }
+}
+
+static size_t ints_size(const MoePlan *plan)
+{
+    return stage_size((size_t)plan->rows * sizeof(int));
+}
+
+static const int *put_ints(const int *from, const MoePlan *plan)
+{
+    return (const int *)cuda_put(from, (size_t)plan->rows * sizeof *from);
+}
+
+/* y [T, width] from slots; `order` and `slot` are staged. */
+static void combine(float *y, const float *from, const float *weights, const int *order,
+                    const int *slot, const MoePlan *plan, int width)
+{
+    LAUNCH(combine_kernel, (unsigned)(plan->rows / plan->topk), FLAT_BLOCK, 0, cuda_stream(), y,
+           from, weights, order, slot, plan->topk, width);
+}
+
+static int expert_rows(const MoePlan *plan, int e)
+{
+    return plan->offsets[e + 1] - plan->offsets[e];
+}
+
+void cuda_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
+                     const MoeWeights *w)
+{
+    UpJob jobs[OPS_EXPERTS_MAX];
+    GemmJob gates[OPS_EXPERTS_MAX];
+    int width = w->w1[0].n, n_tiles, two = w->w1[0].format != WEIGHT_BF16;
+    const GemmTile *tiles;
+    const int *source;
+    const UpJob *staged;
+
+    if (plan->rows == 0)
+        return;
+    cuda_begin(
+        ints_size(plan) + stage_size(sizeof jobs) + gemm_stage_bytes(plan->experts, plan->rows), 0);
+    source = put_ints(plan->source, plan);
+    for (int e = 0; e < plan->experts; e++) {
+        size_t at = (size_t)plan->offsets[e] * (size_t)width;
+
+        gates[e] =
+            gemm_job_fwd((float *)act + at, (const float *)x, &w->w1[e], expert_rows(plan, e));
+        gates[e].a_rows = source + plan->offsets[e];
+        gates[e].divide = plan->topk;
+        jobs[e] = (UpJob){gates[e], (const char *)w->w3[e].data, a ? (float *)a + at : NULL,
+                          b ? (float *)b + at : NULL};
+    }
+    staged = (const UpJob *)cuda_put(jobs, (size_t)plan->experts * sizeof *jobs);
+    tiles = gemm_tiles(gates, plan->experts, &n_tiles);
+    cuda_send();
+    dim3 grid((unsigned)n_tiles, blocks_for((size_t)width, TILE_N / 2, SIZE_MAX));
+    if (two)
+        LAUNCH(moe_up_2_kernel, grid, TILE_BLOCK, (sizeof(Tile<2, 2>)), cuda_stream(), staged,
+               tiles);
+    else
+        LAUNCH(moe_up_1_kernel, grid, TILE_BLOCK, (sizeof(Tile<1, 1>)), cuda_stream(), staged,
+               tiles);
+    cuda_end("moe_up_fwd");
+}
+
+void cuda_moe_down_fwd(void *y, void *expert_out, const void *act, const void *weights,
+                       const MoePlan *plan, const MoeWeights *w)
+{
+    GemmJob jobs[OPS_EXPERTS_MAX];
+    GemmTerms terms = gemm_terms(w->w2[0].format, GEMM_ROUNDED);
+    int width = w->w2[0].n, inner = w->w2[0].k;
+    const int *order, *slot;
+
+    if (plan->rows == 0)
+        return;
+    cuda_begin(2 * ints_size(plan) + gemm_stage_bytes(plan->experts, plan->rows), 0);
+    order = put_ints(plan->order, plan);
+    slot = put_ints(plan->slot, plan);
+    for (int e = 0; e < plan->experts; e++) {
+        size_t first = (size_t)plan->offsets[e];
+
+        jobs[e] = gemm_job_fwd((float *)expert_out + first * (size_t)width,
+                               (const float *)act + first * (size_t)inner, &w->w2[e],
+                               expert_rows(plan, e));
+    }
+    gemm_launch(jobs, plan->experts, terms);
+    combine((float *)y, (const float *)expert_out, (const float *)weights, order, slot, plan,
+            width);
+    cuda_end("moe_down_fwd");
+}
+
+/* ---- experts, backward ---- */
+
+/* What a slot takes from its row: dweights and dout = weight dy. */
+static __global__ void slot_kernel(float *dweights, float *dout, const float *dy, const float *out,
+                                   const float *weights, const int *source, int topk, int width)
+{
+    __shared__ float parts[SUM_WARPS];
+    size_t to = (size_t)blockIdx.x * (size_t)width;
+    int choice = source[blockIdx.x];
+    const float *up = dy + (size_t)(choice / topk) * (size_t)width;
+    float dot = 0;
+
+    for (int i = (int)threadIdx.x; i < width; i += SUM_BLOCK) {
+        dot = fmaf(up[i], out[to + i], dot);
+        dout[to + i] = weights[choice] * up[i];
+    }
+    dot = block_sum(dot, parts);
+    if (threadIdx.x == 0)
+        dweights[choice] = dot;
+}
+
+/* dact [R, 2 F] holds the gradient of act in its first half: it becomes da, then db. */
+static __global__ void dact_kernel(float *dact, const float *a, const float *b, int inner)
+{
+    size_t from = (size_t)blockIdx.x * (size_t)inner;
+    float *da = dact + 2 * from;
+
+    for (int f = (int)threadIdx.x; f < inner; f += FLAT_BLOCK) {
+        float up = da[f];
+
+        da[f] = up * b[from + f] * silu_slope(a[from + f]);
+        da[inner + f] = up * a[from + f] * sigmoid(a[from + f]);
+    }
+}
+
+/* c [m, n] += sum over slots r of a[r][0 .. m) b[r][0 .. n): the gradient of one matrix. */
+typedef struct {
+    const float *a, *b;
+    float *c;
+    size_t a_row, b_row;
+    const int *b_rows; /* NULL, or slot r's row of b is number b_rows[r] / divide */
+    int divide, m, n, rows;
+} DwJob;
+
+static __global__ void __launch_bounds__(TILE_BLOCK) moe_dw_kernel(const DwJob *jobs)
+{
+    DYN_SMEM(void, smem);
+    typedef Tile<2, 2> T22;
+    T22 *tile = (T22 *)smem;
+    DwJob job = jobs[blockIdx.z];
+    int row0 = (int)blockIdx.x * TILE_M, col0 = (int)blockIdx.y * TILE_N;
+    int m = job.m - row0 < TILE_M ? job.m - row0 : TILE_M;
+    int n = job.n - col0 < TILE_N ? job.n - col0 : TILE_N;
+    Acc acc;
+
+    acc_zero(acc);
+    if (m <= 0 || n <= 0 || job.rows == 0)
+        return;
+    for (int from = 0; from < job.rows; from += TILE_M) {
+        int count = job.rows - from < TILE_M ? job.rows - from : TILE_M;
+
+        for (int r = (int)threadIdx.x; r < count; r += TILE_BLOCK) {
+            int at = job.b_rows ? job.b_rows[from + r] / job.divide : from + r;
+
+            tile->a_at[r] = (const char *)(job.a + (size_t)(from + r) * job.a_row + row0);
+            tile->b_at[r] = (const char *)(job.b + (size_t)at * job.b_row + col0);
+        }
+        tile_product<2, 2>(acc, tile, side_by_inner(1), m, side_by_inner(1), n, count);
+    }
+    FOR_ACC (i, j, e, m, n)
+        job.c[(size_t)(row0 + acc_row(i, e)) * (size_t)job.n + col0 + acc_col(j, e)] +=
+            acc[i][j][e];
+}
+
+/* What moe_bwd's steps share; staged arrays are on the card. */
+typedef struct {
+    const MoePlan *plan;
+    const MoeWeights *w;
+    const int *source;
+    const float *x, *act;
+    float *dact, *dout;
+    int width, inner;
+} Bwd;
+
+/* From dout through W2 to da and db. */
+static void bwd_act(const Bwd *s, const float *a, const float *b)
+{
+    GemmJob jobs[OPS_EXPERTS_MAX];
+
+    for (int e = 0; e < s->plan->experts; e++) {
+        size_t first = (size_t)s->plan->offsets[e];
+
+        jobs[e] =
+            gemm_job_dx(s->dact + 2 * first * (size_t)s->inner, s->dout + first * (size_t)s->width,
+                        &s->w->w2[e], expert_rows(s->plan, e), 0);
+        jobs[e].c_row = 2 * (size_t)s->inner;
+    }
+    gemm_launch(jobs, s->plan->experts, gemm_terms_dx(s->w->w2[0].format));
+    LAUNCH(dact_kernel, (unsigned)s->plan->rows, FLAT_BLOCK, 0, cuda_stream(), s->dact, a, b,
+           s->inner);
+}
+
+static void bwd_weights(const Bwd *s, void *const *dw1, void *const *dw3, void *const *dw2)
+{
+    DwJob jobs[3 * OPS_EXPERTS_MAX];
+    int n = 3 * s->plan->experts, most = s->width > s->inner ? s->width : s->inner;
+    size_t width = (size_t)s->width, inner = (size_t)s->inner;
+    DwJob up = {NULL, s->x, NULL, 2 * inner, width, NULL, s->plan->topk, s->inner, s->width, 0};
+    DwJob down = {NULL, NULL, NULL, width, inner, NULL, 1, s->width, s->inner, 0};
+    const DwJob *staged;
+
+    for (int e = 0; e < s->plan->experts; e++) {
+        size_t first = (size_t)s->plan->offsets[e];
+        int rows = expert_rows(s->plan, e);
+
+        up.a = s->dact + 2 * first * inner;
+        up.c = (float *)dw1[e];
+        up.b_rows = s->source + first;
+        up.rows = down.rows = rows;
+        jobs[3 * e] = up;
+        up.a += s->inner;
+        up.c = (float *)dw3[e];
+        jobs[3 * e + 1] = up;
+        down.a = s->dout + first * width;
+        down.b = s->act + first * inner;
+        down.c = (float *)dw2[e];
+        jobs[3 * e + 2] = down;
+    }
+    staged = (const DwJob *)cuda_put(jobs, (size_t)n * sizeof *jobs);
+    cuda_send();
+    LAUNCH(moe_dw_kernel,
+           dim3(blocks_for((size_t)most, TILE_M, SIZE_MAX),
+                blocks_for((size_t)most, TILE_N, SIZE_MAX), (unsigned)n),
+           TILE_BLOCK, (sizeof(Tile<2, 2>)), cuda_stream(), staged);
+}
+
+/* Each slot's share of dx, into dout: da W1 + db W3. */
+static void bwd_rows(const Bwd *s)
+{
+    GemmJob jobs[OPS_EXPERTS_MAX];
+
+    for (int part = 0; part < 2; part++) {
+        for (int e = 0; e < s->plan->experts; e++) {
+            size_t first = (size_t)s->plan->offsets[e];
+
+            jobs[e] =
+                gemm_job_dx(s->dout + first * (size_t)s->width,
+                            s->dact + 2 * first * (size_t)s->inner + part * s->inner,
+                            part ? &s->w->w3[e] : &s->w->w1[e], expert_rows(s->plan, e), part);
+            jobs[e].a_row = 2 * (size_t)s->inner;
+        }
+        gemm_launch(jobs, s->plan->experts, gemm_terms_dx(s->w->w1[0].format));
+    }
+}
+
+void cuda_moe_bwd(void *dx, void *dweights, void *const *dw1, void *const *dw3, void *const *dw2,
+                  const void *dy, const void *x, const void *a, const void *b, const void *act,
+                  const void *expert_out, const void *weights, const MoePlan *plan,
+                  const MoeWeights *w, void *dact, void *dout)
+{
+    Bwd s = {
+        plan,          w,          NULL,      (const float *)x, (const float *)act, (float *)dact,
+        (float *)dout, w->w2[0].n, w->w2[0].k};
+    const int *order, *slot;
+
+    if (plan->rows == 0)
+        return;
+    cuda_begin(3 * ints_size(plan) + 3 * gemm_stage_bytes(plan->experts, plan->rows) +
+                   stage_size(3 * OPS_EXPERTS_MAX * sizeof(DwJob)),
+               0);
+    s.source = put_ints(plan->source, plan);
+    order = put_ints(plan->order, plan);
+    slot = put_ints(plan->slot, plan);
+    cuda_send();
+    LAUNCH(slot_kernel, (unsigned)plan->rows, SUM_BLOCK, 0, cuda_stream(), (float *)dweights,
+           (float *)dout, (const float *)dy, (const float *)expert_out, (const float *)weights,
+           s.source, plan->topk, s.width);
+    bwd_act(&s, (const float *)a, (const float *)b);
+    bwd_weights(&s, dw1, dw3, dw2);
+    bwd_rows(&s);
+    combine((float *)dx, (const float *)dout, NULL, order, slot, plan, s.width);
+    cuda_end("moe_bwd");
+}

@@ -1,0 +1,29 @@
+/*
+ * What a test may ask of the shim: the order of warps, the barriers met, and one barrier left out.
+ *
+ * A barrier's site is a line of a kernel. Leaving a site out, then comparing bits between the two
+ * orders, shows whether a test would see that barrier missing.
+ */
+#pragma once
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct CuemuSite {
+    const char *file;
+    int line, met; /* met: known to the list of sites */
+    int skipped;   /* threads pass without waiting */
+    long hits;     /* arrivals of threads; a test may set it */
+    struct CuemuSite *next;
+} CuemuSite;
+
+/* Blocks, warps and lanes run last to first. */
+void cuemu_reverse(int on);
+
+/* Every barrier that a kernel has reached so far. */
+CuemuSite *cuemu_sites(void);
+
+#ifdef __cplusplus
+}
+#endif
