@@ -22,7 +22,7 @@ from processes import children_of, comm  # noqa: E402
 ASSAYD, ASSAY, WORKER, LIBEXEC = (os.path.abspath(path) for path in sys.argv[1:5])
 del sys.argv[2:5]
 os.environ["XDG_CACHE_HOME"] = tempfile.gettempdir()
-MANY = int(os.environ.get("ASSAY_EPISODES", "1000"))
+MANY = 250 if b"__asan_init" in pathlib.Path(ASSAYD).read_bytes() else 1000
 CASES = []
 
 
@@ -38,6 +38,13 @@ def check(condition, what=""):
 
 def same(got, wanted):
     check(got == wanted, f"got {got!r}, wanted {wanted!r}")
+
+
+def is_host(pid):
+    try:
+        return b"--episodes" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has gone meanwhile
+        return False
 
 
 class Lab(Daemon):
@@ -83,8 +90,7 @@ class Lab(Daemon):
         return self.call("GET", f"/v1/episodes/{episode}/diff").body.decode()
 
     def hosts(self):
-        below = children_of(self.process.pid, 1)
-        return [pid for pid in below if b"--episodes" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in children_of(self.process.pid, 1) if is_host(pid)]
 
     def metric(self, name):
         found = re.search(rf"^{re.escape(name)} (\S+)$", self.call("GET", "/metrics").body.decode(), re.M)
@@ -265,7 +271,7 @@ def attacks_are_refused_and_the_daemon_lives():
 def children_are_equal_and_go_their_own_ways():
     with Lab() as lab:
         parent = lab.open(seed=3, limits={"marks": 8})[0]
-        lab.bash(parent, 1, "echo one > file; date +%N > when")
+        lab.bash(parent, 1, f"echo one > file; {STAMP} > when")
         lab.bash(parent, 2, "echo two >> file")
         when = lab.bash(parent, 3, "cat when")
         children = [child["id"] for child in lab.post(parent, "fork", {"count": 2}, 201)["data"]]
@@ -295,11 +301,12 @@ def without_marks_steps_are_done_again():
     with Lab() as lab:
         parent = lab.open()[0]
         lab.bash(parent, 1, "echo one > file")
-        lab.bash(parent, 2, "date +%N | tee when")
+        lab.bash(parent, 2, f"{STAMP} | tee when")
         when = lab.bash(parent, 3, "cat when")
         child = lab.post(parent, "fork", {}, 201)["data"][0]["id"]
         same(lab.bash(child, 4, "cat when"), when)
-        same(lab.post(parent, "rollback", {"to_step": 2}, 409)["code"], "state_conflict")
+        if STAMP.startswith("date"):
+            same(lab.post(parent, "rollback", {"to_step": 2}, 409)["code"], "state_conflict")
         same(lab.bash(parent, 4, "cat when"), when)
         same(lab.post(parent, "rollback", {"to_step": 1})["steps"], 1)
         same(lab.bash(parent, 2, "cat file when 2>&1"), "one\ncat: when: No such file or directory\n[exit status 1]\n")
@@ -466,7 +473,7 @@ def a_repository_task_stands_on_its_checkout():
         same(lab.bash(one, 1, "git status --short; cat value src/deep/a.txt"), "1\nneedle\n")
         same(lab.step(one, 2, "search", pattern="needle"), "src/b.txt:1:needle\nsrc/b.txt:10:needle\nsrc/deep/a.txt:1:needle\n")
         check("is now" in lab.step(one, 3, "edit", command="str_replace", path="value", old_str="1", new_str="3"))
-        lab.bash(one, 4, "rm README; echo new > src/new; ln -s /etc/passwd link; date +%N > when")
+        lab.bash(one, 4, f"rm README; echo new > src/new; ln -s /etc/passwd link; {STAMP} > when")
         when = lab.call("GET", f"/v1/episodes/{one}/files?path=when").body
         diff = lab.diff(one)
         check("+3" in diff and "deleted file mode" in diff and "src/new" in diff and "root:" not in diff, diff)
@@ -624,6 +631,19 @@ def many_are_in_boxes_at_once():
         each(count, 4, lambda number: same(lab.call("DELETE", f"/v1/episodes/{ids[number]}").status, 204))
 
 
+def probe():
+    """Why there are no boxes here, or None; and a command that shows something else each time, where states of
+    boxes can be kept."""
+    with Lab() as lab:
+        first = lab.open(limits={"marks": 2})[0]
+        reply = lab.call("POST", f"/v1/episodes/{first}/step",
+                         {"step": 1, "action": {"tool": "bash", "arguments": {"command": "date +%N"}}})
+        if reply.status != 200:
+            return reply.json["detail"], ""
+        child = lab.post(first, "fork", {}, 201)["data"][0]["id"]
+        return None, "date +%N" if lab.show(child)["state"] == "open" else "echo the same"
+
+
 def make_tasks():
     done = subprocess.run([ASSAY, "task", "generate", "repair", "--count", "3", "--families", "python"],
                           capture_output=True, text=True, check=True)
@@ -632,6 +652,10 @@ def make_tasks():
 
 TASKS = make_tasks()
 ROW = json.loads(TASKS.splitlines()[0])
+WHY, STAMP = probe()
+if WHY is not None and os.environ.get("ASSAY_BOX_MUST_WORK") != "1":
+    print("1..0 # SKIP no boxes:", WHY)
+    sys.exit(0)
 if "--boxes" in sys.argv:
     sys.argv.remove("--boxes")
     if not {"1", "episodes"} & set(os.environ.get("ASSAY_OPTIN", "").split(",")):
