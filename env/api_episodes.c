@@ -345,15 +345,38 @@ static void answer_exec(Request *req, EpisodeRow *row, const EpisodeReply *reply
     request_reply_json(req, 200, shown != NULL ? shown : json_object());
 }
 
+/* Types alone: nothing nested gets to the host. Values are checked there. */
+static gboolean exec_types_ok(const json_t *body, GError **error)
+{
+    static const struct {
+        const char *key;
+        json_type type;
+        const char *what;
+    } fields[] = {{"shell", JSON_STRING, "a string"},
+                  {"argv", JSON_ARRAY, "a list of strings"},
+                  {"cwd", JSON_STRING, "a string"},
+                  {"stdin", JSON_STRING, "a string"},
+                  {"timeout_s", JSON_INTEGER, "a whole number"}};
+    const json_t *argv = json_object_get(body, "argv");
+    for (gsize i = 0; i < G_N_ELEMENTS(fields); i++) {
+        const json_t *value = json_object_get(body, fields[i].key);
+        if (value != NULL && json_typeof(value) != fields[i].type)
+            return error_set(error, ASSAY_ERROR_INPUT, "field %s: expected %s", fields[i].key,
+                             fields[i].what);
+    }
+    for (gsize i = 0; i < json_array_size(argv); i++)
+        if (!json_is_string(json_array_get(argv, i)))
+            return error_set(error, ASSAY_ERROR_INPUT, "field argv: expected a list of strings");
+    return (argv == NULL) != (json_object_get(body, "shell") == NULL) ||
+           error_set(error, ASSAY_ERROR_INPUT, "field argv, shell: expected one of them");
+}
+
 /* The arguments of the side "exec"; a shell line is an argv of its own. */
 static json_t *exec_arguments(const json_t *body, GError **error)
 {
     const json_t *shell = json_object_get(body, "shell");
-    const json_t *argv = json_object_get(body, "argv");
-    if ((shell == NULL) == (argv == NULL) || (shell != NULL && !json_is_string(shell))) {
-        error_set(error, ASSAY_ERROR_INPUT, "field argv, shell: expected one of them");
+    if (!exec_types_ok(body, error))
         return NULL;
-    }
     g_autoptr(json_t) arguments = json_copy((json_t *)(gsize)body);
     if (shell != NULL) {
         json_object_del(arguments, "shell");

@@ -133,8 +133,11 @@ static gboolean save(EpisodeGuest *guest, GError **error)
 {
     g_autoptr(GError) local = NULL;
     const GString *record = episode_record(guest->episode);
-    if (episode_file_append(guest->server->dir_fd, guest->id, guest->saved,
-                            record->str + guest->saved, record->len - guest->saved, &local)) {
+    gboolean is_open = episode_ended(guest->episode) == EPISODE_OPEN;
+    if (is_open && record->len > EPISODE_FILE_MAX - EPISODE_FILE_RESERVE)
+        error_set(&local, ASSAY_ERROR_LIMIT, "the record is full: the episode can only end");
+    else if (episode_file_append(guest->server->dir_fd, guest->id, guest->saved,
+                                 record->str + guest->saved, record->len - guest->saved, &local)) {
         guest->saved = record->len;
         return TRUE;
     }

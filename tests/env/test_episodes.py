@@ -60,6 +60,7 @@ class Lab(Daemon):
         return self
 
     def open(self, **more):
+        """Episodes of the first repair task, unless another is named."""
         reply = self.call("POST", "/v1/episodes", {"task": ROW["instance_id"], **more})
         same(reply.status, 201)
         return [episode["id"] for episode in reply.json["data"]]
@@ -256,6 +257,14 @@ def attacks_are_refused_and_the_daemon_lives():
             pass
         same(lab.call("POST", f"/v1/episodes/{episode}/step", json.dumps({"step": 2, "action": {
             "tool": "bash", "arguments": {"command": "x" * (10 << 20)}}})).status, 413)
+        deep = "[" * 2045 + "]" * 2045
+        for field in ("argv", "stdin", "cwd", "timeout_s"):
+            same(lab.call("POST", f"/v1/episodes/{episode}/exec", f'{{"{field}": {deep}}}').status, 400)
+        for text in (deep, '{"command": %s}' % deep[1:-1], '{"command": "view", "path": %s}' % deep[1:-1]):
+            reply = lab.call("POST", f"/v1/episodes/{episode}/step", '{"step": 2, "action": {"tool": "edit", "arguments": %s}}'
+                             % text)
+            check(reply.status in (200, 400), reply.body)
+        lab.post(episode, "rollback", {"to_step": 1})
         many = json.dumps({"step": 2, "action": [0] * 100_000})
         same(lab.call("POST", f"/v1/episodes/{episode}/step", many).status, 400)
         check(len(lab.bash(episode, 2, "yes | head -c 50000000")) <= 10000)
@@ -491,6 +500,12 @@ def a_repository_task_stands_on_its_checkout():
         same((done["verdict"], done["reward"], done["mask"]), ("resolved", 1.0, False))
         done = lab.post(two, "submit", query="?wait_s=60")
         same((done["verdict"], done["reward"]), ("unresolved", 0.0))
+        # too much for a diff is the policy's doing: reward 0, not masked
+        huge = lab.open(task="lab__repo-1")[0]
+        lab.bash(huge, 1, "echo 2 > value; head -c 14000000 /dev/urandom | base64 > big")
+        check("too many for a diff" in lab.diff(huge), lab.diff(huge)[:100])
+        done = lab.post(huge, "submit", query="?wait_s=60")
+        same((done["verdict"], done["reward"], done["mask"]), ("patch_failed", 0.0, False))
         # what cannot be prepared is refused, and the episode stays open
         bad = {**row, "instance_id": "lab__repo-2", "base_commit": "f" * 40}
         lab.call("POST", "/v1/tasks/import?dataset=lab", json.dumps(bad))
