@@ -606,16 +606,37 @@ static void answer_waiting(Request *req, EpisodeRow *row, const EpisodeReply *re
     show_or_wait(req, row);
 }
 
+/* The endings that whoever drives the policy may give; the others are ours to see. OPEN: none. */
+static EpisodeEnd end_asked(const char *word)
+{
+    static const EpisodeEnd ends[] = {EPISODE_SUBMITTED,  EPISODE_TOKEN_LIMIT, EPISODE_TIME_LIMIT,
+                                      EPISODE_REPETITION, EPISODE_UNPARSABLE,  EPISODE_CHEAT};
+    for (gsize i = 0; i < G_N_ELEMENTS(ends); i++)
+        if (strcmp(episode_end_rule(ends[i])->name, word) == 0)
+            return ends[i];
+    return EPISODE_OPEN;
+}
+
 void api_episode_submit(Request *req)
 {
-    static const char *const keys[] = {NULL};
+    static const char *const keys[] = {"end", NULL};
+    GError *error = NULL;
     g_autoptr(EpisodeRow) row = row_of(req);
     if (row == NULL || !body_has_only(req, keys))
         return;
-    if (row->ending == EPISODE_OPEN)
-        ask(req, g_steal_pointer(&row), json_pack("{s:s,s:s}", "op", "end", "end", "submitted"),
+    const char *word = json_opt_str(req->json, "end", "submitted", &error);
+    EpisodeEnd end = word != NULL ? end_asked(word) : EPISODE_OPEN;
+    if (word != NULL && end == EPISODE_OPEN)
+        error_set(&error, ASSAY_ERROR_INPUT,
+                  "field end: \"%s\" is not submitted, token_limit, time_limit, repetition, "
+                  "unparsable or cheat",
+                  word);
+    if (error != NULL)
+        request_reply_error(req, error);
+    else if (row->ending == EPISODE_OPEN)
+        ask(req, g_steal_pointer(&row), json_pack("{s:s,s:s}", "op", "end", "end", word),
             answer_waiting);
-    else if (row->ending == EPISODE_SUBMITTED)
+    else if (row->ending == end)
         show_or_wait(req, row);
     else
         reply_ended(req, row);

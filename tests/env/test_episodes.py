@@ -179,6 +179,12 @@ def limits_end_an_episode_and_its_reward_says_why():
         lab.step(bad, 2, "nothing")
         done = lab.show(bad)
         same((done["end"], done["reward"], done["mask"], done["grade"]), ("unparsable", 0.0, False, None))
+        circles, late = lab.open(count=2)
+        done = lab.post(circles, "submit", {"end": "repetition"})
+        same((done["end"], done["reward"], done["mask"], done["grade"]), ("repetition", 0.0, False, None))
+        same(lab.post(circles, "submit", {}, 409)["end"], "repetition")
+        done = lab.post(late, "submit", {"end": "token_limit"}, query="?wait_s=60")
+        same((done["end"], done["reward"], done["verdict"]), ("token_limit", 0.0, "unresolved"))
 
 
 @case
@@ -219,7 +225,7 @@ def bad_requests_name_the_field():
                 ("exec", {"shell": "ls", "cwd": "x"}, "cwd"), ("exec", {"shell": "ls", "timeout_s": 0}, "timeout_s"),
                 ("exec", {"shell": "ls", "stdin": 4}, "stdin"), ("fork", {"count": 1000}, "count"),
                 ("fork", {"at": 1}, "at"), ("rollback", {}, "to_step"), ("rollback", {"to_step": -2}, "to_step"),
-                ("submit", {"patch": ""}, "patch")]:
+                ("submit", {"patch": ""}, "patch"), ("submit", {"end": "infrastructure"}, "end"), ("submit", {"end": 1}, "end")]:
             reply = lab.call("POST", f"/v1/episodes/{episode}/{verb}" if verb else "/v1/episodes", body)
             check(reply.status == 400 and field in reply.json["detail"], f"{verb} {body}: {reply.body!r}")
         same(lab.call("POST", "/v1/episodes", {"task": "nobody"}).status, 404)
