@@ -380,6 +380,24 @@ def a_killed_daemon_loses_no_step():
 
 
 @case
+def a_client_does_not_notice_that_the_daemon_was_killed():
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "python"))
+    from assay_client import Client
+    with Lab() as lab:
+        episode = Client(lab.socket).open(ROW["instance_id"])[0]
+        said = []
+        thread = threading.Thread(target=lambda: said.append(episode.step("bash", command="echo x >> log; sleep 0.7; cat log").text))
+        thread.start()
+        wait_for(lambda: any(comm(pid) == "sleep" for pid in children_of(lab.process.pid, 6)))
+        lab.kill()
+        lab.start()
+        thread.join()
+        same(said, ["x\n"])
+        same(episode.step("bash", command="cat log").text, "x\n")
+        same((episode.steps, lab.show(episode.id)["steps"]), (2, 2))
+
+
+@case
 def a_host_killed_during_a_step_costs_nothing():
     with Lab(episode_hosts=2) as lab:
         episode = lab.open()[0]
