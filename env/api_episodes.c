@@ -66,19 +66,36 @@ static void reply_refused(Request *req, const GError *why)
         request_reply_error(req, g_error_copy(why));
 }
 
+static void answer_closed(Request *req, EpisodeRow *row, const EpisodeReply *reply)
+{
+    (void)row, (void)reply;
+    request_reply_text(req, 204, "text/plain", "");
+}
+
+/* Of one that cannot be loaded now its row is shown, without its steps. */
+static void answer_seen(Request *req, EpisodeRow *row, const EpisodeReply *reply)
+{
+    (void)reply;
+    request_reply_json(req, 200, episodes_json(req->service, row));
+}
+
 static void on_reply(gpointer data, const EpisodeReply *reply)
 {
     Pending *pending = data;
     Request *req = pending->req;
     EpisodeRow *row = pending->row;
     GError *error = NULL;
-    EpisodeEnd end = reply->is_lost ? EPISODE_INFRASTRUCTURE : reply->end;
+    gboolean closes = pending->fn == answer_closed;
+    gboolean anyway = closes || pending->fn == answer_seen; /* whatever its host can or cannot do */
+    EpisodeEnd end = reply->is_lost                         ? EPISODE_INFRASTRUCTURE
+                     : closes && reply->end == EPISODE_OPEN ? EPISODE_ABORTED
+                                                            : reply->end;
     gboolean was_open = row->ending == EPISODE_OPEN;
     if (was_open && end != EPISODE_OPEN && !episodes_end(req->service, row, end, reply, &error))
         request_reply_error(req, error);
-    else if (reply->error != NULL && was_open && end != EPISODE_OPEN)
+    else if (reply->error != NULL && was_open && end != EPISODE_OPEN && !anyway)
         reply_ended(req, row);
-    else if (reply->error != NULL)
+    else if (reply->error != NULL && !anyway)
         reply_refused(req, reply->error);
     else
         pending->fn(req, row, reply);
@@ -558,10 +575,9 @@ void api_episode_fork(Request *req)
     ask(req, g_steal_pointer(&owned), message, answer_fork);
 }
 
-static void answer_show(Request *req, EpisodeRow *row, const EpisodeReply *reply)
+static void answer_rolled_back(Request *req, EpisodeRow *row, const EpisodeReply *reply)
 {
-    (void)reply;
-    request_reply_json(req, 200, episodes_json(req->service, row));
+    answer_seen(req, row, reply);
 }
 
 void api_episode_rollback(Request *req)
@@ -578,7 +594,8 @@ void api_episode_rollback(Request *req)
         request_reply_problem(req, 400, "field_missing", NULL, "field to_step: missing");
     else
         ask(req, g_steal_pointer(&row),
-            json_pack("{s:s,s:I}", "op", "rollback", "to_step", (json_int_t)to), answer_show);
+            json_pack("{s:s,s:I}", "op", "rollback", "to_step", (json_int_t)to),
+            answer_rolled_back);
 }
 
 /* ---- submit, close ---- */
@@ -642,12 +659,6 @@ void api_episode_submit(Request *req)
         reply_ended(req, row);
 }
 
-static void answer_closed(Request *req, EpisodeRow *row, const EpisodeReply *reply)
-{
-    (void)row, (void)reply;
-    request_reply_text(req, 204, "text/plain", "");
-}
-
 void api_episode_close(Request *req)
 {
     EpisodeRow *row = row_of(req);
@@ -673,7 +684,7 @@ void api_episode_show(Request *req)
     else if (episode_hosts_steps(req->service->episodes, row->public_id) >= 0)
         request_reply_json(req, 200, episodes_json(req->service, row));
     else
-        ask(req, g_steal_pointer(&row), json_pack("{s:s}", "op", "show"), answer_show);
+        ask(req, g_steal_pointer(&row), json_pack("{s:s}", "op", "show"), answer_seen);
 }
 
 void api_episodes_list(Request *req)

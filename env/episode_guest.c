@@ -394,7 +394,9 @@ static void load_go(EpisodeGuest *guest)
 {
     g_autoptr(GError) error = NULL;
     if (episode_stand_state(guest->stand) == EPISODE_STAND_FAILED) {
-        error = g_error_copy(episode_stand_error(guest->stand));
+        error_set(&error, ASSAY_ERROR_SYSTEM, "prepare %s: %s",
+                  episode_stand_task(guest->stand)->instance_id,
+                  episode_stand_error(guest->stand)->message);
         guest_fail(guest, error, FALSE);
         answer_error(guest, error);
         return;

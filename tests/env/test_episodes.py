@@ -534,9 +534,11 @@ def a_repository_task_stands_on_its_checkout():
         bad = {**row, "instance_id": "lab__repo-2", "base_commit": "f" * 40}
         lab.call("POST", "/v1/tasks/import?dataset=lab", json.dumps(bad))
         third = lab.call("POST", "/v1/episodes", {"task": "lab__repo-2"}).json["data"][0]["id"]
-        check(lab.call("POST", f"/v1/episodes/{third}/step",
-                       {"step": 1, "action": {"tool": "search", "arguments": {"pattern": "x"}}}).status >= 400)
-        check(lab.call("GET", "/_ping").status == 200)
+        for _ in range(2):
+            check("prepare lab__repo-2: " in lab.step(third, 1, "search", 500, pattern="x")["detail"])
+        same((lab.show(third)["state"], lab.show(third)["steps"]), ("open", None))
+        same(lab.call("DELETE", f"/v1/episodes/{third}").status, 204)
+        same((lab.show(third)["end"], lab.metric("assay_episodes_open")), ("aborted", 1))
 
 
 def assay(lab, *args, rc=0):
