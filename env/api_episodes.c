@@ -66,19 +66,36 @@ static void reply_refused(Request *req, const GError *why)
         request_reply_error(req, g_error_copy(why));
 }
 
+static void answer_closed(Request *req, EpisodeRow *row, const EpisodeReply *reply)
+{
+    (void)row, (void)reply;
+    request_reply_text(req, 204, "text/plain", "");
+}
+
+/* Of one that cannot be loaded now its row is shown, without its steps. */
+static void answer_seen(Request *req, EpisodeRow *row, const EpisodeReply *reply)
+{
+    (void)reply;
+    request_reply_json(req, 200, episodes_json(req->service, row));
+}
+
 static void on_reply(gpointer data, const EpisodeReply *reply)
 {
     Pending *pending = data;
     Request *req = pending->req;
     EpisodeRow *row = pending->row;
     GError *error = NULL;
-    EpisodeEnd end = reply->is_lost ? EPISODE_INFRASTRUCTURE : reply->end;
+    gboolean closes = pending->fn == answer_closed;
+    gboolean anyway = closes || pending->fn == answer_seen; /* whatever its host can or cannot do */
+    EpisodeEnd end = reply->is_lost                         ? EPISODE_INFRASTRUCTURE
+                     : closes && reply->end == EPISODE_OPEN ? EPISODE_ABORTED
+                                                            : reply->end;
     gboolean was_open = row->ending == EPISODE_OPEN;
     if (was_open && end != EPISODE_OPEN && !episodes_end(req->service, row, end, reply, &error))
         request_reply_error(req, error);
-    else if (reply->error != NULL && was_open && end != EPISODE_OPEN)
+    else if (reply->error != NULL && was_open && end != EPISODE_OPEN && !anyway)
         reply_ended(req, row);
-    else if (reply->error != NULL)
+    else if (reply->error != NULL && !anyway)
         reply_refused(req, reply->error);
     else
         pending->fn(req, row, reply);
@@ -345,15 +362,38 @@ static void answer_exec(Request *req, EpisodeRow *row, const EpisodeReply *reply
     request_reply_json(req, 200, shown != NULL ? shown : json_object());
 }
 
+/* Types alone: nothing nested gets to the host. Values are checked there. */
+static gboolean exec_types_ok(const json_t *body, GError **error)
+{
+    static const struct {
+        const char *key;
+        json_type type;
+        const char *what;
+    } fields[] = {{"shell", JSON_STRING, "a string"},
+                  {"argv", JSON_ARRAY, "a list of strings"},
+                  {"cwd", JSON_STRING, "a string"},
+                  {"stdin", JSON_STRING, "a string"},
+                  {"timeout_s", JSON_INTEGER, "a whole number"}};
+    const json_t *argv = json_object_get(body, "argv");
+    for (gsize i = 0; i < G_N_ELEMENTS(fields); i++) {
+        const json_t *value = json_object_get(body, fields[i].key);
+        if (value != NULL && json_typeof(value) != fields[i].type)
+            return error_set(error, ASSAY_ERROR_INPUT, "field %s: expected %s", fields[i].key,
+                             fields[i].what);
+    }
+    for (gsize i = 0; i < json_array_size(argv); i++)
+        if (!json_is_string(json_array_get(argv, i)))
+            return error_set(error, ASSAY_ERROR_INPUT, "field argv: expected a list of strings");
+    return (argv == NULL) != (json_object_get(body, "shell") == NULL) ||
+           error_set(error, ASSAY_ERROR_INPUT, "field argv, shell: expected one of them");
+}
+
 /* The arguments of the side "exec"; a shell line is an argv of its own. */
 static json_t *exec_arguments(const json_t *body, GError **error)
 {
     const json_t *shell = json_object_get(body, "shell");
-    const json_t *argv = json_object_get(body, "argv");
-    if ((shell == NULL) == (argv == NULL) || (shell != NULL && !json_is_string(shell))) {
-        error_set(error, ASSAY_ERROR_INPUT, "field argv, shell: expected one of them");
+    if (!exec_types_ok(body, error))
         return NULL;
-    }
     g_autoptr(json_t) arguments = json_copy((json_t *)(gsize)body);
     if (shell != NULL) {
         json_object_del(arguments, "shell");
@@ -535,10 +575,9 @@ void api_episode_fork(Request *req)
     ask(req, g_steal_pointer(&owned), message, answer_fork);
 }
 
-static void answer_show(Request *req, EpisodeRow *row, const EpisodeReply *reply)
+static void answer_rolled_back(Request *req, EpisodeRow *row, const EpisodeReply *reply)
 {
-    (void)reply;
-    request_reply_json(req, 200, episodes_json(req->service, row));
+    answer_seen(req, row, reply);
 }
 
 void api_episode_rollback(Request *req)
@@ -555,7 +594,8 @@ void api_episode_rollback(Request *req)
         request_reply_problem(req, 400, "field_missing", NULL, "field to_step: missing");
     else
         ask(req, g_steal_pointer(&row),
-            json_pack("{s:s,s:I}", "op", "rollback", "to_step", (json_int_t)to), answer_show);
+            json_pack("{s:s,s:I}", "op", "rollback", "to_step", (json_int_t)to),
+            answer_rolled_back);
 }
 
 /* ---- submit, close ---- */
@@ -583,25 +623,40 @@ static void answer_waiting(Request *req, EpisodeRow *row, const EpisodeReply *re
     show_or_wait(req, row);
 }
 
+/* The endings that whoever drives the policy may give; the others are ours to see. OPEN: none. */
+static EpisodeEnd end_asked(const char *word)
+{
+    static const EpisodeEnd ends[] = {EPISODE_SUBMITTED,  EPISODE_TOKEN_LIMIT, EPISODE_TIME_LIMIT,
+                                      EPISODE_REPETITION, EPISODE_UNPARSABLE,  EPISODE_CHEAT};
+    for (gsize i = 0; i < G_N_ELEMENTS(ends); i++)
+        if (strcmp(episode_end_rule(ends[i])->name, word) == 0)
+            return ends[i];
+    return EPISODE_OPEN;
+}
+
 void api_episode_submit(Request *req)
 {
-    static const char *const keys[] = {NULL};
+    static const char *const keys[] = {"end", NULL};
+    GError *error = NULL;
     g_autoptr(EpisodeRow) row = row_of(req);
     if (row == NULL || !body_has_only(req, keys))
         return;
-    if (row->ending == EPISODE_OPEN)
-        ask(req, g_steal_pointer(&row), json_pack("{s:s,s:s}", "op", "end", "end", "submitted"),
+    const char *word = json_opt_str(req->json, "end", "submitted", &error);
+    EpisodeEnd end = word != NULL ? end_asked(word) : EPISODE_OPEN;
+    if (word != NULL && end == EPISODE_OPEN)
+        error_set(&error, ASSAY_ERROR_INPUT,
+                  "field end: \"%s\" is not submitted, token_limit, time_limit, repetition, "
+                  "unparsable or cheat",
+                  word);
+    if (error != NULL)
+        request_reply_error(req, error);
+    else if (row->ending == EPISODE_OPEN)
+        ask(req, g_steal_pointer(&row), json_pack("{s:s,s:s}", "op", "end", "end", word),
             answer_waiting);
-    else if (row->ending == EPISODE_SUBMITTED)
+    else if (row->ending == end)
         show_or_wait(req, row);
     else
         reply_ended(req, row);
-}
-
-static void answer_closed(Request *req, EpisodeRow *row, const EpisodeReply *reply)
-{
-    (void)row, (void)reply;
-    request_reply_text(req, 204, "text/plain", "");
 }
 
 void api_episode_close(Request *req)
@@ -629,7 +684,7 @@ void api_episode_show(Request *req)
     else if (episode_hosts_steps(req->service->episodes, row->public_id) >= 0)
         request_reply_json(req, 200, episodes_json(req->service, row));
     else
-        ask(req, g_steal_pointer(&row), json_pack("{s:s}", "op", "show"), answer_show);
+        ask(req, g_steal_pointer(&row), json_pack("{s:s}", "op", "show"), answer_seen);
 }
 
 void api_episodes_list(Request *req)

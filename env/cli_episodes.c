@@ -219,7 +219,8 @@ int cli_episode_submit(Cli *cli)
     GError *error = NULL;
     g_autofree char *verb =
         g_strdup_printf("/submit?wait_s=%d", cli_has(cli, "detach") ? 0 : WAIT_S);
-    g_autoptr(json_t) reply = call(cli, "POST", verb, json_object(), &error);
+    json_t *body = json_pack("{s:s*}", "end", cli_option(cli, "end"));
+    g_autoptr(json_t) reply = call(cli, "POST", verb, body, &error);
     return reply != NULL ? print_episode(cli, reply) : cli_error(cli, error, NULL);
 }
 

@@ -126,6 +126,7 @@ static const CliOption episode_fork_options[] = {
     {"count", "N", "so many (default 1)"}, {"at-step", "N", "as it was after that step (else now)"},
     {NULL, NULL, NULL}};
 static const CliOption episode_submit_options[] = {
+    {"end", "WORD", "why it ends: submitted (default), token_limit, time_limit, repetition, ..."},
     {"detach", NULL, "do not wait for the grade"}, {NULL, NULL, NULL}};
 static const CliOption episode_ls_options[] = {
     {"open", NULL, "only open ones"}, {"ended", NULL, "only ended ones"}, {"task", "ID", "only of this task"},

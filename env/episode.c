@@ -176,12 +176,25 @@ static void forget_changes(Episode *episode)
         g_string_free(g_steal_pointer(&episode->diff), TRUE);
 }
 
+/* Of a checkout. What is too much for a diff is no failure of ours. */
+static GString *read_diff(Episode *episode, GError **error)
+{
+    g_autoptr(GError) local = NULL;
+    g_autoptr(GString) diff = box_diff(episode->tree.box, &local);
+    if (diff != NULL && diff->len <= EPISODE_DIFF_MAX)
+        return g_steal_pointer(&diff);
+    if (diff != NULL || g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_LIMIT))
+        return g_string_new("The changes are too many for a diff.\n");
+    g_propagate_error(error, g_steal_pointer(&local));
+    return NULL;
+}
+
 /* What is changed now, in place of what was. */
 static gboolean read_changes(Episode *episode, GError **error)
 {
     forget_changes(episode);
     if (episode->options.base != NULL)
-        episode->diff = box_diff(episode->tree.box, error);
+        episode->diff = read_diff(episode, error);
     else
         episode->changes = episode_tree_changes(&episode->tree, error);
     if (episode->changes != NULL || episode->diff != NULL)

@@ -153,7 +153,11 @@ guint episode_turns(const Episode *episode);
  * machine failed. */
 const json_t *episode_changes(Episode *episode, GError **error);
 
-/* The same as a diff that `git apply` takes. Borrowed, until the next call. NULL as above. */
+#define EPISODE_DIFF_MAX (16u << 20)
+
+/* The same as a diff that `git apply` takes. Of more than EPISODE_DIFF_MAX bytes, or more than a
+ * diff may have otherwise, it is a line that says so, and that nothing takes: too much is the
+ * policy's doing. Borrowed, until the next call. NULL as above. */
 const GString *episode_diff(Episode *episode, GError **error);
 
 /* The state of an episode in a box, frozen: to go back to, and for others to begin from. NULL with

@@ -5,7 +5,8 @@
 
 #include "base/json.h"
 
-#define EPISODE_FILE_MAX (256u << 20) /* bytes of one record */
+#define EPISODE_FILE_MAX     (256u << 20) /* bytes of one record */
+#define EPISODE_FILE_RESERVE (16u << 20)  /* of these, for its last lines */
 
 /* The directory, made when absent. -1 on error. */
 int episode_file_dir(const char *state_dir, GError **error);

@@ -133,8 +133,11 @@ static gboolean save(EpisodeGuest *guest, GError **error)
 {
     g_autoptr(GError) local = NULL;
     const GString *record = episode_record(guest->episode);
-    if (episode_file_append(guest->server->dir_fd, guest->id, guest->saved,
-                            record->str + guest->saved, record->len - guest->saved, &local)) {
+    gboolean is_open = episode_ended(guest->episode) == EPISODE_OPEN;
+    if (is_open && record->len > EPISODE_FILE_MAX - EPISODE_FILE_RESERVE)
+        error_set(&local, ASSAY_ERROR_LIMIT, "the record is full: the episode can only end");
+    else if (episode_file_append(guest->server->dir_fd, guest->id, guest->saved,
+                                 record->str + guest->saved, record->len - guest->saved, &local)) {
         guest->saved = record->len;
         return TRUE;
     }
@@ -391,7 +394,9 @@ static void load_go(EpisodeGuest *guest)
 {
     g_autoptr(GError) error = NULL;
     if (episode_stand_state(guest->stand) == EPISODE_STAND_FAILED) {
-        error = g_error_copy(episode_stand_error(guest->stand));
+        error_set(&error, ASSAY_ERROR_SYSTEM, "prepare %s: %s",
+                  episode_stand_task(guest->stand)->instance_id,
+                  episode_stand_error(guest->stand)->message);
         guest_fail(guest, error, FALSE);
         answer_error(guest, error);
         return;

@@ -42,7 +42,6 @@ typedef enum EpisodeStandState {
 EpisodeStandState episode_stand_state(const EpisodeStand *stand);
 /* Why it FAILED. */
 const GError *episode_stand_error(const EpisodeStand *stand);
-/* Of one that is READY. */
 const Task *episode_stand_task(const EpisodeStand *stand);
 /* Base and environment of commands; the rest is left alone. */
 void episode_stand_fill(const EpisodeStand *stand, EpisodeOptions *options);

@@ -171,9 +171,10 @@ class Episode:
     def rollback(self, to_step):
         self.steps = self._post("rollback", {"to_step": to_step})["steps"]
 
-    def submit(self, wait_s=600):
-        """Ends it; the episode with verdict and reward, if its grade is done in that time."""
-        return self._post(f"submit?wait_s={wait_s}", again=True)
+    def submit(self, wait_s=600, end="submitted"):
+        """Ends it; the episode with verdict and reward, if its grade is done in that time. `end`:
+        why, if the policy did not submit: token_limit, time_limit, repetition, unparsable, cheat."""
+        return self._post(f"submit?wait_s={wait_s}", {"end": end}, again=True)
 
     def show(self, wait_s=0):
         return self.client.call("GET", f"/v1/episodes/{self.id}?wait_s={wait_s}")
