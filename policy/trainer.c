@@ -497,14 +497,17 @@ gboolean trainer_gradients_here(Trainer *t, RolloutGroup *const *groups, guint n
         guint share = first + (guint)t->comm->rank, from = share > 0 ? ends[share - 1] : 0;
         TrainerStats one = {0};
         GError *own = NULL;
+        gint64 since;
 
         if (t->sum)
             params_zero(t->grads);
         if (!share_gradients(t, groups + from, ends[share] - from, loss, func, user, &one, &own))
             params_zero(t->grads);
+        since = g_get_monotonic_time();
         if (t->sum)
             comm_reduce_scatter(t->comm, real, t->sum->data, t->grads->data, t->ends);
         ok = round_end(t, &one, own, stats, error);
+        stats->step_s += lap(&since);
     }
     if (!ok)
         gradients_zero(t);

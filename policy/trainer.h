@@ -41,7 +41,8 @@ typedef struct TrainerStats {
     double router_peak;    /* largest load of an expert, 1: all the same */
     guint64 rerouted;      /* rows of layers that had given experts, and other ones of their own */
     guint64 rows, batches; /* worked on */
-    double forward_s, head_s, backward_s, step_s;
+    double forward_s, head_s, backward_s;
+    double step_s; /* waiting for other ranks' shares included */
     gboolean stepped;
 } TrainerStats;
 
