@@ -333,13 +333,13 @@ static void batch_forward(Trainer *t, const Model *m, double temperature, Traine
     stats->router_peak = MAX(stats->router_peak, router_peak(t, m));
 }
 
-static float **field_of(Rollout *r, RolloutField field)
+float **trainer_field(Rollout *r, RolloutField field)
 {
     return field == ROLLOUT_ANCHOR ? &r->anchor : &r->ref;
 }
 
-gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
-                          double temperature, RolloutField field, GError **error)
+gboolean trainer_logprobs_here(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
+                               double temperature, RolloutField field, GError **error)
 {
     GError *local = NULL;
     TrainerStats stats = {0};
@@ -349,7 +349,7 @@ gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *g
         batch_forward(t, model ? model : t->model, temperature > 0 ? temperature : 1, &stats);
         for (guint i = 0; i < t->packer->n_targets; i++) {
             const PackTarget *target = &t->packer->targets[i];
-            float **to = field_of(target->rollout, field);
+            float **to = trainer_field(target->rollout, field);
 
             if (!*to)
                 *to = g_new0(float, target->rollout->n);
@@ -359,6 +359,14 @@ gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *g
     if (local)
         g_propagate_error(error, local);
     return !local;
+}
+
+gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
+                          double temperature, RolloutField field, GError **error)
+{
+    return model || t->comm->size == 1
+               ? trainer_logprobs_here(t, model, groups, n, temperature, field, error)
+               : ranks_logprobs(t, groups, n, temperature, field, error);
 }
 
 /* What the loss is told of each target, and the coefficients it answers with. */

@@ -91,7 +91,8 @@ gsize trainer_optimizer_bytes(const Model *model, guint ranks, guint shares);
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error);
 
 /* Log-probabilities of all trained tokens into a field of each rollout that is made if need be,
- * under the present weights, or those of `model`, of the same shape and ops. */
+ * under the present weights, or those of `model`, of the same shape and ops. Ranks share the work
+ * under the trainer's own weights. */
 typedef enum RolloutField { ROLLOUT_ANCHOR, ROLLOUT_REF } RolloutField;
 gboolean trainer_logprobs(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
                           guint n, double temperature, RolloutField field, GError **error);
@@ -115,7 +116,12 @@ gboolean trainer_step(Trainer *trainer, const TrainerStep *step, TrainerStats *s
 /* This rank's part of a trainer over `ranks`, whichever rank it is. */
 Trainer *trainer_part(Model *model, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
                       GError **error);
-/* What trainer_gradients and trainer_step do on each of the ranks at once. */
+/* What trainer_gradients and trainer_step do on each of the ranks at once, and trainer_logprobs for
+ * some of the groups. */
+gboolean trainer_logprobs_here(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
+                               guint n, double temperature, RolloutField field, GError **error);
+/* The field of a rollout, NULL until it is made. */
+float **trainer_field(Rollout *rollout, RolloutField field);
 gboolean trainer_gradients_here(Trainer *trainer, RolloutGroup *const *groups, guint n,
                                 const TrainerLoss *loss, TrainerTokensFunc func, gpointer user,
                                 TrainerStats *stats, GError **error);
