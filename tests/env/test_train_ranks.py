@@ -5,6 +5,7 @@
 Four shares of a minibatch make the bits, so one, two and four ranks give equal weights, and a run that one rank began
 goes on with two. A rank that is killed ends the run; the same command goes on from the last checkpoint.
 """
+import json
 import os
 import pathlib
 import re
@@ -63,6 +64,13 @@ def counts(lab):
     assert done.returncode != 0
     assert "3 ranks do not divide 4 shares of a minibatch" in done.stderr, done.stderr
     assert not (lab.top / "three").exists()
+    plan = lab.command("three", *SHORT)
+    plan.insert(2, "plan")
+    plans = [subprocess.run([*plan, "--json", "--ranks", str(n)], env=ENV, text=True, capture_output=True, timeout=60,
+                            check=False) for n in (1, 2, 3)]
+    assert "3 ranks do not divide 4 shares" in plans[2].stderr, plans[2].stderr
+    moments = [json.loads(p.stdout)["moments and shares"] for p in plans[:2]]
+    assert abs(moments[1] / moments[0] - 0.5) < 0.05, moments
 
 
 def unreached(lab):
