@@ -33,19 +33,6 @@
 /* Numbers by target, in `scratch`. */
 enum { LOGP, LSE, ENTROPY, COEF, BONUS, SCRATCHES };
 
-static double real_get(const Trainer *t, const void *array, gsize i)
-{
-    return t->model->ops->real == OPS_F64 ? ((const double *)array)[i] : ((const float *)array)[i];
-}
-
-static void real_set(const Trainer *t, void *array, gsize i, double value)
-{
-    if (t->model->ops->real == OPS_F64)
-        ((double *)array)[i] = value;
-    else
-        ((float *)array)[i] = (float)value;
-}
-
 static int head_rows(const Model *m, int rows_max)
 {
     int fit = (int)(LOGITS_MAX / m->config.vocab);
@@ -353,7 +340,7 @@ gboolean trainer_logprobs_here(Trainer *t, const Model *model, RolloutGroup *con
 
             if (!*to)
                 *to = g_new0(float, target->rollout->n);
-            (*to)[target->at] = (float)real_get(t, scratch_at(t, LOGP, 0), i);
+            (*to)[target->at] = (float)model_number(t->model, scratch_at(t, LOGP, 0), i);
         }
     }
     if (local)
@@ -382,20 +369,20 @@ static gboolean coefficients(Trainer *t, const TrainerLoss *loss, TrainerStats *
 
         t->tokens[i] = (LossToken){
             .rollout = target->number,
-            .logp = real_get(t, scratch_at(t, LOGP, 0), i),
+            .logp = model_number(t->model, scratch_at(t, LOGP, 0), i),
             .mu = r->mu[at],
             .anchor = r->anchor ? r->anchor[at] : r->mu[at],
             .ref = r->ref ? r->ref[at] : 0,
             .advantage = r->credit ? r->credit[at] : r->advantage,
-            .entropy = real_get(t, scratch_at(t, ENTROPY, 0), i),
+            .entropy = model_number(t->model, scratch_at(t, ENTROPY, 0), i),
             .scale = r->scale,
         };
     }
     if (!loss_coefs(loss->loss, &loss->options, t->tokens, n, &stats->loss, error))
         return FALSE;
     for (guint i = 0; i < n; i++) {
-        real_set(t, scratch_at(t, COEF, 0), i, t->tokens[i].coef);
-        real_set(t, scratch_at(t, BONUS, 0), i, t->tokens[i].bonus);
+        model_number_set(t->model, scratch_at(t, COEF, 0), i, t->tokens[i].coef);
+        model_number_set(t->model, scratch_at(t, BONUS, 0), i, t->tokens[i].bonus);
     }
     return TRUE;
 }
