@@ -72,7 +72,7 @@ static gsize part_first(const Trainer *t)
     return t->comm->rank > 0 ? t->ends[t->comm->rank - 1] : 0;
 }
 
-gsize trainer_optimizer_bytes(const Model *m, guint ranks, guint shares)
+gsize trainer_moments_bytes(const Model *m, guint ranks)
 {
     gsize count = params_count(m), most = 0;
 
@@ -82,7 +82,7 @@ gsize trainer_optimizer_bytes(const Model *m, guint ranks, guint shares)
 
         most = MAX(most, end > first ? segment_end(count, end - 1) - from : 0);
     }
-    return (shares > 1 ? 3 : 2) * most * ops_real_size(m->ops->real);
+    return 2 * most * ops_real_size(m->ops->real);
 }
 
 gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, guint shares)
@@ -90,9 +90,9 @@ gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, gu
     Sizes s = sizes_of(m, rows_max);
 
     return 2 * params_count(m) * ops_real_size(m->ops->real) +
-           trainer_optimizer_bytes(m, ranks, shares) + acts_bytes(m, rows_max, keep) +
-           backward_bytes(m, rows_max, rows_max) + 2 * s.hidden + s.logits + s.scratch +
-           (gsize)rows_max * sizeof(LossToken);
+           trainer_moments_bytes(m, ranks) * (shares > 1 ? 3 : 2) / 2 +
+           acts_bytes(m, rows_max, keep) + backward_bytes(m, rows_max, rows_max) + 2 * s.hidden +
+           s.logits + s.scratch + (gsize)rows_max * sizeof(LossToken);
 }
 
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error)

@@ -85,8 +85,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
 
 /* Bytes that each rank's trainer of this shape takes, the model apart. */
 gsize trainer_bytes(const Model *model, int rows_max, ActsKeep keep, guint ranks, guint shares);
-/* What of it are moments and sums of shares: less, the more ranks there are. */
-gsize trainer_optimizer_bytes(const Model *model, guint ranks, guint shares);
+/* What of it are moments: less, the more ranks there are. */
+gsize trainer_moments_bytes(const Model *model, guint ranks);
 /* Refuses shares that ranks cannot deal out evenly, with both numbers. */
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error);
 
