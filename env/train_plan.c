@@ -134,7 +134,7 @@ gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan
     int rows = (int)c->optim_rows;
     ActsKeep keep = c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL;
     g_autoptr(Model) m = NULL;
-    guint64 params, acts, back, trainer, optimizer;
+    guint64 params, acts, back, trainer, moments, sums;
     ModelConfig shape;
     guint shares;
 
@@ -146,14 +146,16 @@ gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan
     acts = acts_bytes(m, rows, keep);
     back = backward_bytes(m, rows, rows);
     trainer = trainer_bytes(m, rows, keep, ranks->all, shares);
-    optimizer = trainer_optimizer_bytes(m, ranks->all, shares);
+    moments = trainer_moments_bytes(m, ranks->all);
+    sums = shares > 1 ? moments / 2 : 0;
     *plan = (TrainPlan){
         .parts = {{"weights", "", m->weights_bytes},
                   {"unrounded weights", "", params},
-                  {"moments and shares", "optim.shares", optimizer},
-                  {"gradients", "", params},
+                  {"moments", "", moments},
+                  {"gradients", "optim.shares", params + sums},
                   {"activations", "optim.rows, optim.recompute", acts},
-                  {"backward pass and head", "optim.rows", trainer - 2 * params - optimizer - acts},
+                  {"backward pass and head", "optim.rows",
+                   trainer - 2 * params - moments - sums - acts},
                   {"reference weights", "loss.kl",
                    strcmp(c->loss_kl, "none") != 0 ? m->weights_bytes : 0},
                   {"engine", "rollout.cache_mib, rollout.rows",
@@ -162,7 +164,7 @@ gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan
                    episodes_bytes(c, &shape)},
                   {"other ranks", "optim.rows", (ranks->here - 1) * (m->weights_bytes + trainer)}},
         .available = memory_available()};
-    g_assert(trainer >= 2 * params + optimizer + acts + back);
+    g_assert(trainer >= 2 * params + moments + sums + acts + back);
     for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)
         plan->total += plan->parts[i].bytes;
     return TRUE;

@@ -12,6 +12,7 @@
 #include "kernels/comm_world.h"
 
 #include <mpi.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -145,11 +146,56 @@ static void alone_end(CommWorld *w)
     free(w);
 }
 
+/* MPI_Init waits for every rank and cannot be told for how long: whoever watches it ends this
+ * process when it is late, and so the launcher the others. */
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t change;
+    bool begun;
+    double wait_s;
+} Watch;
+
+static void *watch_run(void *data)
+{
+    Watch *w = data;
+    struct timespec until;
+    int late = 0;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += (time_t)w->wait_s + 1;
+    pthread_mutex_lock(&w->lock);
+    while (!w->begun && late == 0)
+        late = pthread_cond_timedwait(&w->change, &w->lock, &until);
+    if (!w->begun) {
+        fprintf(stderr, "not all ranks have begun within %g s: see that each runs this program\n",
+                w->wait_s);
+        _exit(1);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return NULL;
+}
+
+static bool mpi_init(double wait_s)
+{
+    Watch w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, wait_s};
+    pthread_t watcher;
+    int level = 0, code;
+
+    if (pthread_create(&watcher, NULL, watch_run, &w) != 0)
+        return false;
+    code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    pthread_mutex_lock(&w.lock);
+    w.begun = true;
+    pthread_cond_signal(&w.change);
+    pthread_mutex_unlock(&w.lock);
+    pthread_join(watcher, NULL);
+    return code == MPI_SUCCESS && level >= MPI_THREAD_FUNNELED;
+}
+
 /* Begins MPI unless this process was started alone. */
-static CommWorld *world_new(CommFail *fail)
+static CommWorld *world_new(double wait_s, CommFail *fail)
 {
     CommWorld *w = calloc(1, sizeof *w);
-    int level;
 
     if (!w) {
         *fail = (CommFail){.text = "no memory"};
@@ -158,8 +204,7 @@ static CommWorld *world_new(CommFail *fail)
     *w = (CommWorld){.size = 1, .end = alone_end};
     if (!is_launched())
         return w;
-    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS ||
-        level < MPI_THREAD_FUNNELED) {
+    if (!mpi_init(wait_s)) {
         *fail = (CommFail){.text = "MPI does not begin, or not for programs with threads"};
         free(w);
         return NULL;
@@ -195,7 +240,7 @@ static bool count_here(Comm *c)
 
 Comm *comm_launched(double wait_s, CommFail *fail)
 {
-    CommWorld *w = world_new(fail);
+    CommWorld *w = world_new(wait_s, fail);
     Comm *comm = w ? comm_world_group(w) : NULL;
 
     if (!comm) {

@@ -18,7 +18,6 @@
 
 #include "policy/shard.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -228,10 +227,7 @@ static void work(const Model *m, guint l, Far *far)
     char *one = take(far, FAR_WEIGHT, rows * real);
 
     for (gsize i = 0; i < rows; i++)
-        if (m->ops->real == OPS_F64)
-            ((double *)(gpointer)one)[i] = 1;
-        else
-            ((float *)(gpointer)one)[i] = 1;
+        model_number_set(m, one, i, 1);
     take(far, FAR_A, inner);
     take(far, FAR_B, inner);
     take(far, FAR_ACT, inner);
@@ -239,11 +235,6 @@ static void work(const Model *m, guint l, Far *far)
                        &far->plan, &mats);
     m->ops->moe_down_fwd(take(far, FAR_Y, wide), take(far, FAR_OUT, wide), far->array[FAR_ACT], one,
                          &far->plan, &mats);
-}
-
-static double number(const Model *m, const void *x, gsize i)
-{
-    return m->ops->real == OPS_F64 ? ((const double *)x)[i] : (double)((const float *)x)[i];
 }
 
 /* y[t] = sum of weight times output over the experts that are ours, ascending. */
@@ -258,7 +249,7 @@ static void combine(const Model *m, const LayerActs *s, int rows, char *y)
             int choice = t * plan->topk + plan->order[t * plan->topk + c];
 
             if (is_ours(m, s->choice[choice]))
-                m->ops->axpby(y + (gsize)t * width, number(m, s->route, (gsize)choice),
+                m->ops->axpby(y + (gsize)t * width, model_number(m, s->route, (gsize)choice),
                               (char *)s->expert_out + (gsize)plan->slot[choice] * width, 1, n);
         }
 }

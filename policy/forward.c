@@ -245,29 +245,20 @@ static void attention_softmax(const Model *m, guint l, LayerActs *s, const Batch
     shard_sum(m, y, (gsize)b->rows * c->hidden);
 }
 
-static double real_at(const void *values, gsize i, OpsReal real)
-{
-    return real == OPS_F64 ? ((const double *)values)[i] : (double)((const float *)values)[i];
-}
-
 /* weights [K] = softmax(z)[ids] / its sum, as route_fwd has them for ids of its own. */
-static void weights_of(const ModelConfig *c, OpsReal real, const int *ids, const void *z, gsize row,
-                       void *weights)
+static void weights_of(const Model *m, const int *ids, const void *z, gsize row, void *weights)
 {
+    const ModelConfig *c = &m->config;
     gsize k = c->experts_per_token, zs = row * c->experts;
     double most = -G_MAXDOUBLE, sum = 0;
 
     for (gsize i = 0; i < k; i++)
-        most = MAX(most, real_at(z, zs + (gsize)ids[i], real));
+        most = MAX(most, model_number(m, z, zs + (gsize)ids[i]));
     for (gsize i = 0; i < k; i++)
-        sum += exp(real_at(z, zs + (gsize)ids[i], real) - most);
+        sum += exp(model_number(m, z, zs + (gsize)ids[i]) - most);
     for (gsize i = 0; i < k; i++) {
-        double w = exp(real_at(z, zs + (gsize)ids[i], real) - most) / sum;
-
-        if (real == OPS_F64)
-            ((double *)weights)[row * k + i] = w;
-        else
-            ((float *)weights)[row * k + i] = (float)w;
+        model_number_set(m, weights, row * k + i,
+                         exp(model_number(m, z, zs + (gsize)ids[i]) - most) / sum);
     }
 }
 
@@ -288,7 +279,7 @@ static guint64 reroute(const Model *m, guint l, LayerActs *s, const Batch *b)
             choice[i] = given[i];
         }
         if (!same) {
-            weights_of(c, m->ops->real, choice, s->router, (gsize)t, s->route);
+            weights_of(m, choice, s->router, (gsize)t, s->route);
             rerouted++;
         }
     }

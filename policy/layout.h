@@ -42,6 +42,10 @@ guint layout_tensor(const ModelConfig *whole, const ModelConfig *part, const Ten
 
 /* A rank's part of `whole`, with groups over `world`, which stay the caller's to close. */
 Model *layout_model(const Model *whole, const Layout *layout, Comm *world, GError **error);
+/* The same from a checkpoint, of which no rank holds more than its part and one tensor. What the
+ * ranks cannot share is refused before any weight is read. As model_load otherwise. */
+Model *layout_load(const Ops *ops, const char *dir, WeightFormat format, guint chunk,
+                   const Layout *layout, Comm *world, GError **error);
 /* Splits `world`; FALSE when it has failed. Every group is closed by layout_groups_clear. */
 gboolean layout_groups(const Layout *layout, Comm *world, ModelGroups *ret, GError **error);
 void layout_groups_clear(ModelGroups *groups);

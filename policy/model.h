@@ -78,6 +78,21 @@ Model *model_load(const Ops *ops, const char *dir, WeightFormat format, guint ch
 /* SHA-256 of the packed weights, in hex: reads all of them once for every version. */
 const char *model_digest(Model *model);
 
+/* Element i of an array in the type of the ops. */
+static inline double model_number(const Model *model, const void *array, gsize i)
+{
+    return model->ops->real == OPS_F64 ? ((const double *)array)[i]
+                                       : (double)((const float *)array)[i];
+}
+
+static inline void model_number_set(const Model *model, void *array, gsize i, double value)
+{
+    if (model->ops->real == OPS_F64)
+        ((double *)array)[i] = value;
+    else
+        ((float *)array)[i] = (float)value;
+}
+
 /* The sizes that the attention ops want. */
 OpsHeads model_heads(const ModelConfig *config);
 

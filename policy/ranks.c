@@ -22,6 +22,7 @@ typedef enum {
     ORDER_SHAPE = 1,
     ORDER_GRADIENTS,
     ORDER_STEP,
+    ORDER_LOGPROBS,
     ORDER_MOMENTS,
     ORDER_RESTORE,
     ORDER_END
@@ -49,6 +50,11 @@ typedef struct {
     LossOptions options;
     double balance, temperature;
 } LossWords;
+
+typedef struct {
+    double temperature;
+    RolloutField field;
+} LogprobWords;
 
 typedef struct {
     gint64 steps;
@@ -210,6 +216,78 @@ gboolean ranks_gather(Trainer *t, ActsKeep keep, GError **error)
            ranks_restore(t, &none, t->steps, t->model->version, error);
 }
 
+/* ---- log-probabilities ---- */
+
+/* Numbers of the rollouts of groups from .. to, one after the other; `out`: into the rollouts. */
+static void field_move(RolloutGroup *const *groups, guint from, guint to, RolloutField field,
+                       float *flat, gboolean out)
+{
+    for (guint g = from; g < to; g++)
+        for (guint i = 0; i < groups[g]->n; i++) {
+            Rollout *r = &groups[g]->rollouts[i];
+            float **at = trainer_field(r, field);
+            gsize bytes = (gsize)r->n * sizeof(float);
+
+            if (out && !*at && !groups[g]->skipped && rollout_trained(r) > 0)
+                *at = g_new0(float, r->n);
+            if (*at && bytes > 0)
+                memcpy(out ? *at : flat, out ? flat : *at, bytes);
+            flat += r->n;
+        }
+}
+
+/* Where the rollouts of each part of the groups end in field_move's array, in bytes. */
+static gsize *field_ends(RolloutGroup *const *groups, const guint *cut, guint parts)
+{
+    gsize *ends = g_new0(gsize, parts), tokens = 0;
+
+    for (guint p = 0, g = 0; p < parts; p++) {
+        for (; g < cut[p]; g++)
+            for (guint i = 0; i < groups[g]->n; i++)
+                tokens += (gsize)groups[g]->rollouts[i].n;
+        ends[p] = tokens * sizeof(float);
+    }
+    return ends;
+}
+
+/* On every rank: part r of the groups is rank r's, then all have all. No row's number depends on
+ * the cut. */
+static gboolean logprobs_here(Trainer *t, RolloutGroup *const *groups, guint n,
+                              const LogprobWords *words, GError **error)
+{
+    guint ranks = (guint)t->comm->size, me = (guint)t->comm->rank, from;
+    g_autofree guint *cut = g_new0(guint, ranks);
+    g_autofree gsize *ends = NULL;
+    g_autofree float *flat = NULL;
+    g_autoptr(GError) own = NULL;
+
+    pack_shares(t->model, groups, n, ranks, cut);
+    ends = field_ends(groups, cut, ranks);
+    from = me > 0 ? cut[me - 1] : 0;
+    trainer_logprobs_here(t, NULL, groups + from, cut[me] - from, words->temperature, words->field,
+                          &own);
+    if (!all_ready(t->comm, own ? own->message : "", error))
+        return FALSE;
+    flat = g_malloc0(ends[ranks - 1] + sizeof *flat);
+    field_move(groups, from, cut[me], words->field,
+               flat + (me > 0 ? ends[me - 1] / sizeof *flat : 0), FALSE);
+    comm_all_gather(t->comm, flat, ends);
+    field_move(groups, 0, n, words->field, flat, TRUE);
+    return trainer_joined(t, error);
+}
+
+gboolean ranks_logprobs(Trainer *t, RolloutGroup *const *groups, guint n, double temperature,
+                        RolloutField field, GError **error)
+{
+    LogprobWords words = {temperature, field};
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+
+    g_byte_array_append(bytes, (const guint8 *)&words, sizeof words);
+    wire_put(bytes, groups, n);
+    return ask(t, ORDER_LOGPROBS, bytes->data, bytes->len, error) &&
+           logprobs_here(t, groups, n, &words, error);
+}
+
 /* ---- following ---- */
 
 /* The next order and its bytes; NULL: the ranks have failed. */
@@ -270,6 +348,21 @@ static gboolean follow_gradients(Trainer *t, const guint8 *data, gsize bytes, GE
     return TRUE;
 }
 
+static gboolean follow_logprobs(Trainer *t, const guint8 *data, gsize bytes, GError **error)
+{
+    LogprobWords words;
+    g_autoptr(GPtrArray) groups = NULL;
+    g_autoptr(GError) told = NULL;
+
+    if (bytes < sizeof words)
+        return error_set(error, ASSAY_ERROR_INPUT, "an order of %" G_GSIZE_FORMAT " bytes", bytes);
+    memcpy(&words, data, sizeof words);
+    groups = wire_get(data + sizeof words, bytes - sizeof words, error);
+    if (groups)
+        logprobs_here(t, (RolloutGroup *const *)groups->pdata, groups->len, &words, &told);
+    return groups != NULL;
+}
+
 /* TRUE: whatever came of it, the next order may come. */
 static gboolean follow_one(Trainer *t, const Order *order, const guint8 *data, GError **error)
 {
@@ -286,6 +379,8 @@ static gboolean follow_one(Trainer *t, const Order *order, const guint8 *data, G
         memcpy(&step, data, sizeof step);
         trainer_step_here(t, &step, &stats, &told);
         return TRUE;
+    case ORDER_LOGPROBS:
+        return follow_logprobs(t, data, order->bytes, error);
     case ORDER_MOMENTS:
         moments_move(t, &none, FALSE);
         return TRUE;

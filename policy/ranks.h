@@ -7,7 +7,8 @@
  *     trainer_free(t); ranks_dismiss(comm)              returns TRUE
  *
  * Followers read no file: shape, weights, moments and rollouts come from rank 0. What fails on one
- * rank fails on rank 0 with that rank's number. Log-probabilities (trainer_logprobs) are rank 0's.
+ * rank fails on rank 0 with that rank's number. Log-probabilities under another model, of which the
+ * followers know nothing, are rank 0's work alone.
  */
 #pragma once
 
@@ -36,4 +37,7 @@ gboolean ranks_restore(Trainer *trainer, const RanksMoments *moments, gint64 ste
 gboolean ranks_gather(Trainer *trainer, ActsKeep keep, GError **error);
 gboolean ranks_ask_gradients(Trainer *trainer, RolloutGroup *const *groups, guint n,
                              const TrainerLoss *loss, GError **error);
+/* trainer_logprobs under the trainer's weights, each rank some of the groups. */
+gboolean ranks_logprobs(Trainer *trainer, RolloutGroup *const *groups, guint n, double temperature,
+                        RolloutField field, GError **error);
 gboolean ranks_ask_step(Trainer *trainer, const TrainerStep *step, GError **error);

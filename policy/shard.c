@@ -12,24 +12,9 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- numbers of either kind ---- */
-
 static CommReal kind_of(const Model *m)
 {
     return m->ops->real == OPS_F64 ? COMM_F64 : COMM_F32;
-}
-
-static double get(const Model *m, const void *x, gsize i)
-{
-    return m->ops->real == OPS_F64 ? ((const double *)x)[i] : (double)((const float *)x)[i];
-}
-
-static void set(const Model *m, void *x, gsize i, double value)
-{
-    if (m->ops->real == OPS_F64)
-        ((double *)x)[i] = value;
-    else
-        ((float *)x)[i] = (float)value;
 }
 
 static gboolean is_split(const Model *m)
@@ -103,8 +88,8 @@ static void row_dots(const Model *m, void *sums, const void *x, const void *y, i
         double sum = 0;
 
         for (gsize i = t * width; i < (t + 1) * width; i++)
-            sum += get(m, x, i) * get(m, y, i);
-        set(m, sums, t, sum);
+            sum += model_number(m, x, i) * model_number(m, y, i);
+        model_number_set(m, sums, t, sum);
     }
     shard_sum(m, sums, (gsize)rows);
 }
@@ -125,12 +110,13 @@ void shard_gatenorm_fwd(const Model *m, LayerActs *s, const void *w, int rows)
         return;
     row_dots(m, s->row_sum, s->o, s->o, rows);
     for (gsize t = 0; t < (gsize)rows; t++) {
-        double mean = get(m, s->row_sum, t) / width_all(m);
-        double r = 1 / sqrt(mean + c->lightning_norm_eps), scale = r / get(m, s->rstd_attn, t);
+        double mean = model_number(m, s->row_sum, t) / width_all(m);
+        double r = 1 / sqrt(mean + c->lightning_norm_eps),
+               scale = r / model_number(m, s->rstd_attn, t);
 
-        set(m, s->rstd_attn, t, r);
+        model_number_set(m, s->rstd_attn, t, r);
         for (gsize i = t * width; i < (t + 1) * width; i++)
-            set(m, s->mixed, i, get(m, s->mixed, i) * scale);
+            model_number_set(m, s->mixed, i, model_number(m, s->mixed, i) * scale);
     }
 }
 
@@ -149,13 +135,13 @@ void shard_gatenorm_bwd(const Model *m, void *do_, void *dg, void *dw, const voi
         return;
     row_dots(m, s->row_sum, dmixed, s->mixed, rows);
     for (gsize t = 0; t < (gsize)rows; t++) {
-        double r = get(m, s->rstd_attn, t), own = 0, move;
+        double r = model_number(m, s->rstd_attn, t), own = 0, move;
 
         for (gsize i = t * width; i < (t + 1) * width; i++)
-            own += get(m, dmixed, i) * get(m, s->mixed, i);
-        move = r * r * (own / (double)width - get(m, s->row_sum, t) / width_all(m));
+            own += model_number(m, dmixed, i) * model_number(m, s->mixed, i);
+        move = r * r * (own / (double)width - model_number(m, s->row_sum, t) / width_all(m));
         for (gsize i = t * width; i < (t + 1) * width; i++)
-            set(m, do_, i, get(m, do_, i) + move * get(m, s->o, i));
+            model_number_set(m, do_, i, model_number(m, do_, i) + move * model_number(m, s->o, i));
     }
 }
 
@@ -210,11 +196,11 @@ static void parts_fill(const Model *m, RowPart *mine, void *logp, void *lse, voi
     for (gsize t = 0; t < (gsize)rows; t++) {
         mine[t] = (RowPart){.lse = -INFINITY};
         if (here[t] >= 0)
-            mine[t].z = get(m, logits, t * c->vocab + (gsize)here[t]) / temperature;
+            mine[t].z = model_number(m, logits, t * c->vocab + (gsize)here[t]) / temperature;
         if (c->vocab_valid == 0)
             continue;
-        mine[t].lse = get(m, lse, t);
-        mine[t].mean = mine[t].lse - get(m, entropy, t);
+        mine[t].lse = model_number(m, lse, t);
+        mine[t].mean = mine[t].lse - model_number(m, entropy, t);
     }
 }
 
@@ -243,9 +229,9 @@ void shard_logprob_fwd(const Model *m, void *logp, void *lse, void *entropy, con
     for (gsize t = 0; t < (gsize)rows; t++) {
         RowPart all = row_of(parts, (gsize)rows, t, comm->size);
 
-        set(m, lse, t, all.lse);
-        set(m, logp, t, all.z - all.lse);
-        set(m, entropy, t, all.lse - all.mean);
+        model_number_set(m, lse, t, all.lse);
+        model_number_set(m, logp, t, all.z - all.lse);
+        model_number_set(m, entropy, t, all.lse - all.mean);
     }
 }
 

@@ -34,19 +34,6 @@
 /* Numbers by target, in `scratch`. */
 enum { LOGP, LSE, ENTROPY, COEF, BONUS, SCRATCHES };
 
-static double real_get(const Trainer *t, const void *array, gsize i)
-{
-    return t->model->ops->real == OPS_F64 ? ((const double *)array)[i] : ((const float *)array)[i];
-}
-
-static void real_set(const Trainer *t, void *array, gsize i, double value)
-{
-    if (t->model->ops->real == OPS_F64)
-        ((double *)array)[i] = value;
-    else
-        ((float *)array)[i] = (float)value;
-}
-
 static int head_rows(const Model *m, int rows_max)
 {
     int fit = (int)(LOGITS_MAX / m->config.vocab);
@@ -86,7 +73,7 @@ static gsize part_first(const Trainer *t)
     return t->comm->rank > 0 ? t->ends[t->comm->rank - 1] : 0;
 }
 
-gsize trainer_optimizer_bytes(const Model *m, guint ranks, guint shares)
+gsize trainer_moments_bytes(const Model *m, guint ranks)
 {
     gsize count = params_count(m), most = 0;
 
@@ -96,7 +83,7 @@ gsize trainer_optimizer_bytes(const Model *m, guint ranks, guint shares)
 
         most = MAX(most, end > first ? segment_end(count, end - 1) - from : 0);
     }
-    return (shares > 1 ? 3 : 2) * most * ops_real_size(m->ops->real);
+    return 2 * most * ops_real_size(m->ops->real);
 }
 
 gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, guint shares)
@@ -104,9 +91,9 @@ gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, gu
     Sizes s = sizes_of(m, rows_max);
 
     return 2 * params_count(m) * ops_real_size(m->ops->real) +
-           trainer_optimizer_bytes(m, ranks, shares) + acts_bytes(m, rows_max, keep) +
-           backward_bytes(m, rows_max, rows_max) + 2 * s.hidden + s.logits + s.scratch +
-           (gsize)rows_max * sizeof(LossToken);
+           trainer_moments_bytes(m, ranks) * (shares > 1 ? 3 : 2) / 2 +
+           acts_bytes(m, rows_max, keep) + backward_bytes(m, rows_max, rows_max) + 2 * s.hidden +
+           s.logits + s.scratch + (gsize)rows_max * sizeof(LossToken);
 }
 
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error)
@@ -338,13 +325,13 @@ static void batch_forward(Trainer *t, const Model *m, double temperature, Traine
     stats->router_peak = MAX(stats->router_peak, router_peak(t, m));
 }
 
-static float **field_of(Rollout *r, RolloutField field)
+float **trainer_field(Rollout *r, RolloutField field)
 {
     return field == ROLLOUT_ANCHOR ? &r->anchor : &r->ref;
 }
 
-gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
-                          double temperature, RolloutField field, GError **error)
+gboolean trainer_logprobs_here(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
+                               double temperature, RolloutField field, GError **error)
 {
     GError *local = NULL;
     TrainerStats stats = {0};
@@ -354,16 +341,24 @@ gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *g
         batch_forward(t, model ? model : t->model, temperature > 0 ? temperature : 1, &stats);
         for (guint i = 0; i < t->packer->n_targets; i++) {
             const PackTarget *target = &t->packer->targets[i];
-            float **to = field_of(target->rollout, field);
+            float **to = trainer_field(target->rollout, field);
 
             if (!*to)
                 *to = g_new0(float, target->rollout->n);
-            (*to)[target->at] = (float)real_get(t, scratch_at(t, LOGP, 0), i);
+            (*to)[target->at] = (float)model_number(t->model, scratch_at(t, LOGP, 0), i);
         }
     }
     if (local)
         g_propagate_error(error, local);
     return !local;
+}
+
+gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
+                          double temperature, RolloutField field, GError **error)
+{
+    return model || t->comm->size == 1
+               ? trainer_logprobs_here(t, model, groups, n, temperature, field, error)
+               : ranks_logprobs(t, groups, n, temperature, field, error);
 }
 
 /* What the loss is told of each target, and the coefficients it answers with. */
@@ -379,20 +374,20 @@ static gboolean coefficients(Trainer *t, const TrainerLoss *loss, TrainerStats *
 
         t->tokens[i] = (LossToken){
             .rollout = target->number,
-            .logp = real_get(t, scratch_at(t, LOGP, 0), i),
+            .logp = model_number(t->model, scratch_at(t, LOGP, 0), i),
             .mu = r->mu[at],
             .anchor = r->anchor ? r->anchor[at] : r->mu[at],
             .ref = r->ref ? r->ref[at] : 0,
             .advantage = r->credit ? r->credit[at] : r->advantage,
-            .entropy = real_get(t, scratch_at(t, ENTROPY, 0), i),
+            .entropy = model_number(t->model, scratch_at(t, ENTROPY, 0), i),
             .scale = r->scale,
         };
     }
     if (!loss_coefs(loss->loss, &loss->options, t->tokens, n, &stats->loss, error))
         return FALSE;
     for (guint i = 0; i < n; i++) {
-        real_set(t, scratch_at(t, COEF, 0), i, t->tokens[i].coef);
-        real_set(t, scratch_at(t, BONUS, 0), i, t->tokens[i].bonus);
+        model_number_set(t->model, scratch_at(t, COEF, 0), i, t->tokens[i].coef);
+        model_number_set(t->model, scratch_at(t, BONUS, 0), i, t->tokens[i].bonus);
     }
     return TRUE;
 }
@@ -502,14 +497,17 @@ gboolean trainer_gradients_here(Trainer *t, RolloutGroup *const *groups, guint n
         guint share = first + (guint)t->comm->rank, from = share > 0 ? ends[share - 1] : 0;
         TrainerStats one = {0};
         GError *own = NULL;
+        gint64 since;
 
         if (t->sum)
             params_zero(t->grads);
         if (!share_gradients(t, groups + from, ends[share] - from, loss, func, user, &one, &own))
             params_zero(t->grads);
+        since = g_get_monotonic_time();
         if (t->sum)
             comm_reduce_scatter(t->comm, real, t->sum->data, t->grads->data, t->ends);
         ok = round_end(t, &one, own, stats, error);
+        stats->step_s += lap(&since);
     }
     if (!ok)
         gradients_zero(t);

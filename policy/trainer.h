@@ -42,7 +42,8 @@ typedef struct TrainerStats {
     double router_peak;    /* largest load of an expert, 1: all the same */
     guint64 rerouted;      /* rows of layers that had given experts, and other ones of their own */
     guint64 rows, batches; /* worked on */
-    double forward_s, head_s, backward_s, step_s;
+    double forward_s, head_s, backward_s;
+    double step_s; /* waiting for other ranks' shares included */
     gboolean stepped;
 } TrainerStats;
 
@@ -85,13 +86,14 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
 
 /* Bytes that each rank's trainer of this shape takes, the model apart. */
 gsize trainer_bytes(const Model *model, int rows_max, ActsKeep keep, guint ranks, guint shares);
-/* What of it are moments and sums of shares: less, the more ranks there are. */
-gsize trainer_optimizer_bytes(const Model *model, guint ranks, guint shares);
+/* What of it are moments: less, the more ranks there are. */
+gsize trainer_moments_bytes(const Model *model, guint ranks);
 /* Refuses shares that ranks cannot deal out evenly, with both numbers. */
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error);
 
 /* Log-probabilities of all trained tokens into a field of each rollout that is made if need be,
- * under the present weights, or those of `model`, of the same shape and ops. */
+ * under the present weights, or those of `model`, of the same shape and ops. Ranks share the work
+ * under the trainer's own weights. */
 typedef enum RolloutField { ROLLOUT_ANCHOR, ROLLOUT_REF } RolloutField;
 gboolean trainer_logprobs(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
                           guint n, double temperature, RolloutField field, GError **error);
@@ -115,7 +117,12 @@ gboolean trainer_step(Trainer *trainer, const TrainerStep *step, TrainerStats *s
 /* This rank's part of a trainer over `ranks`, whichever rank it is. */
 Trainer *trainer_part(Model *model, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
                       GError **error);
-/* What trainer_gradients and trainer_step do on each of the ranks at once. */
+/* What trainer_gradients and trainer_step do on each of the ranks at once, and trainer_logprobs for
+ * some of the groups. */
+gboolean trainer_logprobs_here(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
+                               guint n, double temperature, RolloutField field, GError **error);
+/* The field of a rollout, NULL until it is made. */
+float **trainer_field(Rollout *rollout, RolloutField field);
 gboolean trainer_gradients_here(Trainer *trainer, RolloutGroup *const *groups, guint n,
                                 const TrainerLoss *loss, TrainerTokensFunc func, gpointer user,
                                 TrainerStats *stats, GError **error);

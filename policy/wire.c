@@ -41,7 +41,7 @@ static void put(GByteArray *to, const void *data, gsize bytes)
 static void get(Reader *from, void *data, gsize bytes)
 {
     from->bad |= bytes > from->left;
-    if (from->bad)
+    if (from->bad || bytes == 0)
         return;
     memcpy(data, from->at, bytes);
     from->at += bytes;

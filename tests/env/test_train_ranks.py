@@ -5,6 +5,7 @@
 Four shares of a minibatch make the bits, so one, two and four ranks give equal weights, and a run that one rank began
 goes on with two. A rank that is killed ends the run; the same command goes on from the last checkpoint.
 """
+import json
 import os
 import pathlib
 import re
@@ -23,7 +24,7 @@ RANKS_ENV = ENV | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIR
                    "OMPI_MCA_btl_vader_single_copy_mechanism": "none", "LSAN_OPTIONS": "detect_leaks=0"}
 SHORT = ["run.updates=0", "warmup.updates=6", "run.checkpoint_every=1", "optim.shares=4"]
 RL = ["run.updates=1", "warmup.updates=4", "run.checkpoint_every=1", "rollout.groups=4", "rollout.samples=4",
-      "optim.shares=4", "eval.sets="]
+      "optim.shares=4", "loss.anchor=recomputed", "eval.sets="]
 
 
 def on_ranks(lab, ranks, name, *settings):
@@ -63,6 +64,22 @@ def counts(lab):
     assert done.returncode != 0
     assert "3 ranks do not divide 4 shares of a minibatch" in done.stderr, done.stderr
     assert not (lab.top / "three").exists()
+    plan = lab.command("three", *SHORT)
+    plan.insert(2, "plan")
+    plans = [subprocess.run([*plan, "--json", "--ranks", str(n)], env=ENV, text=True, capture_output=True, timeout=60,
+                            check=False) for n in (1, 2, 3)]
+    assert "3 ranks do not divide 4 shares" in plans[2].stderr, plans[2].stderr
+    moments = [json.loads(p.stdout)["moments"] for p in plans[:2]]
+    assert abs(moments[1] / moments[0] - 0.5) < 0.05, moments
+
+
+def unreached(lab):
+    """a rank that never comes ends the run before anything is made"""
+    done = subprocess.run([MPIRUN, "-n", "1", *lab.command("unreached", *SHORT), ":", "-n", "1", "sleep", "2"], env=RANKS_ENV,
+                          text=True, capture_output=True, timeout=100, check=False)
+    assert done.returncode != 0
+    assert "rank" in done.stderr, done.stderr
+    assert not (lab.top / "unreached").exists()
 
 
 def killed(lab):
@@ -105,5 +122,5 @@ def children(pid):
 if not MPIRUN or sys.argv[3] != "yes":
     print("1..0 # SKIP", "built without MPI" if MPIRUN else "no mpirun")
     sys.exit(0)
-CHECKS = [same_bits, other_ranks, counts, killed]
+CHECKS = [same_bits, other_ranks, counts, unreached, killed]
 sys.exit(run_checks("ranks", CHECKS, Lab, CHECKS[:2] if SANITIZED else ()))

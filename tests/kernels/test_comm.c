@@ -2,7 +2,7 @@
  * Ranks: every collective against a plain sum or copy, by threads and, where there is an mpirun, by
  * processes; what happens when a rank is silent, wrong or dead.
  *
- * Started by mpirun it is a rank itself: `test_comm collectives`, `silent`, `killed`.
+ * Started by mpirun it is a rank itself: `test_comm collectives`, `silent`, `killed`, `absent`.
  */
 #include "tests/kernels/rank_lab.h"
 
@@ -308,6 +308,19 @@ static void test_processes(gconstpointer ranks)
     g_assert_nonnull(strstr(output, want));
 }
 
+/* Rank 1 is another program, that never says a word: rank 0 does not wait for ever. */
+static void test_absent(void)
+{
+    g_autofree char *output = NULL;
+    int status;
+
+    if (!lab_mpirun("2", self, "absent", &output, &status))
+        return;
+    g_test_message("%s", output);
+    g_assert_cmpint(status, !=, 0);
+    g_assert_nonnull(strstr(output, "not all ranks have begun within 1 s"));
+}
+
 /* The run ends, not well, and somebody says which rank it was. */
 static void test_ends(gconstpointer how)
 {
@@ -325,9 +338,13 @@ static void test_ends(gconstpointer how)
 /* One of the ranks that mpirun started. */
 static int be_rank(const char *what)
 {
+    gboolean absent = !strcmp(what, "absent");
     CommFail fail;
-    Comm *c = comm_launched(10, &fail);
+    Comm *c;
 
+    if (absent && !g_strcmp0(g_getenv("OMPI_COMM_WORLD_RANK"), "1"))
+        return 0;
+    c = comm_launched(absent ? 1 : 10, &fail);
     g_assert_nonnull(c);
     if (!strcmp(what, "collectives")) {
         check_all(c);
@@ -360,6 +377,7 @@ int main(int argc, char **argv)
     g_test_add_func("/comm/alone", test_alone);
     g_test_add_data_func("/comm/processes/2", "2", test_processes);
     g_test_add_data_func("/comm/processes/4", "4", test_processes);
+    g_test_add_func("/comm/absent", test_absent);
     g_test_add_data_func("/comm/ends/silent", "silent", test_ends);
     g_test_add_data_func("/comm/ends/killed", "killed", test_ends);
     return g_test_run();

@@ -4,12 +4,14 @@
  * "rank" it is one of the ranks.
  */
 #include "base/error.h"
+#include "base/tree.h"
 #include "policy/backward.h"
 #include "policy/layout.h"
 #include "policy/shard.h"
 #include "tests/policy/model_lab.h"
 #include "tests/kernels/rank_lab.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -404,6 +406,83 @@ static void test_f32(void)
     check_layouts(ops_cpu(), 1e-6);
 }
 
+/* ---- from a checkpoint ---- */
+
+typedef struct {
+    const Model *whole;
+    const char *dir;
+    const Layout *layout;
+    const char *says; /* NULL: it loads */
+} Loading;
+
+static void rank_loads(Comm *world, gpointer user)
+{
+    const Loading *what = user;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Model) loaded =
+        layout_load(&ops_ref_f64, what->dir, WEIGHT_REAL, CHUNK, what->layout, world, &error);
+    g_autoptr(Model) cut = NULL;
+
+    if (what->says) {
+        g_assert_null(loaded);
+        g_assert_nonnull(strstr(error->message, what->says));
+        return;
+    }
+    g_assert_no_error(error);
+    cut = layout_model(what->whole, what->layout, world, &error);
+    g_assert_no_error(error);
+    g_assert_cmpstr(model_digest(loaded), ==, model_digest(cut));
+    g_assert_cmpuint(loaded->weights_bytes, <, what->whole->weights_bytes);
+    layout_groups_clear(&loaded->groups);
+    layout_groups_clear(&cut->groups);
+}
+
+static void test_load(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Model) whole = lab_golden_model(&ops_ref_f64, WEIGHT_REAL, CHUNK);
+    g_autoptr(Weights) weights = weights_new(&whole->config, TENSOR_F64, &error);
+    g_autofree char *dir = g_dir_make_tmp("layouts-XXXXXX", &error);
+    const Layout l = {.tp = 2, .ep = 2, .dp = 2, .sp = 1};
+    Loading what = {.whole = whole, .dir = dir, .layout = &l};
+
+    for (guint i = 0; i < tensors_count(&whole->config); i++) {
+        TensorInfo t = tensors_info(&whole->config, i);
+
+        model_get(whole, &t, weights_at(weights, i));
+    }
+    g_assert_true(weights_save(weights, dir, TENSOR_F64, &error));
+    lab_ranks(4, rank_loads, &what);
+    g_assert_true(tree_remove(AT_FDCWD, dir, &error));
+}
+
+/* With a config and no weights at all: nobody looked for them. */
+static void test_refused(void)
+{
+    static const struct {
+        Layout layout;
+        int ranks;
+        const char *says;
+    } rows[] = {
+        {{.tp = 3}, 3, "tp = 3 does not divide 4 heads"},
+        {{.tp = 2}, 3, "tp = 2, sp = 1, dp = 1 are 2 ranks, there are 3"},
+        {{.ep = 2, .dp = 3}, 3, "ep = 2 does not divide 3 (sp x dp) ranks"},
+        {{.tp = 4}, 4, "4 ranks cannot deal out 2 kv heads"},
+    };
+    g_autoptr(GError) error = NULL;
+    g_autofree char *dir = g_dir_make_tmp("layouts-XXXXXX", &error);
+    ModelConfig config;
+
+    lab_golden_config(&config, 0);
+    g_assert_true(model_config_write(&config, dir, &error));
+    for (guint i = 0; i < G_N_ELEMENTS(rows); i++) {
+        Loading what = {.dir = dir, .layout = &rows[i].layout, .says = rows[i].says};
+
+        lab_ranks(rows[i].ranks, rank_loads, &what);
+    }
+    g_assert_true(tree_remove(AT_FDCWD, dir, &error));
+}
+
 /* ---- processes ---- */
 
 /* The rank's rows and its part of every gradient against what one rank makes of all. */
@@ -507,6 +586,8 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/layouts/f64", test_f64);
     g_test_add_func("/layouts/f32", test_f32);
+    g_test_add_func("/layouts/loaded_by_part", test_load);
+    g_test_add_func("/layouts/refused_before_loading", test_refused);
     g_test_add_data_func("/layouts/processes/2", "2", test_processes);
     g_test_add_data_func("/layouts/processes/4", "4", test_processes);
     return g_test_run();

@@ -22,6 +22,7 @@ typedef struct {
     const Ops *ops;
     guint shares;
     ActsKeep keep;
+    gboolean anchors;      /* ratios against log-probabilities of before the first step */
     gboolean broken;       /* one rollout cannot be trained on */
     const char *from, *to; /* checkpoints; NULL: none */
     double *weights;       /* [count] after it */
@@ -79,6 +80,9 @@ static gboolean train_steps(Training *what, Trainer *trainer, GError **error)
     TrainerLoss loss = {.loss = cispo, .options = loss_options(cispo, &(LossOptions){0})};
     g_autoptr(GPtrArray) groups = groups_of(what);
 
+    if (what->anchors && !trainer_logprobs(trainer, NULL, (RolloutGroup **)groups->pdata,
+                                           groups->len, 0.9, ROLLOUT_ANCHOR, error))
+        return FALSE;
     for (guint i = 0; i < STEPS; i++) {
         TrainerStats stats = {0};
 
@@ -189,6 +193,22 @@ static void test_same_bits(void)
         g_assert_cmpfloat(distance(&single, &r1), <, i ? 1e-6 : 1e-10);
         g_assert_cmpuint(single.tokens, ==, r1.tokens);
     }
+}
+
+/* Anchors that four ranks made together are those of one. */
+static void test_anchors(void)
+{
+    Training what = {.ops = ops_cpu(), .shares = 4, .keep = ACTS_KEEP_ALL};
+    g_auto(Training) plain = train_on(1, what), r1 = {0}, r4 = {0};
+
+    what.anchors = TRUE;
+    r1 = train_on(1, what);
+    r4 = train_on(4, what);
+    assert_same(&r4, &r1);
+    g_assert_cmpfloat(distance(&plain, &r1), >, 1e-5);
+    what.broken = TRUE; /* an advantage alone: it stops nothing before the gradients */
+    g_auto(Training) broken = train_on(4, what);
+    g_assert_nonnull(strstr(broken.why, "rank 3: token"));
 }
 
 /* As many shares as ranks where nothing is said: near the single rank. */
@@ -324,6 +344,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/ranks/shares_make_the_bits", test_same_bits);
+    g_test_add_func("/ranks/anchors", test_anchors);
     g_test_add_func("/ranks/near_the_single_rank", test_near);
     g_test_add_func("/ranks/checkpoints_of_any_number_of_ranks", test_checkpoints);
     g_test_add_func("/ranks/one_rank_fails", test_one_rank_fails);
