@@ -32,7 +32,7 @@ struct WorkerLink {
     int fd;
     GByteArray *in, *out;
     gsize scanned; /* bytes of `in` that hold no end of a line */
-    char *why; /* why we killed it; NULL: we did not */
+    char *why;     /* why we killed it; NULL: we did not */
     guint in_watch, out_watch, child_watch, kill_timer;
 };
 
