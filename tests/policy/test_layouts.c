@@ -19,7 +19,7 @@
 #define SEQUENCES 5
 #define ROWS_MAX  160
 #define CHUNK     4
-#define ROUNDS    3
+#define ROUNDS    2
 
 /* Sequences one after the other, the token that each row is asked about, and its coefficient. */
 typedef struct {
