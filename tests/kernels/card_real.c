@@ -1,0 +1,21 @@
+/* The CUDA backend on this machine's card. */
+#include "tests/kernels/card.h"
+
+#include "kernels/cuda_load.h"
+
+static char why[256];
+
+const Ops *card_ops(void)
+{
+    static const Ops *ops;
+    CudaCard card;
+
+    if (!ops && !why[0])
+        ops = cuda_load(&card, NULL, NULL, why, sizeof why);
+    return ops;
+}
+
+const char *card_missing(void)
+{
+    return why;
+}
