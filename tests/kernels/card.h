@@ -8,3 +8,5 @@
 /* NULL where there is none; the test then skips with card_missing(). */
 const Ops *card_ops(void);
 const char *card_missing(void);
+/* Whether it reads memory from malloc, which models are in. */
+int card_reads_host(void);

@@ -12,3 +12,8 @@ const char *card_missing(void)
 {
     return "";
 }
+
+int card_reads_host(void)
+{
+    return 1;
+}

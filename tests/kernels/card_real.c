@@ -4,11 +4,11 @@
 #include "kernels/cuda_load.h"
 
 static char why[256];
+static CudaCard card;
 
 const Ops *card_ops(void)
 {
     static const Ops *ops;
-    CudaCard card;
 
     if (!ops && !why[0])
         ops = cuda_load(&card, NULL, NULL, why, sizeof why);
@@ -18,4 +18,9 @@ const Ops *card_ops(void)
 const char *card_missing(void)
 {
     return why;
+}
+
+int card_reads_host(void)
+{
+    return card.reads_host;
 }
