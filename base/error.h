@@ -19,6 +19,7 @@ typedef enum AssayErrorCode {
     ASSAY_ERROR_UNSUPPORTED = 4, /* this host or build lacks something; the message names it */
     ASSAY_ERROR_CONFLICT = 5,
     ASSAY_ERROR_LIMIT = 6, /* a named limit was exceeded */
+    ASSAY_ERROR_BUSY = 7,  /* all of a kind are in use: to be tried again */
 } AssayErrorCode;
 
 #define ASSAY_ERROR assay_error_quark()

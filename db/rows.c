@@ -130,3 +130,14 @@ void event_row_free(EventRow *row)
     g_free(row->body);
     g_free(row);
 }
+
+void episode_row_free(EpisodeRow *row)
+{
+    if (row == NULL)
+        return;
+    char *texts[] = {row->public_id, row->seed,    row->limits,      row->parent,
+                     row->why,       row->dataset, row->instance_id, row->grade};
+    for (guint i = 0; i < G_N_ELEMENTS(texts); i++)
+        g_free(texts[i]);
+    g_free(row);
+}

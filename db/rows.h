@@ -129,6 +129,31 @@ typedef struct SweepItemRow {
     GradeRow *grade;
 } SweepItemRow;
 
+/* An episode; its steps are a file that whoever runs it keeps. */
+typedef struct EpisodeRow {
+    gint64 id;
+    char *public_id; /* ep_... */
+    gint64 task_id;
+    char *seed;   /* a whole number */
+    char *limits; /* JSON */
+    guint ending; /* a number of env/episode.h; 0: open */
+    gint64 steps; /* of one that has ended; of one that was forked, at its start */
+    gint64 grade_id;
+    char *parent; /* public id, or NULL */
+    gint64 fork_step;
+    char *why; /* why our machine lost it, or NULL */
+    gint64 created_ms, finished_ms;
+    /* From joins, for display; the grade's are zero when there is none. */
+    char *dataset, *instance_id;
+    char *grade;
+    GradeState grade_state;
+    Verdict verdict;
+    gboolean has_reward;
+    double reward;
+    gboolean mask;
+} EpisodeRow;
+#define EPISODE_ENDINGS_MAX 32 /* numbers of endings are below */
+
 typedef struct EventRow {
     gint64 seq;
     gint64 t_ms;
@@ -142,8 +167,10 @@ void grade_row_free(GradeRow *row);
 void sweep_row_free(SweepRow *row);
 void sweep_item_row_free(SweepItemRow *row);
 void event_row_free(EventRow *row);
+void episode_row_free(EpisodeRow *row);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TaskRow, task_row_free)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(GradeRow, grade_row_free)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SweepRow, sweep_row_free)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SweepItemRow, sweep_item_row_free)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(EventRow, event_row_free)
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(EpisodeRow, episode_row_free)

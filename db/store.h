@@ -157,6 +157,19 @@ GArray *sweep_cancel(Store *store, gint64 sweep_id, GError **error);
 /* Makes a closed sweep open again after one of its grades was retried. */
 gboolean sweep_grade_reopened(Store *store, gint64 grade_id, GError **error);
 
+/* --- episodes (store_episodes.c) */
+
+/* Inserts an open one; fills id, created_ms and, unless it has one, public_id. */
+gboolean episode_put(Store *store, EpisodeRow *row, GError **error);
+EpisodeRow *episode_find(Store *store, const char *public_id, GError **error);
+/* Newest first, from before public id `after`. `ended` < 0: any; `task_id` 0: any. */
+GPtrArray *episode_list(Store *store, gint ended, gint64 task_id, const char *after, guint limit,
+                        GError **error);
+/* Stores ending, steps, grade_id (0: none) and why. ASSAY_ERROR_CONFLICT: it had ended. */
+gboolean episode_set_ended(Store *store, const EpisodeRow *row, GError **error);
+gint64 episode_n_open(Store *store, GError **error); /* -1 on error */
+gboolean episode_counts(Store *store, gint64 ret_by_ending[EPISODE_ENDINGS_MAX], GError **error);
+
 /* --- events (store_events.c) */
 
 /* Appends; returns its number, 0 on error. */

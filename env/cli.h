@@ -61,6 +61,9 @@ struct Cli {
 
 const char *cli_arg(Cli *cli, guint i); /* NULL when there are fewer */
 const char *cli_option(Cli *cli, const char *name);
+/* A whole number in from .. to; without the option `number` stays as it is. INPUT: it is none. */
+gboolean cli_number(Cli *cli, const char *name, guint64 from, guint64 to, guint64 *number,
+                    GError **error);
 gboolean cli_has(Cli *cli, const char *name);
 
 /* --- cli_out.c */
@@ -73,7 +76,8 @@ int cli_usage(Cli *cli, const char *format, ...) G_GNUC_PRINTF(2, 3);
 void cli_say(Cli *cli, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* Prints a JSON object as one line. */
 void cli_print_json(const json_t *value);
-/* NULL-terminated columns; TTY: aligned, pipe: tabs. Call cli_table_end to print. */
+/* NULL-terminated columns; TTY: aligned, pipe: tabs, --json: an object of strings for each row.
+ * Call cli_table_end to print. */
 typedef struct CliTable CliTable;
 CliTable *cli_table_new(Cli *cli, const char *const *columns);
 void cli_table_add(CliTable *table, ...) G_GNUC_NULL_TERMINATED;
@@ -149,6 +153,17 @@ int cli_sweep_results(Cli *cli);
 int cli_sweep_report(Cli *cli);
 int cli_sweep_diff(Cli *cli);
 int cli_eval(Cli *cli);
+int cli_episode_open(Cli *cli);
+int cli_episode_step(Cli *cli);
+int cli_episode_exec(Cli *cli);
+int cli_episode_diff(Cli *cli);
+int cli_episode_steps(Cli *cli);
+int cli_episode_fork(Cli *cli);
+int cli_episode_rollback(Cli *cli);
+int cli_episode_submit(Cli *cli);
+int cli_episode_show(Cli *cli);
+int cli_episode_ls(Cli *cli);
+int cli_episode_close(Cli *cli);
 int cli_episode_run(Cli *cli);
 int cli_episode_replay(Cli *cli);
 int cli_episode_tools(Cli *cli);
@@ -174,6 +189,7 @@ int cli_parse(Cli *cli);
 int cli_policy_init(Cli *cli);
 int cli_policy_inspect(Cli *cli);
 int cli_policy_verify(Cli *cli);
+int cli_policy_quantize(Cli *cli);
 int cli_policy_flops(Cli *cli);
 int cli_policy_bench(Cli *cli);
 int cli_policy_serve(Cli *cli);

@@ -160,22 +160,13 @@ static gboolean check_start(Verify *verify, Generated *made, const Task *task, g
     return FALSE;
 }
 
-static guint64 fails_of(const Task *task)
-{
-    guint64 fails = 0, number = 0;
-    for (char **name = task->fail_to_pass; *name != NULL; name++)
-        if (g_ascii_string_to_unsigned(*name + strlen("call_"), 10, 1, 64, &number, NULL))
-            fails |= G_GUINT64_CONSTANT(1) << (number - 1);
-    return fails;
-}
-
 /* Asks for both verdicts on a row; answers come with later turns. */
 static gboolean verify_row(Verify *verify, Generated *made, GError **error)
 {
     g_autoptr(Task) task = task_from_json(made->row, error);
     if (task == NULL)
         return FALSE;
-    made->fails = fails_of(task);
+    made->fails = task_calls_named((const char *const *)task->fail_to_pass);
     if (!check_start(verify, made, task, FALSE, error) ||
         !check_start(verify, made, task, TRUE, error))
         return FALSE;

@@ -107,7 +107,30 @@ static const CliOption episode_run_options[] = {
     {"record", "FILE", "write the record there"}, {NULL, NULL, NULL}};
 static const CliOption episode_replay_options[] = {
     {"dataset", "FILE", "where the task's row is"},
-    {"record", "FILE", "a record as episode run writes it"}, {NULL, NULL, NULL}};
+    {"record", "FILE", "a record as episode run or episode steps writes it"},
+    {NULL, NULL, NULL}};
+static const CliOption episode_open_options[] = {
+    {"count", "N", "so many, with seeds one after another (default 1)"},
+    {"seed", "S", "what is recorded as its seed (default 0)"},
+    {"turns", "N", "most steps (default 50)"},
+    {"bad", "N", "most actions in a row that are none (default 3)"},
+    {"text-bytes", "N", "of an observation (default 10000)"},
+    {"command-s", "N", "seconds of one command (default 60)"},
+    {"marks", "N", "states in a box that are kept after steps (default 0)"}, {NULL, NULL, NULL}};
+static const CliOption episode_step_options[] = {
+    {"step", "N", "its number (else the next)"},
+    {"request-id", "ID", "what tells a repeat from another request"}, {NULL, NULL, NULL}};
+static const CliOption episode_exec_options[] = {
+    {"cwd", "DIR", "where (default /testbed)"}, {"timeout-s", "N", "seconds"}, {NULL, NULL, NULL}};
+static const CliOption episode_fork_options[] = {
+    {"count", "N", "so many (default 1)"}, {"at-step", "N", "as it was after that step (else now)"},
+    {NULL, NULL, NULL}};
+static const CliOption episode_submit_options[] = {
+    {"end", "WORD", "why it ends: submitted (default), token_limit, time_limit, repetition, ..."},
+    {"detach", NULL, "do not wait for the grade"}, {NULL, NULL, NULL}};
+static const CliOption episode_ls_options[] = {
+    {"open", NULL, "only open ones"}, {"ended", NULL, "only ended ones"}, {"task", "ID", "only of this task"},
+    {"limit", "N", "at most N"}, {"after", "ID", "after this id"}, {NULL, NULL, NULL}};
 static const CliOption gc_options[] = {
     {"older-days", "N", "not used for so many days (default 30)"}, {NULL, NULL, NULL}};
 static const CliOption parse_options[] = {
@@ -124,6 +147,9 @@ static const CliOption policy_init_options[] = {
     {"seed", "S", "what the weights are drawn from (default 0)"},
     {"dtype", "T", "bf16 (default), f16, f32 or f64"},
     {"out", "DIR", "where config.json and the tensors go"}, {NULL, NULL, NULL}};
+static const CliOption policy_quantize_options[] = {
+    {"weights", "T", "int8 (experts), fp8 (attention too) or int4 (experts; attention fp8)"},
+    {"out", "DIR", "where the new checkpoint goes"}, {NULL, NULL, NULL}};
 static const CliOption policy_serve_options[] = {
     {"model", "DIR", "config.json, tensors and tokenizer"},
     {"listen", "WHERE", "PATH of a unix socket, for this user only, or ADDRESS:PORT"},
@@ -147,16 +173,24 @@ static const CliOption policy_chat_options[] = {
     POLICY_SAMPLING_OPTIONS, POLICY_RUNTIME_OPTIONS, {NULL, NULL, NULL}};
 static const CliOption policy_inspect_options[] = {
     {"context", "N", "tokens of each sequence (default 4096)"},
-    {"batch", "N", "sequences at once (default 1)"}, {"tp", "N", "ranks that share the model"},
+    {"batch", "N", "sequences at once (default 1)"},
+    {"tp", "N", "ranks that share heads, vocabulary and experts"},
+    {"ep", "N", "ranks with other experts and other rows"},
+    {"dp", "N", "ranks with other sequences"},
+    {"sp", "N", "ranks with other rows of the same sequences"},
     {"memory", "GB", "of each rank: say how many sequences fit"}, {NULL, NULL, NULL}};
 static const CliOption policy_bench_options[] = {
     {"preset", "NAME", "tiny, t14 (default), t57 or s2b"},
-    {"weights", "T", "bf16 (default) or f32"},
+    {"weights", "T", "bf16 (default), f32, int8, fp8 or int4"},
     {"rounds", "N", "each figure is the median of so many (default 9)"},
     {"context", "N", "decode at contexts up to this (default 1048576)"}, {NULL, NULL, NULL}};
 static const CliOption train_options[] = {
     {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
     {NULL, NULL, NULL}};
+static const CliOption train_plan_options[] = {
+    {"set", "KEY=VALUE...", "set a key of the configuration; may be repeated"},
+    {"ranks", "N", "as many under mpirun (default 1)"},
+    {"here", "N", "of them on this machine (default all)"}, {NULL, NULL, NULL}};
 static const CliOption train_episodes_options[] = {
     {"update", "N", "of this update (else the last that was kept)"},
     {"pick", "HOW", "only the best, worst or longest"}, {NULL, NULL, NULL}};
@@ -219,6 +253,23 @@ const CliCommand cli_commands[] = {
     {"env shell", "INSTANCE",
      "a shell in the environment of a task", cli_env_shell, shell_options, 1, 1},
     {"env rm", "DIGEST", "remove layers", cli_env_rm, NULL, 1, 1},
+    {"episode open", "TASK", "open episodes; prints their ids", cli_episode_open,
+     episode_open_options, 1, 1},
+    {"episode step", "EPISODE TOOL [JSON]", "call a tool; prints what the policy would see",
+     cli_episode_step, episode_step_options, 2, 3},
+    {"episode exec", "EPISODE COMMAND...", "run a command beside the policy",
+     cli_episode_exec, episode_exec_options, 2, 1000},
+    {"episode diff", "EPISODE", "what was changed, as a patch", cli_episode_diff, NULL, 1, 1},
+    {"episode fork", "EPISODE", "episodes with the same past; prints their ids",
+     cli_episode_fork, episode_fork_options, 1, 1},
+    {"episode rollback", "EPISODE STEP", "back to what it was after that step",
+     cli_episode_rollback, NULL, 2, 2},
+    {"episode submit", "EPISODE", "end it and grade what it left",
+     cli_episode_submit, episode_submit_options, 1, 1},
+    {"episode show", "EPISODE", "show an episode", cli_episode_show, NULL, 1, 1},
+    {"episode steps", "EPISODE", "its record, for episode replay", cli_episode_steps, NULL, 1, 1},
+    {"episode ls", "", "list episodes, newest first", cli_episode_ls, episode_ls_options, 0, 0},
+    {"episode close", "EPISODE", "give an episode up", cli_episode_close, NULL, 1, 1},
     {"episode run", "INSTANCE", "an episode of calls read from a file, and its verdict",
      cli_episode_run, episode_run_options, 1, 1},
     {"episode replay", "INSTANCE", "do again what a record says, and compare",
@@ -243,6 +294,8 @@ const CliCommand cli_commands[] = {
      cli_policy_inspect, policy_inspect_options, 1, 1},
     {"policy verify", "DIR",
      "read every value of a checkpoint; print its digest", cli_policy_verify, NULL, 1, 1},
+    {"policy quantize", "DIR", "the checkpoint with matrices of eight or four bits",
+     cli_policy_quantize, policy_quantize_options, 1, 1},
     {"policy flops", "[DIR|CONFIG]",
      "FLOPs against length: the paper's figure and exact", cli_policy_flops, NULL, 0, 1},
     {"policy bench", "", "speeds as shares of what this machine can do", cli_policy_bench,
@@ -265,7 +318,7 @@ const CliCommand cli_commands[] = {
     {"train explain", "DIR", "an episode token by token: ratio, weight, coefficient, why",
      cli_train_explain, train_explain_options, 1, 1},
     {"train plan", "RUN.conf", "the memory that a run will want, part by part", cli_train_plan,
-     train_options, 1, 1},
+     train_plan_options, 1, 1},
     {"train retry", "DIR/failed/N", "an update that failed, made again from what was kept",
      cli_train_retry, NULL, 1, 1},
     {"train keys", "", "what a RUN.conf may say", cli_train_keys, NULL, 0, 0},
@@ -311,6 +364,18 @@ const char *cli_arg(Cli *cli, guint i)
 const char *cli_option(Cli *cli, const char *name)
 {
     return g_hash_table_lookup(cli->options, name);
+}
+
+gboolean cli_number(Cli *cli, const char *name, guint64 from, guint64 to, guint64 *number,
+                    GError **error)
+{
+    const char *text = cli_option(cli, name);
+
+    return text == NULL || g_ascii_string_to_unsigned(text, 10, from, to, number, NULL) ||
+           error_set(error, ASSAY_ERROR_INPUT,
+                     "--%s: %s is not a whole number from %" G_GUINT64_FORMAT
+                     " to %" G_GUINT64_FORMAT,
+                     name, text, from, to);
 }
 
 gboolean cli_has(Cli *cli, const char *name)

@@ -60,6 +60,7 @@ static int exit_of(const GError *error)
     case ASSAY_ERROR_UNSUPPORTED:
         return CLI_UNREACHABLE;
     case ASSAY_ERROR_LIMIT:
+    case ASSAY_ERROR_BUSY:
         return CLI_NO_ROOM;
     case ASSAY_ERROR_SYSTEM:
     case ASSAY_ERROR_CONFLICT:
@@ -153,7 +154,21 @@ void cli_table_add(CliTable *table, ...)
     g_ptr_array_add(table->rows, row);
 }
 
-void cli_table_end(CliTable *table)
+static void print_objects(const CliTable *table)
+{
+    GStrv names = g_ptr_array_index(table->rows, 0);
+
+    for (guint r = 1; r < table->rows->len; r++) {
+        GStrv row = g_ptr_array_index(table->rows, r);
+        g_autoptr(json_t) object = json_object();
+
+        for (guint c = 0; c < table->n_columns; c++)
+            json_object_set_new(object, names[c], json_string(row[c]));
+        cli_print_json(object);
+    }
+}
+
+static void print_columns(const CliTable *table)
 {
     gboolean tty = table->cli->out_tty;
     g_autofree gsize *widths = g_new0(gsize, table->n_columns);
@@ -176,6 +191,14 @@ void cli_table_end(CliTable *table)
         }
         putchar('\n');
     }
+}
+
+void cli_table_end(CliTable *table)
+{
+    if (table->cli->json)
+        print_objects(table);
+    else
+        print_columns(table);
     g_ptr_array_unref(table->rows);
     g_free(table);
 }

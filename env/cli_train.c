@@ -11,6 +11,7 @@
 #include "env/train_plan.h"
 
 #include "base/error.h"
+#include "policy/ranks.h"
 
 #include <glib-unix.h>
 
@@ -24,6 +25,7 @@
 #define SLOT_RUNS    55u
 #define SLOT_STRIDE  16u
 #define WARMUP_EVERY 50 /* steps from line to line */
+#define LAUNCH_S     60 /* for all ranks to be there */
 
 static Train *running;
 
@@ -78,7 +80,18 @@ static VerdictRunner *boxes_open(Cli *cli, GError **error)
     return verdict_runner_new(&boxes, error);
 }
 
-int cli_train(Cli *cli)
+/* Another rank than the first: it ends when that one says so. */
+static int follow(Cli *cli, Comm *comm)
+{
+    const struct sigaction ignore = {.sa_handler = SIG_IGN};
+    GError *error = NULL;
+
+    sigaction(SIGINT, &ignore, NULL);
+    sigaction(SIGTERM, &ignore, NULL);
+    return ranks_follow(comm, &error) ? CLI_OK : cli_error(cli, error, NULL);
+}
+
+static int lead(Cli *cli, Comm *comm)
 {
     GError *error = NULL;
     g_autoptr(TrainConfig) config = config_wanted(cli, &error);
@@ -86,7 +99,7 @@ int cli_train(Cli *cli)
     const EpisodeHostOptions tools = {
         .slot_first = SLOT_TOOLS + SLOT_STRIDE * ((guint)getpid() % SLOT_RUNS),
         .allow_degraded = config_bool(cli->config, CONFIG_ALLOW_DEGRADED)};
-    g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &tools, &error) : NULL;
+    g_autoptr(Train) train = verdicts ? train_open(config, verdicts, &tools, comm, &error) : NULL;
 
     if (!train)
         return cli_error(cli, error, "assay train keys");
@@ -95,6 +108,9 @@ int cli_train(Cli *cli)
     cli_say(cli, "%s: %u tasks, %" G_GSIZE_FORMAT " parameters, %s, loss %s", train->dir,
             train->tasks->len, (gsize)tensors_params(&train->model->config),
             train->model->ops->name, config->loss_name);
+    if (comm->size > 1)
+        cli_say(cli, "%d ranks, %d on this machine; %u shares of a minibatch", comm->size,
+                comm_here(comm), train->trainer->shares);
     if (*config->rollout_server)
         cli_say(cli, "rollouts from %s; its weights %s", config->rollout_server,
                 config->rollout_server_update ? "are given to it before each batch"
@@ -103,6 +119,23 @@ int cli_train(Cli *cli)
     if (!train_run(train, &error))
         return cli_error(cli, error, NULL);
     return finish(cli, train);
+}
+
+int cli_train(Cli *cli)
+{
+    CommFail fail;
+    Comm *comm = comm_launched(LAUNCH_S, &fail);
+    GError *error = NULL;
+    int code;
+
+    if (!comm) {
+        error_set(&error, ASSAY_ERROR_SYSTEM, "%s", fail.text);
+        return cli_error(cli, error, NULL);
+    }
+    code = comm->rank == 0 ? lead(cli, comm) : follow(cli, comm);
+    ranks_dismiss(comm);
+    comm_close(comm);
+    return code;
 }
 
 static void plan_row(CliTable *table, json_t *json, const char *part, guint64 bytes,
@@ -116,16 +149,32 @@ static void plan_row(CliTable *table, json_t *json, const char *part, guint64 by
         cli_table_add(table, part, number, size, key, NULL);
 }
 
+/* --ranks and --here: as mpirun would start them. */
+static gboolean ranks_wanted(Cli *cli, TrainPlanRanks *ranks, GError **error)
+{
+    const char *all = cli_option(cli, "ranks"), *here = cli_option(cli, "here");
+    guint64 n = 1, of_them;
+
+    if (all && !g_ascii_string_to_unsigned(all, 10, 1, 65536, &n, error))
+        return FALSE;
+    of_them = n;
+    if (here && !g_ascii_string_to_unsigned(here, 10, 1, n, &of_them, error))
+        return FALSE;
+    *ranks = (TrainPlanRanks){(guint)n, (guint)of_them};
+    return TRUE;
+}
+
 int cli_train_plan(Cli *cli)
 {
     static const char *const columns[] = {"part", "bytes", "size", "keys", NULL};
     GError *error = NULL;
     g_autoptr(TrainConfig) config = config_wanted(cli, &error);
     g_autoptr(json_t) json = json_object();
+    TrainPlanRanks ranks;
     TrainPlan plan;
     CliTable *table;
 
-    if (!config || !train_plan(config, &plan, &error))
+    if (!config || !ranks_wanted(cli, &ranks, &error) || !train_plan(config, &ranks, &plan, &error))
         return cli_error(cli, error, "assay train keys");
     table = cli->json ? NULL : cli_table_new(cli, columns);
     for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)

@@ -93,6 +93,8 @@ static struct curl_slist *prepare(Client *client, const char *method, const char
         curl_easy_setopt(client->curl, CURLOPT_POSTFIELDS, data != NULL ? data : "");
         curl_easy_setopt(client->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)len);
     }
+    if (!is_post)
+        curl_easy_setopt(client->curl, CURLOPT_CUSTOMREQUEST, method);
     struct curl_slist *headers = curl_slist_append(NULL, "Expect:");
     headers = curl_slist_append(headers, "Content-Type: application/json");
     curl_easy_setopt(client->curl, CURLOPT_HTTPHEADER, headers);
@@ -167,6 +169,17 @@ json_t *client_json(Client *client, const char *method, const char *target, GByt
         return NULL;
     }
     return json_parse((const char *)answer->body->data, answer->body->len, error);
+}
+
+GBytes *client_bytes(Client *client, const char *method, const char *target, GError **error)
+{
+    g_autoptr(Answer) answer = client_call(client, method, target, NULL, error);
+    if (answer == NULL)
+        return NULL;
+    if (answer->status < 400)
+        return g_bytes_new(answer->body->data, answer->body->len);
+    problem_error(answer->status, answer->body, error);
+    return NULL;
 }
 
 static gboolean lines_take(Lines *lines)

@@ -34,6 +34,8 @@ Answer *client_call(Client *client, const char *method, const char *target, GByt
  * message is the problem's detail. */
 json_t *client_json(Client *client, const char *method, const char *target, GBytes *body,
                     GError **error);
+/* As above, and the answer's bytes. */
+GBytes *client_bytes(Client *client, const char *method, const char *target, GError **error);
 /* Called per line of an NDJSON answer as it arrives, and with NULL now and then (about 10 times a
  * second) when nothing does. FALSE ends the call. */
 typedef gboolean (*ClientLineFn)(const json_t *line, gpointer user_data);

@@ -49,6 +49,12 @@ const ConfigInfo config_infos[CONFIG_KEY_COUNT] = {
      "free disk below which no grade starts, MiB"},
     [CONFIG_IMAGES_MIB] = {"images_mib", CONFIG_INT, 0, 1073741824, "0",
      "quota of the image store, MiB; 0: none"},
+    [CONFIG_EPISODES_MAX] = {"episodes_max", CONFIG_INT, 1, 1000000, "1024",
+     "open episodes before 429"},
+    [CONFIG_EPISODE_HOSTS] = {"episode_hosts", CONFIG_INT, 1, 16, "2",
+     "processes that hold open episodes"},
+    [CONFIG_EPISODE_BOXES] = {"episode_boxes", CONFIG_INT, 1, 700, "32",
+     "episodes that can be in a box at the same time"},
 };
 /* clang-format on */
 

@@ -37,6 +37,7 @@ static void on_verdict(const Verdict *verdict, gpointer user)
 {
     TurnEpisode *episode = user;
 
+    turn_judged(episode, verdict);
     if (verdict->state == VERDICT_FAILED)
         answer(episode, DIALECT_FAIL);
     else

@@ -69,6 +69,7 @@ static void on_verdict(const Verdict *verdict, gpointer user)
     TurnEpisode *episode = user;
     Own *own = episode->own;
 
+    turn_judged(episode, verdict);
     turn_end(episode, episode_ended(own->episode),
              verdict->state == VERDICT_UNSCORABLE ? (double)NAN : verdict->state == VERDICT_PASSED);
 }
@@ -97,6 +98,7 @@ static void job_done(TurnEpisode *episode, StepJob *given)
     gint64 rows;
 
     desk->stats->calls += job->made;
+    desk->stats->calls_failed += job->failed;
     if (desk->error)
         return;
     if (job->end != EPISODE_OPEN) {

@@ -17,6 +17,7 @@
 #include "base/tree.h"
 #include "env/env_image.h"
 #include "env/python.h"
+#include "tasks/repo.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -81,6 +82,14 @@ void env_layers_free(EnvLayers *layers)
     g_strfreev(layers->envp);
     g_free(layers->image_id);
     g_free(layers);
+}
+
+EnvLayers *env_for_task(const EnvHost *host, const Environment *env, const Task *task,
+                        const char *repos, char **ret_checkout, GError **error)
+{
+    const RepoOwner owner = {box_store_uid(), box_store_gid()};
+    *ret_checkout = repo_checkout(host->state_dir, task, repos, &owner, error);
+    return *ret_checkout != NULL ? env_ensure(host, env, *ret_checkout, error) : NULL;
 }
 
 void env_layers_apply(const EnvLayers *layers, BoxSpec *spec)

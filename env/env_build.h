@@ -56,6 +56,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(EnvLayers, env_layers_free)
 EnvLayers *env_ensure(const EnvHost *host, const Environment *env, const char *checkout,
                       GError **error);
 
+/* The same from a task: its checkout is made when absent, from `repos` or where it says. */
+EnvLayers *env_for_task(const EnvHost *host, const Environment *env, const Task *task,
+                        const char *repos, char **ret_checkout, GError **error);
+
 /* Fills root, layers, workspace lowers and mounts of a spec; the spec borrows from `layers`. */
 void env_layers_apply(const EnvLayers *layers, BoxSpec *spec);
 

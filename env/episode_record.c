@@ -4,6 +4,7 @@
  *     {"episode": 1, "task", "digest", "seed": "7", "limits": {...}}
  *     {"step": 1, "tool": "edit", "arguments": {...}, "observation", "error": false, "us": 41,
  *      "token_ids"?, "logprobs"?, "weight_version"?}
+ *     {"side": "exec", "arguments": {...}, "observation", "error", "us"}
  *     {"end": "submitted", "steps": 3, "tree": SHA-256 of the changes}
  *
  * Invariants:
@@ -56,25 +57,41 @@ void episode_note_tokens(Episode *episode, const EpisodeTokens *tokens)
                                                 ? json_real((double)tokens->logprobs[i])
                                                 : json_null());
     }
-    json_decref(episode->noted);
-    episode->noted = json_pack("{s:o}", "token_ids", ids);
+    g_clear_pointer(&episode->noted, json_decref);
+    episode_note(episode, "token_ids", ids);
     if (tokens->logprobs != NULL)
-        json_object_set(episode->noted, "logprobs", logprobs);
+        episode_note(episode, "logprobs", json_incref(logprobs));
     if (tokens->weight_version != NULL)
-        json_object_set_new(episode->noted, "weight_version", json_string(tokens->weight_version));
+        episode_note(episode, "weight_version", json_string(tokens->weight_version));
     json_decref(logprobs);
 }
 
-void episode_record_step(Episode *episode, const char *tool, const json_t *arguments,
+void episode_note(Episode *episode, const char *key, json_t *value)
+{
+    if (episode->noted == NULL)
+        episode->noted = json_object();
+    if (value != NULL)
+        json_object_set_new(episode->noted, key, value);
+    else
+        json_object_del(episode->noted, key);
+}
+
+void episode_record_step(Episode *episode, const EpisodeTool *tool, const json_t *arguments,
                          const EpisodeObservation *seen, gint64 us)
 {
-    json_t *line =
-        json_pack("{s:i, s:s, s:o, s:s, s:b, s:I}", "step", (int)episode->turns, "tool", tool,
-                  "arguments", arguments != NULL ? json_deep_copy(arguments) : json_null(),
-                  "observation", seen->text, "error", seen->is_error, "us", (json_int_t)us);
-    if (episode->noted != NULL)
+    gboolean is_side = tool != NULL && tool->parameters == NULL;
+    json_t *line = is_side ? json_pack("{s:s}", "side", tool->name)
+                           : json_pack("{s:i, s:s}", "step", (int)episode->turns, "tool",
+                                       tool != NULL ? tool->name : "");
+    g_autoptr(json_t) rest =
+        json_pack("{s:o, s:s, s:b, s:I}", "arguments",
+                  arguments != NULL ? json_deep_copy(arguments) : json_null(), "observation",
+                  seen->text, "error", seen->is_error, "us", (json_int_t)us);
+    json_object_update(line, rest);
+    if (!is_side && episode->noted != NULL)
         json_object_update(line, episode->noted);
-    g_clear_pointer(&episode->noted, json_decref);
+    if (!is_side)
+        g_clear_pointer(&episode->noted, json_decref);
     line_add(episode, line);
 }
 
@@ -85,6 +102,8 @@ void episode_record_end(Episode *episode)
         char *text = json_dumps(episode->changes, JSON_COMPACT | JSON_SORT_KEYS);
         digest = digest_bytes(text, strlen(text));
         free(text);
+    } else if (episode->diff != NULL) {
+        digest = digest_bytes(episode->diff->str, episode->diff->len);
     }
     line_add(episode, json_pack("{s:s, s:i, s:s?}", "end", episode_end_rule(episode->end)->name,
                                 "steps", (int)episode->turns, "tree", digest));
@@ -122,34 +141,60 @@ static gboolean head_read(const json_t *line, const Task *task, EpisodeOptions *
 /* Puts the recorded tokens where the step will find them. */
 static void note_again(Episode *episode, const json_t *line)
 {
-    static const char *const keys[] = {"token_ids", "logprobs", "weight_version"};
+    static const char *const keys[] = {"token_ids", "logprobs", "weight_version", "request_id"};
     for (gsize i = 0; i < G_N_ELEMENTS(keys); i++) {
         json_t *value = json_object_get(line, keys[i]);
-        if (value == NULL)
-            continue;
-        if (episode->noted == NULL)
-            episode->noted = json_object();
-        json_object_set(episode->noted, keys[i], value);
+        if (value != NULL)
+            episode_note(episode, keys[i], json_incref(value));
     }
 }
 
-static gboolean step_again(Episode *episode, const json_t *line, GError **error)
+struct EpisodeReplay {
+    Episode *episode;
+    const char *record, *at, *end;
+    json_t *line; /* the step that runs, or NULL */
+};
+
+/* The tool or side of a line, and what it showed. */
+static const char *line_call(const json_t *line, const char **ret_want, GError **error)
+{
+    const char *key = json_object_get(line, "side") != NULL ? "side" : "tool";
+    const char *name = json_want_str(line, key, error);
+    *ret_want = name != NULL ? json_want_str(line, "observation", error) : NULL;
+    return *ret_want != NULL ? name : NULL;
+}
+
+/* A step that was begun again is over: does it show the same? */
+static gboolean step_compare(EpisodeReplay *replay, const EpisodeObservation *seen, GError **error)
+{
+    g_autoptr(json_t) line = g_steal_pointer(&replay->line);
+    const char *want = NULL, *name = line_call(line, &want, error);
+    return name != NULL &&
+           (g_strcmp0(seen->text, want) == 0 ||
+            error_set(error, ASSAY_ERROR_CONFLICT, "step %u: %s shows something else",
+                      replay->episode->turns, name));
+}
+
+static gboolean step_again(EpisodeReplay *replay, json_t *line, GError **error)
 {
     g_auto(EpisodeObservation) seen = {0};
+    Episode *episode = replay->episode;
     gint64 us = 0;
-    const char *tool = json_want_str(line, "tool", error);
-    const char *want = tool != NULL ? json_want_str(line, "observation", error) : NULL;
-    if (want == NULL || !json_opt_int(line, "us", 0, G_MAXINT64, 0, &us, error))
+    const json_t *arguments = json_object_get(line, "arguments");
+    const char *want = NULL, *name = line_call(line, &want, error);
+    gboolean ok = name != NULL && json_opt_int(line, "us", 0, G_MAXINT64, 0, &us, error);
+    if (!ok)
         return FALSE;
     note_again(episode, line);
     episode->replay_us = us;
-    if (tool[0] == '\0')
+    replay->line = json_incref(line);
+    if (json_object_get(line, "side") != NULL)
+        ok = episode_side_start(episode, name, arguments, &seen, error);
+    else if (name[0] == '\0')
         episode_bad_action(episode, want, &seen);
-    else if (!episode_call(episode, tool, json_object_get(line, "arguments"), &seen, error))
-        return FALSE;
-    return g_str_equal(seen.text, want) ||
-           error_set(error, ASSAY_ERROR_CONFLICT, "step %u: %s shows something else",
-                     episode->turns, tool);
+    else
+        ok = episode_call_start(episode, name, arguments, &seen, error);
+    return ok && (episode_running(episode) != NULL || step_compare(replay, &seen, error));
 }
 
 /* An end that came from outside comes again; every other has come by itself. */
@@ -166,42 +211,102 @@ static gboolean end_again(Episode *episode, const json_t *line, GError **error)
                      episode_end_rule(episode->end)->name, name);
 }
 
-static gboolean line_again(Episode *episode, const char *text, gsize len, GError **error)
+static gboolean line_again(EpisodeReplay *replay, const char *text, gsize len, GError **error)
 {
     g_autoptr(json_t) line = json_parse(text, len, error);
     if (line == NULL)
         return FALSE;
-    return json_object_get(line, "end") != NULL ? end_again(episode, line, error)
-                                                : step_again(episode, line, error);
+    return json_object_get(line, "end") != NULL ? end_again(replay->episode, line, error)
+                                                : step_again(replay, line, error);
+}
+
+EpisodeReplay *episode_replay_new(EpisodeHost *host, const Task *task, const EpisodeOptions *own,
+                                  const char *record, gsize len, GError **error)
+{
+    EpisodeOptions options;
+    const char *newline = memchr(record, '\n', len);
+    if (newline == NULL || len > RECORD_BYTES_MAX) {
+        error_set(error, ASSAY_ERROR_INPUT, "no record of an episode");
+        return NULL;
+    }
+    g_autoptr(json_t) head = json_parse(record, (gsize)(newline - record), error);
+    if (head == NULL || !head_read(head, task, &options, error))
+        return NULL;
+    options.base = own->base;
+    options.envp = own->envp;
+    Episode *episode = episode_open(host, task, &options, error);
+    if (episode == NULL)
+        return NULL;
+    EpisodeReplay *replay = g_new0(EpisodeReplay, 1);
+    *replay = (EpisodeReplay){
+        .episode = episode, .record = record, .at = newline + 1, .end = record + len};
+    return replay;
+}
+
+static gboolean same_bytes(const EpisodeReplay *replay)
+{
+    const GString *own = replay->episode->record;
+    return own->len == (gsize)(replay->at - replay->record) &&
+           memcmp(own->str, replay->record, own->len) == 0;
+}
+
+EpisodeReplayState episode_replay_next(EpisodeReplay *replay, GError **error)
+{
+    for (;;) {
+        if (replay->line != NULL) {
+            g_auto(EpisodeObservation) seen = {0};
+            if (!episode_call_finish(replay->episode, &seen, error) ||
+                !step_compare(replay, &seen, error))
+                return EPISODE_REPLAY_FAILED;
+        }
+        const char *newline = replay->at < replay->end
+                                  ? memchr(replay->at, '\n', (gsize)(replay->end - replay->at))
+                                  : NULL;
+        if (newline == NULL) /* the end, or a line that was being written when it came */
+            break;
+        if (!line_again(replay, replay->at, (gsize)(newline - replay->at), error))
+            return EPISODE_REPLAY_FAILED;
+        replay->at = newline + 1;
+        if (replay->line != NULL)
+            return EPISODE_REPLAY_WAITS;
+    }
+    if (same_bytes(replay))
+        return EPISODE_REPLAY_DONE;
+    error_set(error, ASSAY_ERROR_CONFLICT, "the tree at the end is another");
+    return EPISODE_REPLAY_FAILED;
+}
+
+Episode *episode_replay_episode(EpisodeReplay *replay)
+{
+    return replay->episode;
+}
+
+void episode_replay_free(EpisodeReplay *replay)
+{
+    if (replay == NULL)
+        return;
+    episode_free(replay->episode);
+    json_decref(replay->line);
+    g_free(replay);
+}
+
+Episode *episode_replay_take(EpisodeReplay *replay)
+{
+    Episode *episode = g_steal_pointer(&replay->episode);
+    episode_replay_free(replay);
+    return episode;
 }
 
 Episode *episode_replay(EpisodeHost *host, const Task *task, const char *record, gsize len,
                         GError **error)
 {
-    EpisodeOptions options;
-    const char *at = record, *end = record + len;
-    const char *newline = memchr(at, '\n', len);
-    if (newline == NULL || len > RECORD_BYTES_MAX) {
-        error_set(error, ASSAY_ERROR_INPUT, "no record of an episode");
-        return NULL;
-    }
-    g_autoptr(json_t) head = json_parse(at, (gsize)(newline - at), error);
-    if (head == NULL || !head_read(head, task, &options, error))
-        return NULL;
-    g_autoptr(Episode) episode = episode_open(host, task, &options, error);
-    for (at = newline + 1; episode != NULL && at < end; at = newline + 1) {
-        newline = memchr(at, '\n', (gsize)(end - at));
-        if (newline == NULL) /* a line that was being written when the end came */
-            break;
-        if (!line_again(episode, at, (gsize)(newline - at), error))
-            return NULL;
-    }
-    if (episode != NULL && (episode->record->len != (gsize)(at - record) ||
-                            memcmp(episode->record->str, record, episode->record->len) != 0)) {
-        error_set(error, ASSAY_ERROR_CONFLICT, "the tree at the end is another");
-        return NULL;
-    }
-    return g_steal_pointer(&episode);
+    EpisodeReplayState state = EPISODE_REPLAY_FAILED;
+    g_autoptr(EpisodeReplay) replay =
+        episode_replay_new(host, task, &(EpisodeOptions){0}, record, len, error);
+    do
+        state = replay != NULL ? episode_replay_next(replay, error) : EPISODE_REPLAY_FAILED;
+    while (state == EPISODE_REPLAY_WAITS);
+    return state == EPISODE_REPLAY_DONE ? episode_replay_take(g_steal_pointer(&replay)) : NULL;
 }
 
 const GString *episode_record(const Episode *episode)

@@ -19,6 +19,7 @@
 #define LIST_MAX       200u
 #define COMMAND_BYTES  (64u << 10)
 #define EDIT_CONTEXT   4u /* lines shown round an edit */
+#define PATH_END       "\1"
 
 /* ---- arguments ---- */
 
@@ -188,7 +189,7 @@ static void show_round(GString *out, const char *path, const char *text, gsize a
 
 static gboolean list_dir(Episode *episode, const char *dir, GString *out, GError **error)
 {
-    g_autoptr(GPtrArray) paths = episode_tree_list(&episode->tree, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(&episode->tree, dir, error);
     g_autofree char *prefix = dir[0] != '\0' ? g_strconcat(dir, "/", NULL) : g_strdup("");
     guint n = 0;
     for (guint i = 0; paths != NULL && i < paths->len; i++)
@@ -345,6 +346,21 @@ static gboolean tool_edit(Episode *episode, const json_t *arguments, GString *ou
 
 /* ---- search ---- */
 
+/* How a command ended, where that is worth a line. */
+static void say_outcome(GString *out, const BoxResult *result, gint64 seconds)
+{
+    if (out->len > 0 && out->str[out->len - 1] != '\n')
+        g_string_append_c(out, '\n');
+    if (result->outcome == BOX_EXITED && result->exit_code != 0)
+        g_string_append_printf(out, "[exit status %d]\n", result->exit_code);
+    else if (result->outcome == BOX_SIGNALED)
+        g_string_append_printf(out, "[ended by signal %d]\n", result->signal);
+    else if (result->outcome == BOX_TIMED_OUT)
+        g_string_append_printf(out, "[ended after %d s]\n", (int)seconds);
+    else if (result->outcome != BOX_EXITED)
+        g_string_append_printf(out, "[ended: %s]\n", box_outcome_str(result->outcome));
+}
+
 static void search_text(const char *path, const char *text, const char *pattern, guint *n,
                         GString *out)
 {
@@ -365,6 +381,62 @@ static gboolean is_in(const char *path, const char *where)
     return len == 0 || (strncmp(path, where, len) == 0 && (path[len] == '\0' || path[len] == '/'));
 }
 
+static void say_matches(GString *out, guint n)
+{
+    if (n > MATCHES_MAX)
+        g_string_append_printf(out, "[%u more matches]\n", n - MATCHES_MAX);
+    else if (n == 0)
+        g_string_append(out, "No matches.\n");
+}
+
+/* A checkout may have many files: its own grep looks through them, while nobody waits here. */
+static gboolean grep_start(Episode *episode, const char *pattern, const char *where, GError **error)
+{
+    EpisodeRunning *running = &episode->running;
+    g_autoptr(GStrvBuilder) words = g_strv_builder_new();
+    g_strv_builder_add_many(words, "grep", "-rnIFZ", "--exclude-dir=.git", "-e", pattern, "--",
+                            where[0] != '\0' ? where : ".", NULL);
+    running->argv = g_strv_builder_end(words);
+    running->cwd = g_strdup(EPISODE_WORK);
+    running->seconds = episode->options.command_s;
+    return episode_command_start(episode, error);
+}
+
+/* By what stands before the mark; lines of one file stay in their order. */
+static int by_path(gconstpointer a, gconstpointer b)
+{
+    const char *x = *(const char *const *)a, *y = *(const char *const *)b;
+    gsize x_len = strcspn(x, PATH_END), y_len = strcspn(y, PATH_END);
+    int order = strncmp(x, y, MIN(x_len, y_len));
+    return order != 0 ? order : (x_len > y_len) - (x_len < y_len);
+}
+
+/* Lines of "path NUL number:text", by path as in memory. */
+static void grep_show(const Episode *episode, const BoxResult *result, GString *out)
+{
+    gsize len = 0;
+    const char *data = result->out != NULL ? g_bytes_get_data(result->out, &len) : NULL;
+    g_autoptr(GPtrArray) found = g_ptr_array_new_with_free_func(g_free);
+    for (const char *at = data, *end = data + len, *newline; at < end; at = newline + 1) {
+        newline = memchr(at, '\n', (gsize)(end - at));
+        if (newline == NULL)
+            break;
+        const char *nul = memchr(at, '\0', (gsize)(newline - at));
+        if (nul == NULL)
+            continue;
+        const char *path = g_str_has_prefix(at, "./") ? at + 2 : at;
+        gsize text_len = MIN((gsize)(newline - nul) - 1, LINE_BYTES_MAX);
+        g_autofree char *text = g_utf8_make_valid(nul + 1, (gssize)text_len);
+        g_ptr_array_add(found, g_strdup_printf("%s" PATH_END "%s", path, text));
+    }
+    g_ptr_array_sort(found, by_path);
+    for (guint i = 0; i < MIN(found->len, MATCHES_MAX); i++)
+        g_string_append_printf(out, "%s\n", g_strdelimit(found->pdata[i], PATH_END, ':'));
+    say_matches(out, found->len);
+    if (result->outcome != BOX_EXITED)
+        say_outcome(out, result, episode->running.seconds);
+}
+
 static gboolean tool_search(Episode *episode, const json_t *arguments, GString *out, GError **error)
 {
     const json_t *given = argument(arguments, "path");
@@ -374,12 +446,16 @@ static gboolean tool_search(Episode *episode, const json_t *arguments, GString *
         : given == NULL || json_is_null(given)
             ? g_strdup("")
             : relative_path(json_is_string(given) ? json_string_value(given) : "..", error);
-    g_autoptr(GPtrArray) paths = where != NULL ? episode_tree_list(&episode->tree, error) : NULL;
     guint n = 0;
-    if (paths == NULL)
+    if (where == NULL)
         return FALSE;
     if (pattern[0] == '\0')
         return error_set(error, ASSAY_ERROR_INPUT, "pattern: empty");
+    if (episode->options.base != NULL)
+        return grep_start(episode, pattern, where, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(&episode->tree, "", error);
+    if (paths == NULL)
+        return FALSE;
     for (guint i = 0; i < paths->len; i++) {
         g_autoptr(GError) local = NULL;
         if (!is_in(paths->pdata[i], where))
@@ -392,32 +468,50 @@ static gboolean tool_search(Episode *episode, const json_t *arguments, GString *
         if (text != NULL) /* not permitted, too large: there is nothing to find */
             search_text(paths->pdata[i], text, pattern, &n, out);
     }
-    if (n > MATCHES_MAX)
-        g_string_append_printf(out, "[%u more matches]\n", n - MATCHES_MAX);
-    else if (n == 0)
-        g_string_append(out, "No matches.\n");
+    say_matches(out, n);
     return TRUE;
 }
 
 /* ---- bash, submit ---- */
 
-/* How a command ended, where that is worth a line. */
-static void say_outcome(GString *out, const BoxResult *result, gint64 seconds)
+/* What was written; bytes that are no UTF-8 are replaced. */
+static char *text_of(GBytes *bytes)
 {
-    if (out->len > 0 && out->str[out->len - 1] != '\n')
-        g_string_append_c(out, '\n');
-    if (result->outcome == BOX_EXITED && result->exit_code != 0)
-        g_string_append_printf(out, "[exit status %d]\n", result->exit_code);
-    else if (result->outcome == BOX_SIGNALED)
-        g_string_append_printf(out, "[ended by signal %d]\n", result->signal);
-    else if (result->outcome == BOX_TIMED_OUT)
-        g_string_append_printf(out, "[ended after %d s]\n", (int)seconds);
-    else if (result->outcome != BOX_EXITED)
-        g_string_append_printf(out, "[ended: %s]\n", box_outcome_str(result->outcome));
+    gsize len = 0;
+    const char *data = bytes != NULL ? g_bytes_get_data(bytes, &len) : NULL;
+    return g_utf8_make_valid(data != NULL ? data : "", (gssize)len);
+}
+
+gboolean episode_command_start(Episode *episode, GError **error)
+{
+    EpisodeRunning *running = &episode->running;
+    if (!episode_enter_box(episode, error))
+        return FALSE;
+    running->command.argv = (const char *const *)running->argv;
+    running->command.cwd = running->cwd;
+    running->command.envp = episode->options.envp;
+    running->command.wall_ms = (guint64)running->seconds * 1000;
+    running->run = box_start(episode->tree.box, &running->command, error);
+    return running->run != NULL;
+}
+
+void episode_running_clear(Episode *episode)
+{
+    EpisodeRunning *running = &episode->running;
+    if (running->run != NULL) {
+        g_auto(BoxResult) result = {0};
+        box_run_cancel(running->run);
+        box_run_finish(running->run, &result, NULL);
+    }
+    json_decref(running->arguments);
+    g_strfreev(running->argv);
+    g_free(running->cwd);
+    *running = (EpisodeRunning){0};
 }
 
 static gboolean tool_bash(Episode *episode, const json_t *arguments, GString *out, GError **error)
 {
+    (void)out;
     gint64 seconds = episode->options.command_s;
     const json_t *timeout = argument(arguments, "timeout");
     const char *command = want_str(arguments, "command", error);
@@ -430,20 +524,21 @@ static gboolean tool_bash(Episode *episode, const json_t *arguments, GString *ou
             return error_set(error, ASSAY_ERROR_INPUT, "timeout: expected seconds, 1 or more");
         seconds = (gint64)MIN(json_number_value(timeout), (double)seconds);
     }
-    if (!episode_enter_box(episode, error))
-        return FALSE;
-    const char *argv[] = {"/bin/bash", "-c", command, NULL};
-    const BoxCommand run = {
-        .argv = argv, .cwd = EPISODE_WORK, .merge = TRUE, .wall_ms = (guint64)seconds * 1000};
-    g_auto(BoxResult) result = {0};
-    if (!box_exec(episode->tree.box, &run, &result, error))
-        return FALSE;
-    gsize len = 0;
-    const char *data = result.out != NULL ? g_bytes_get_data(result.out, &len) : "";
-    g_autofree char *text = g_utf8_make_valid(data != NULL ? data : "", (gssize)len);
+    EpisodeRunning *running = &episode->running;
+    g_autoptr(GStrvBuilder) words = g_strv_builder_new();
+    g_strv_builder_add_many(words, "/bin/bash", "-c", command, NULL);
+    running->argv = g_strv_builder_end(words);
+    running->cwd = g_strdup(EPISODE_WORK);
+    running->seconds = seconds;
+    running->command.merge = TRUE;
+    return episode_command_start(episode, error);
+}
+
+static void bash_show(const Episode *episode, const BoxResult *result, GString *out)
+{
+    g_autofree char *text = text_of(result->out);
     g_string_append(out, text);
-    say_outcome(out, &result, seconds);
-    return TRUE;
+    say_outcome(out, result, episode->running.seconds);
 }
 
 static gboolean tool_submit(Episode *episode, const json_t *arguments, GString *out, GError **error)
@@ -453,6 +548,98 @@ static gboolean tool_submit(Episode *episode, const json_t *arguments, GString *
     episode->end = EPISODE_SUBMITTED;
     g_string_append(out, "Submitted.\n");
     return TRUE;
+}
+
+/* ---- beside the policy ---- */
+
+#define EXEC_ARGS_MAX  1000u
+#define EXEC_BYTES_MAX (256u << 10)
+
+/* The words of argv; NULL: they are not as they should be. */
+static GStrv want_argv(const json_t *arguments, GError **error)
+{
+    const json_t *list = json_object_get(arguments, "argv");
+    g_autoptr(GStrvBuilder) words = g_strv_builder_new();
+    gsize n = json_array_size(list), bytes = 0;
+    for (gsize i = 0; i < n && i < EXEC_ARGS_MAX; i++) {
+        const json_t *word = json_array_get(list, i);
+        const char *text = json_string_value(word);
+        if (text == NULL || strlen(text) != json_string_length(word) || (i == 0 && *text == '\0')) {
+            error_set(error, ASSAY_ERROR_INPUT, "argv: expected strings without NUL");
+            return NULL;
+        }
+        bytes += strlen(text) + 1;
+        g_strv_builder_add(words, text);
+    }
+    if (n == 0 || n > EXEC_ARGS_MAX || bytes > EXEC_BYTES_MAX) {
+        error_set(error, ASSAY_ERROR_INPUT, "argv: expected 1 to %u words, %u bytes at most",
+                  EXEC_ARGS_MAX, EXEC_BYTES_MAX);
+        return NULL;
+    }
+    return g_strv_builder_end(words);
+}
+
+static gboolean side_exec(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    static const char *const keys[] = {"argv", "cwd", "timeout_s", "stdin", NULL};
+    (void)out;
+    EpisodeRunning *running = &episode->running;
+    const json_t *input = json_object_get(arguments, "stdin");
+    const char *cwd = json_opt_str(arguments, "cwd", EPISODE_WORK, error);
+    if (cwd == NULL || !json_only_keys(arguments, keys, error) ||
+        !json_opt_int(arguments, "timeout_s", 1, episode->options.command_s,
+                      episode->options.command_s, &running->seconds, error) ||
+        (running->argv = want_argv(arguments, error)) == NULL)
+        return FALSE;
+    if (cwd[0] != '/')
+        return error_set(error, ASSAY_ERROR_INPUT, "cwd: expected an absolute path");
+    if (input != NULL && !json_is_string(input))
+        return error_set(error, ASSAY_ERROR_INPUT, "stdin: expected a string");
+    running->cwd = g_strdup(cwd);
+    running->command.stdin_data = json_string_value(input);
+    running->command.stdin_len = json_string_length(input);
+    return episode_command_start(episode, error);
+}
+
+static void exec_show(const Episode *episode, const BoxResult *result, GString *out)
+{
+    (void)episode;
+    g_autofree char *out_text = text_of(result->out), *err_text = text_of(result->err);
+    g_autoptr(json_t) shown =
+        json_pack("{s:s, s:i, s:i, s:s, s:s, s:b}", "outcome", box_outcome_str(result->outcome),
+                  "exit_code", result->exit_code, "signal", result->signal, "stdout", out_text,
+                  "stderr", err_text, "truncated", result->truncated);
+    g_autofree char *text = json_print(shown);
+    g_string_append(out, text);
+}
+
+static gboolean side_write(Episode *episode, const json_t *arguments, GString *out, GError **error)
+{
+    static const char *const keys[] = {"path", "text", "base64", NULL};
+    g_autofree char *path =
+        json_only_keys(arguments, keys, error) ? want_path(arguments, error) : NULL;
+    const json_t *text = json_object_get(arguments, "text");
+    const char *base64 = json_string_value(json_object_get(arguments, "base64"));
+    gsize len = json_string_length(text);
+    if (path == NULL)
+        return FALSE;
+    if (json_is_string(text) == (base64 != NULL))
+        return error_set(error, ASSAY_ERROR_INPUT, "text, base64: expected one of them");
+    g_autofree guchar *decoded = base64 != NULL ? g_base64_decode(base64, &len) : NULL;
+    const void *data = base64 != NULL ? (const void *)decoded : json_string_value(text);
+    g_string_append(out, "{}");
+    return episode_tree_write(&episode->tree, path, data, len, error);
+}
+
+GBytes *episode_file(const Episode *episode, const char *path, GError **error)
+{
+    g_autofree char *relative = relative_path(path, error);
+    if (relative == NULL)
+        return NULL;
+    if (relative[0] != '\0')
+        return episode_tree_read(&episode->tree, relative, error);
+    error_set(error, ASSAY_ERROR_NOT_ALLOWED, "path: a file is needed, not the directory");
+    return NULL;
 }
 
 /* ---- the table ---- */
@@ -481,7 +668,8 @@ static const EpisodeTool tools[] = {
      "{\"type\": \"object\", \"properties\": {"
      "\"pattern\": {\"type\": \"string\"},"
      "\"path\": {\"type\": \"string\", \"description\": \"only this file or directory\"}},"
-     "\"required\": [\"pattern\"]}"},
+     "\"required\": [\"pattern\"]}",
+     grep_show},
     {"bash",
      {"execute_bash", "terminal", "shell", "run_shell_command"},
      tool_bash,
@@ -490,13 +678,27 @@ static const EpisodeTool tools[] = {
      "{\"type\": \"object\", \"properties\": {"
      "\"command\": {\"type\": \"string\"},"
      "\"timeout\": {\"type\": \"number\", \"description\": \"seconds\"}},"
-     "\"required\": [\"command\"]}"},
+     "\"required\": [\"command\"]}",
+     bash_show},
     {"submit",
      {"finish", "done", "task_complete"},
      tool_submit,
      "Ends the work; the files are graded as they are.",
      "{\"type\": \"object\", \"properties\": {}}"},
 };
+
+static const EpisodeTool sides[] = {
+    {.name = "exec", .fn = side_exec, .show = exec_show},
+    {.name = "write", .fn = side_write},
+};
+
+const EpisodeTool *episode_side_find(const char *name)
+{
+    for (gsize i = 0; i < G_N_ELEMENTS(sides); i++)
+        if (g_str_equal(sides[i].name, name))
+            return &sides[i];
+    return NULL;
+}
 
 const EpisodeTool *episode_tool_find(const char *name)
 {

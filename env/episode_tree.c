@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "env/verdict.h"
+#include "tasks/repo_diff.h"
 
 #include <string.h>
 
@@ -127,12 +128,12 @@ static gboolean box_list(const EpisodeTree *tree, const char *dir, guint depth, 
     return TRUE;
 }
 
-GPtrArray *episode_tree_list(const EpisodeTree *tree, GError **error)
+GPtrArray *episode_tree_list(const EpisodeTree *tree, const char *below, GError **error)
 {
     g_autoptr(GPtrArray) paths = g_ptr_array_new_with_free_func(g_free);
     if (tree->box == NULL)
         memory_list(tree, paths);
-    else if (!box_list(tree, "", 0, paths, error))
+    else if (!box_list(tree, below, 0, paths, error))
         return NULL;
     g_ptr_array_sort(paths, by_path);
     return g_steal_pointer(&paths);
@@ -227,7 +228,7 @@ gboolean episode_tree_remove(EpisodeTree *tree, const char *path, GError **error
 
 gboolean episode_tree_move(EpisodeTree *tree, Box *box, GError **error)
 {
-    g_autoptr(GPtrArray) paths = episode_tree_list(tree, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(tree, "", error);
     g_autoptr(GArray) files = g_array_new(FALSE, FALSE, sizeof(BoxFile));
     g_autoptr(GPtrArray) held = g_ptr_array_new_with_free_func(bytes_free);
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
@@ -319,7 +320,7 @@ static gboolean add_new(const EpisodeTree *tree, const char *path, json_t *chang
 json_t *episode_tree_changes(const EpisodeTree *tree, GError **error)
 {
     g_autoptr(json_t) changes = json_object();
-    g_autoptr(GPtrArray) paths = episode_tree_list(tree, error);
+    g_autoptr(GPtrArray) paths = episode_tree_list(tree, "", error);
     gsize left = VERDICT_NEW_BYTES_MAX;
     guint n_new = 0;
     const char *path;
@@ -334,4 +335,50 @@ json_t *episode_tree_changes(const EpisodeTree *tree, GError **error)
             !add_new(tree, paths->pdata[i], changes, &left, error))
             return NULL;
     return g_steal_pointer(&changes);
+}
+
+/* ---- as a diff ---- */
+
+static guint mode_of(const EpisodeTree *tree, const char *path)
+{
+    const json_t *value = json_object_get(tree->task->files, path);
+    const char *mode = json_string_value(json_object_get(value, "mode"));
+    return g_strcmp0(mode, "755") == 0 ? 0100755 : 0100644;
+}
+
+/* The bytes of a change; NULL: the file is gone. */
+static GBytes *change_bytes(const json_t *value)
+{
+    gsize len = 0;
+    if (json_is_string(value))
+        return g_bytes_new(json_string_value(value), json_string_length(value));
+    const char *base64 = json_string_value(json_object_get(value, "base64"));
+    guchar *data = base64 != NULL ? g_base64_decode(base64, &len) : NULL;
+    return data != NULL ? g_bytes_new_take(data, len) : NULL;
+}
+
+GString *episode_tree_diff(const EpisodeTree *tree, const json_t *changes, GError **error)
+{
+    g_autoptr(GString) patch = g_string_new(NULL);
+    g_autoptr(GPtrArray) paths = g_ptr_array_new();
+    const char *path;
+    json_t *value;
+    json_object_foreach((json_t *)(gsize)changes, path, value)
+        g_ptr_array_add(paths, (gpointer)(gsize)path);
+    g_ptr_array_sort(paths, by_path);
+    for (guint i = 0; i < paths->len; i++) {
+        RepoDiffSide before = {0}, after = {0};
+        g_autoptr(GBytes) bytes = change_bytes(json_object_get(changes, paths->pdata[i]));
+        before.data = original(tree, paths->pdata[i], &before.len);
+        before.mode = before.data != NULL ? mode_of(tree, paths->pdata[i]) : 0;
+        if (bytes != NULL) {
+            after.mode = before.mode != 0 ? before.mode : 0100644;
+            after.data = g_bytes_get_data(bytes, &after.len);
+        }
+        before.data = before.data != NULL ? before.data : "";
+        after.data = after.data != NULL ? after.data : "";
+        if (!repo_diff_add(patch, paths->pdata[i], &before, &after, error))
+            return NULL;
+    }
+    return g_steal_pointer(&patch);
 }

@@ -29,11 +29,15 @@ gboolean episode_tree_write(EpisodeTree *tree, const char *path, const void *dat
 /* Undoes the making of a file. */
 gboolean episode_tree_remove(EpisodeTree *tree, const char *path, GError **error);
 
-/* Paths of regular files, sorted; directories and what is beyond limits left out. */
-GPtrArray *episode_tree_list(const EpisodeTree *tree, GError **error);
+/* Paths of regular files, sorted; directories and what is beyond limits left out. In a box only
+ * those below the directory `below` ("": all) are looked for. */
+GPtrArray *episode_tree_list(const EpisodeTree *tree, const char *below, GError **error);
 
 /* Writes everything into the box, which is the truth from then on. */
 gboolean episode_tree_move(EpisodeTree *tree, Box *box, GError **error);
 
 /* What differs from the task: env/episode.h. */
 json_t *episode_tree_changes(const EpisodeTree *tree, GError **error);
+
+/* Such changes as a diff. */
+GString *episode_tree_diff(const EpisodeTree *tree, const json_t *changes, GError **error);

@@ -21,7 +21,6 @@
 #include "reward/witness_patch.h"
 #include "tasks/diff.h"
 #include "tasks/environment.h"
-#include "tasks/repo.h"
 
 #include <string.h>
 
@@ -314,6 +313,7 @@ static json_t *failed_json(const GradeRequest *request, const GError *why)
         [ASSAY_ERROR_UNSUPPORTED] = {"unsupported", FALSE},
         [ASSAY_ERROR_CONFLICT] = {"conflict", TRUE},
         [ASSAY_ERROR_LIMIT] = {"limit", FALSE},
+        [ASSAY_ERROR_BUSY] = {"busy", TRUE},
     };
     gsize kind = why->domain == ASSAY_ERROR ? (gsize)why->code : ASSAY_ERROR_SYSTEM;
     return json_pack("{s:s, s:s, s:s, s:n, s:n, s:b, s:{s:s, s:s, s:b}}", "event", "done", "id",
@@ -344,17 +344,14 @@ static void missing_note(const char *checkout, json_t *evidence)
 static EnvLayers *grade_prepare(const GradeRequest *request, json_t *evidence,
                                 Environment **ret_env, GError **error)
 {
-    const RepoOwner owner = {box_store_uid(), box_store_gid()};
     const EnvHost host = {.state_dir = request->state_dir,
                           .slot = request->slot,
                           .allow_degraded = request->allow_degraded};
-    g_autoptr(Environment) env = environment_for(request->task, request->environments, error);
-    if (env == NULL)
-        return NULL;
-    g_autofree char *checkout =
-        repo_checkout(request->state_dir, request->task, request->repos, &owner, error);
-    EnvLayers *layers = checkout != NULL ? env_ensure(&host, env, checkout, error) : NULL;
-    *ret_env = layers != NULL ? g_steal_pointer(&env) : NULL;
+    g_autofree char *checkout = NULL;
+    *ret_env = environment_for(request->task, request->environments, error);
+    EnvLayers *layers = *ret_env != NULL ? env_for_task(&host, *ret_env, request->task,
+                                                        request->repos, &checkout, error)
+                                         : NULL;
     if (layers != NULL)
         missing_note(checkout, evidence);
     return layers;

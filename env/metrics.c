@@ -5,6 +5,7 @@
  */
 #include "env/routes.h"
 
+#include "env/episode_hosts.h"
 #include "env/service.h"
 
 #include <stdio.h>
@@ -76,6 +77,21 @@ static double rss_bytes(void)
                : 0;
 }
 
+static void add_episodes(GString *text, Service *service)
+{
+    gint64 by_ending[EPISODE_ENDINGS_MAX] = {0};
+    if (!episode_counts(service->store, by_ending, NULL))
+        return;
+    gauge(text, "assay_episodes_open", (double)by_ending[EPISODE_OPEN]);
+    for (EpisodeEnd end = EPISODE_SUBMITTED; end < EPISODE_ENDS; end++)
+        g_string_append_printf(text, "assay_episodes_total{end=\"%s\"} %" G_GINT64_FORMAT "\n",
+                               episode_end_rule(end)->name, by_ending[end]);
+    gauge(text, "assay_episode_steps_total", (double)service->counters[COUNT_EPISODE_STEPS]);
+    gauge(text, "assay_episodes_loaded", episode_hosts_n_loaded(service->episodes));
+    gauge(text, "assay_episode_hosts{state=\"alive\"}", episode_hosts_n_alive(service->episodes));
+    gauge(text, "assay_episode_hosts_lost_total", (double)episode_hosts_n_lost(service->episodes));
+}
+
 void api_metrics(Request *req)
 {
     Service *service = req->service;
@@ -89,6 +105,7 @@ void api_metrics(Request *req)
     gauge(text, "assay_grade_coalesced_total", (double)service->counters[COUNT_COALESCED]);
     gauge(text, "assay_grade_requeued_total", (double)service->counters[COUNT_REQUEUED]);
     gauge(text, "assay_grade_result_refused_total", (double)service->counters[COUNT_CANARY]);
+    add_episodes(text, service);
     gauge(text, "assay_leases_lost_total", (double)service->counters[COUNT_LEASES_LOST]);
     gauge(text, "assay_events_lagged_total", (double)service->counters[COUNT_EVENTS_LAGGED]);
     gauge(text, "assay_workers_lost_total", (double)worker_pool_n_lost(service->pool));

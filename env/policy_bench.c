@@ -1,9 +1,8 @@
 /*
  * assay policy bench: speeds of the CPU path as shares of what this machine can do.
  */
-#include "env/cli.h"
+#include "env/policy_runtime.h"
 
-#include "base/error.h"
 #include "policy/bench.h"
 #include "policy/init.h"
 
@@ -37,41 +36,27 @@ static void print_row(const BenchRow *row, gpointer user)
     }
 }
 
-static gboolean number_of(Cli *cli, const char *name, guint64 fallback, guint64 most,
-                          guint64 *ret_number, GError **error)
-{
-    const char *text = cli_option(cli, name);
-
-    *ret_number = fallback;
-    if (text == NULL || g_ascii_string_to_unsigned(text, 10, 1, most, ret_number, NULL))
-        return TRUE;
-    return error_set(error, ASSAY_ERROR_INPUT, "--%s: %s is not in 1 .. %" G_GUINT64_FORMAT, name,
-                     text, most);
-}
-
 int cli_policy_bench(Cli *cli)
 {
     GError *error = NULL;
     const char *preset = cli_option(cli, "preset");
-    const char *format = cli_option(cli, "weights");
     Printer printer = {.cli = cli};
-    guint64 rounds, context;
+    guint64 rounds = 9, context = 1 << 20;
+    WeightFormat format;
     ModelConfig config;
 
-    if (format && !g_str_equal(format, "bf16") && !g_str_equal(format, "f32"))
-        return cli_usage(cli, "--weights: %s is neither bf16 nor f32", format);
-    if (!number_of(cli, "rounds", 9, 99, &rounds, &error) ||
-        !number_of(cli, "context", 1 << 20, 1 << 24, &context, &error) ||
+    if (!policy_weights_wanted(cli, &format, &error) ||
+        !cli_number(cli, "rounds", 1, 99, &rounds, &error) ||
+        !cli_number(cli, "context", 1, 1 << 24, &context, &error) ||
         !init_preset(preset ? preset : "t14", &config, &error))
         return cli_error(cli, error, NULL);
     cli_say(cli, "%s, %s, %s weights", preset ? preset : "t14", ops_cpu()->name,
-            format ? format : "bf16");
+            weight_format_name(format));
     if (!cli->json)
         printer.table = cli_table_new(
             cli, (const char *[]){"group", "what", "value", "unit", "bound", "share", NULL});
-    if (!bench_run(ops_cpu(), &config,
-                   format && g_str_equal(format, "f32") ? WEIGHT_REAL : WEIGHT_BF16, (guint)rounds,
-                   (gint64)context, print_row, &printer, &error))
+    if (!bench_run(ops_cpu(), &config, format, (guint)rounds, (gint64)context, print_row, &printer,
+                   &error))
         return cli_error(cli, error, NULL);
     if (printer.table)
         cli_table_end(printer.table);

@@ -1,32 +1,23 @@
 /*
- * assay policy init, inspect, verify, flops: models as files and as numbers.
+ * assay policy init, inspect, verify, quantize, flops: models as files and as numbers.
  *
  * Invariants:
  *   1. No daemon is asked and no model is computed with; inspect and flops read no weights.
  *   2. JSON carries whole numbers of bytes; text is for reading, in units of 1000.
  */
-#include "env/cli.h"
+#include "env/policy_runtime.h"
 
 #include "base/error.h"
+#include "policy/coded.h"
 #include "policy/flops.h"
 #include "policy/init.h"
 #include "policy/plan.h"
+#include "policy/tokenizer.h"
 #include "policy/verify.h"
 
 #include <string.h>
 
 #define TOKENS_PER_K 1024.0
-
-/* An unsigned option, or `fallback` where it is not given. */
-static gboolean number_of(Cli *cli, const char *name, guint64 fallback, guint64 *ret_number,
-                          GError **error)
-{
-    const char *text = cli_option(cli, name);
-    *ret_number = fallback;
-    if (text == NULL || g_ascii_string_to_unsigned(text, 10, 0, G_MAXUINT64, ret_number, NULL))
-        return TRUE;
-    return error_set(error, ASSAY_ERROR_INPUT, "--%s: %s is not a whole number", name, text);
-}
 
 /* 45,943,357,440 */
 static char *grouped(guint64 number)
@@ -70,7 +61,7 @@ static gboolean dtype_wanted(Cli *cli, TensorDtype *dtype, GError **error)
     const char *given = cli_option(cli, "dtype");
     g_autofree char *name = g_ascii_strup(given != NULL ? given : "bf16", -1);
     *dtype = tensor_dtype_parse(name);
-    return *dtype != TENSOR_NONE ||
+    return (*dtype != TENSOR_NONE && *dtype <= TENSOR_BF16) ||
            error_set(error, ASSAY_ERROR_INPUT, "--dtype: %s is none of bf16, f16, f32, f64", given);
 }
 
@@ -79,12 +70,12 @@ int cli_policy_init(Cli *cli)
     GError *error = NULL;
     ModelConfig config;
     TensorDtype dtype;
-    guint64 seed;
+    guint64 seed = 0;
     const char *out = cli_option(cli, "out");
     if (out == NULL)
         return cli_usage(cli, "policy init needs --out DIR");
     if (!config_wanted(cli, &config, &error) || !dtype_wanted(cli, &dtype, &error) ||
-        !number_of(cli, "seed", 0, &seed, &error) ||
+        !cli_number(cli, "seed", 0, G_MAXUINT64, &seed, &error) ||
         !init_checkpoint(&config, seed, dtype, SAFETENSORS_SHARD_BYTES, out, &error))
         return cli_error(cli, error, NULL);
     g_autofree char *params = grouped(tensors_params(&config));
@@ -133,15 +124,30 @@ typedef struct Inspect {
 
 static gboolean make_plans(Cli *cli, const ModelConfig *config, Inspect *inspect, GError **error)
 {
-    guint64 batch, ranks, gb;
     PlanAsk *ask = &inspect->ask;
-    if (!number_of(cli, "context", 4096, &ask->context, error) ||
-        !number_of(cli, "batch", 1, &batch, error) || !number_of(cli, "tp", 1, &ranks, error) ||
-        !number_of(cli, "memory", 0, &gb, error))
+    const struct {
+        const char *name;
+        guint32 *to;
+    } layout[] = {{"tp", &ask->layout.tp},
+                  {"ep", &ask->layout.ep},
+                  {"dp", &ask->layout.dp},
+                  {"sp", &ask->layout.sp}};
+    guint64 batch = 1, gb = 0;
+    ask->context = 4096;
+    if (!cli_number(cli, "context", 0, G_MAXUINT64, &ask->context, error) ||
+        !cli_number(cli, "batch", 0, G_MAXUINT32, &batch, error) ||
+        !cli_number(cli, "memory", 0, G_MAXUINT32, &gb, error))
         return FALSE;
-    ask->batch = (guint32)MIN(batch, G_MAXUINT32);
-    ask->ranks = (guint32)MIN(ranks, G_MAXUINT32);
-    inspect->memory = MIN(gb, G_MAXUINT32) * 1000000000;
+    ask->batch = (guint32)batch;
+    for (guint i = 0; i < G_N_ELEMENTS(layout); i++) {
+        guint64 ranks = 0;
+        if (!cli_number(cli, layout[i].name, 0, G_MAXUINT32, &ranks, error))
+            return FALSE;
+        *layout[i].to = (guint32)ranks;
+    }
+    if (!layout_check(config, &ask->layout, &ask->layout, error))
+        return FALSE;
+    inspect->memory = gb * 1000000000;
     for (int f = 0; f < PLAN_FORMATS; f++) {
         ask->format = (PlanFormat)f;
         if (!plan_memory(config, ask, &inspect->plans[f], error))
@@ -177,16 +183,19 @@ static json_t *plan_json(const Inspect *inspect, const MemoryPlan *plan)
 static void print_inspect_json(const ModelConfig *config, const Inspect *inspect,
                                json_t *checkpoint)
 {
+    const Layout *layout = &inspect->ask.layout;
     json_t *formats = json_object();
     for (int f = 0; f < PLAN_FORMATS; f++)
         json_object_set_new(formats, plan_format_name((PlanFormat)f),
                             plan_json(inspect, &inspect->plans[f]));
     g_autoptr(json_t) value = json_pack(
-        "{s:o, s:I, s:I, s:O, s:{s:I, s:I, s:I, s:o}}", "config", model_config_json(config),
-        "parameters", (json_int_t)tensors_params(config), "parameters_active",
-        (json_int_t)tensors_params_active(config), "checkpoint", checkpoint, "memory_per_rank",
-        "context", (json_int_t)inspect->ask.context, "batch", (json_int_t)inspect->ask.batch,
-        "ranks", (json_int_t)inspect->ask.ranks, "formats", formats);
+        "{s:o, s:I, s:I, s:O, s:{s:I, s:I, s:I, s:{s:I, s:I, s:I, s:I}, s:o}}", "config",
+        model_config_json(config), "parameters", (json_int_t)tensors_params(config),
+        "parameters_active", (json_int_t)tensors_params_active(config), "checkpoint", checkpoint,
+        "memory_per_rank", "context", (json_int_t)inspect->ask.context, "batch",
+        (json_int_t)inspect->ask.batch, "ranks", (json_int_t)layout_ranks(layout), "layout", "tp",
+        (json_int_t)layout->tp, "ep", (json_int_t)layout->ep, "dp", (json_int_t)layout->dp, "sp",
+        (json_int_t)layout->sp, "formats", formats);
     cli_print_json(value);
 }
 
@@ -260,6 +269,7 @@ static void print_inspect(Cli *cli, const ModelConfig *c, const Inspect *inspect
     g_autofree char *params = grouped(tensors_params(c));
     g_autofree char *active = grouped(tensors_params_active(c));
     g_autofree char *context = grouped(inspect->ask.context);
+    const Layout l = inspect->ask.layout;
     printf("layers       %u: %u lightning, %u softmax; chunk %u\n", c->layers, c->lightning_layers,
            c->softmax_layers, c->chunk);
     printf("sizes        hidden %u, %u heads of %u (%u rotated), %u kv heads\n", c->hidden,
@@ -269,8 +279,9 @@ static void print_inspect(Cli *cli, const ModelConfig *c, const Inspect *inspect
     printf("parameters   %s\n", params);
     printf("active       %s per token, without embedding, head and norms\n", active);
     print_checkpoint(checkpoint);
-    printf("memory       per rank of %u; sequences: %u of %s tokens\n\n", inspect->ask.ranks,
-           inspect->ask.batch, context);
+    printf(
+        "memory       per rank of %u (tp %u, ep %u, dp %u, sp %u); sequences: %u of %s tokens\n\n",
+        layout_ranks(&l), l.tp, l.ep, l.dp, l.sp, inspect->ask.batch, context);
     print_plans(cli, inspect);
 }
 
@@ -316,6 +327,40 @@ int cli_policy_verify(Cli *cli)
                 " in padded rows are not zero, first in %s",
                 report.not_finite, report.padding_filled, report.first_bad);
     return good ? CLI_OK : CLI_FAILED;
+}
+
+/* --- quantize */
+
+/* A tokenizer goes along, if there is one. */
+static gboolean take_tokenizer(const char *from, const char *to, GError **error)
+{
+    g_autoptr(GError) why = NULL;
+    g_autoptr(Tokenizer) tokenizer = tokenizer_load(from, &why);
+    if (tokenizer != NULL)
+        return tokenizer_save(tokenizer, to, error);
+    if (g_error_matches(why, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND))
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&why));
+    return FALSE;
+}
+
+int cli_policy_quantize(Cli *cli)
+{
+    GError *error = NULL;
+    WeightFormat format;
+    const char *from = cli_arg(cli, 0), *out = cli_option(cli, "out");
+    if (out == NULL || !cli_has(cli, "weights"))
+        return cli_usage(cli, "policy quantize needs --weights int8, fp8 or int4, and --out DIR");
+    if (!policy_weights_wanted(cli, &format, &error))
+        return cli_error(cli, error, NULL);
+    if (format == WEIGHT_REAL || format == WEIGHT_BF16)
+        return cli_usage(cli, "--weights: %s is not int8, fp8 or int4", weight_format_name(format));
+    g_autoptr(Weights) weights = weights_load(from, TENSOR_F32, &error);
+    if (weights == NULL || !coded_save(weights, out, format, &error) ||
+        !take_tokenizer(from, out, &error))
+        return cli_error(cli, error, NULL);
+    puts(out);
+    return CLI_OK;
 }
 
 /* --- flops */

@@ -57,19 +57,23 @@ gboolean policy_options_sampling(Cli *cli, EngineRequest *request, GError **erro
     return TRUE;
 }
 
+gboolean policy_weights_wanted(Cli *cli, WeightFormat *format, GError **error)
+{
+    gboolean ok = weight_format_parse(cli_option(cli, "weights"), format, error);
+    if (!ok)
+        g_prefix_error(error, "--weights: ");
+    return ok;
+}
+
 /* --weights and --chunk. */
 static Model *model_wanted(Cli *cli, const char *dir, GError **error)
 {
-    const char *format = cli_option(cli, "weights");
-    gboolean full = g_strcmp0(format, "f32") == 0;
+    WeightFormat format;
     gint64 chunk = 0;
-    if (format != NULL && !full && strcmp(format, "bf16") != 0) {
-        error_set(error, ASSAY_ERROR_INPUT, "--weights: %s is neither bf16 nor f32", format);
+    if (!policy_weights_wanted(cli, &format, error) ||
+        !policy_option_int(cli, "chunk", 1, 64, &chunk, error))
         return NULL;
-    }
-    if (!policy_option_int(cli, "chunk", 1, 64, &chunk, error))
-        return NULL;
-    return model_load(backend_ops(), dir, full ? WEIGHT_REAL : WEIGHT_BF16, (guint)chunk, error);
+    return model_load(backend_ops(), dir, format, (guint)chunk, error);
 }
 
 gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, GError **error)

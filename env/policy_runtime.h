@@ -6,6 +6,7 @@
 
 #include "env/cli.h"
 #include "policy/chat.h"
+#include "policy/coded.h"
 #include "policy/engine.h"
 #include "policy/sample_text.h"
 
@@ -24,6 +25,8 @@ typedef struct PolicyRuntime {
 gboolean policy_runtime_open(Cli *cli, const char *dir, PolicyRuntime *runtime, GError **error);
 void policy_runtime_close(PolicyRuntime *runtime);
 
+/* --weights: bf16 where it is not given. */
+gboolean policy_weights_wanted(Cli *cli, WeightFormat *format, GError **error);
 /* An option that is a whole number in min .. max; absent leaves `number` as it is. */
 gboolean policy_option_int(Cli *cli, const char *name, gint64 min, gint64 max, gint64 *number,
                            GError **error);
@@ -35,7 +38,7 @@ gboolean policy_option_int(Cli *cli, const char *name, gint64 min, gint64 max, g
     {"tokenizer", "DIR", "the tokenizer, where it is elsewhere"}, \
     {"context", "N", "tokens of a sequence at most (else the model's)"}, \
     {"cache-mib", "N", "memory of sequences and prefixes (default 1024)"}, \
-    {"weights", "T", "bf16 (default) or f32, as in training"}, \
+    {"weights", "T", "bf16 (default), f32 (as in training), int8, fp8 or int4"}, \
     {"chunk", "N", "tokens of a chunk, part of the numerics (else the model's)"}
 #define POLICY_SAMPLING_OPTIONS \
     {"max-tokens", "N", "of each answer (else what the context has room for)"}, \

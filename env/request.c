@@ -184,6 +184,7 @@ static const struct {
     [ASSAY_ERROR_UNSUPPORTED] = {501, "not_built"},
     [ASSAY_ERROR_CONFLICT] = {409, "state_conflict"},
     [ASSAY_ERROR_LIMIT] = {507, "storage_full"},
+    [ASSAY_ERROR_BUSY] = {429, "quota_boxes"},
 };
 
 void request_reply_error(Request *req, GError *error)

@@ -10,6 +10,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "db/store.h"
+#include "env/episode_tree.h"
 #include "env/service.h"
 
 #include <string.h>
@@ -61,6 +62,28 @@ const Route routes[] = {
      "SWE-bench run report"},
     {"POST", "/v1/sweeps/{id}/cancel", api_sweep_cancel, 0, TRUE, FALSE, "", "give a sweep up"},
     {"GET", "/v1/sweeps/{id}", api_sweep_show, 0, FALSE, FALSE, "wait_s", "one sweep"},
+    {"POST", "/v1/episodes", api_episodes_open, 0, TRUE, TRUE, "", "open episodes of a task"},
+    {"GET", "/v1/episodes", api_episodes_list, 0, FALSE, FALSE, PAGE "state task",
+     "episodes, newest first"},
+    {"POST", "/v1/episodes/{id}/step", api_episode_step, 0, TRUE, FALSE, "", "one call of a tool"},
+    {"POST", "/v1/episodes/{id}/exec", api_episode_exec, 0, TRUE, FALSE, "",
+     "a command beside the policy"},
+    {"GET", "/v1/episodes/{id}/files", api_episode_file_get, 0, FALSE, FALSE, "path",
+     "one file of an open episode"},
+    {"PUT", "/v1/episodes/{id}/files", api_episode_file_put, EPISODE_FILE_BYTES_MAX, FALSE, FALSE,
+     "path", "write one file"},
+    {"GET", "/v1/episodes/{id}/diff", api_episode_diff, 0, FALSE, FALSE, "",
+     "what was changed, as a patch"},
+    {"POST", "/v1/episodes/{id}/fork", api_episode_fork, 0, TRUE, TRUE, "",
+     "episodes with the same past"},
+    {"POST", "/v1/episodes/{id}/rollback", api_episode_rollback, 0, TRUE, FALSE, "",
+     "back to an earlier step"},
+    {"POST", "/v1/episodes/{id}/submit", api_episode_submit, 0, TRUE, FALSE, "wait_s",
+     "end it and grade what it left"},
+    {"GET", "/v1/episodes/{id}/steps", api_episode_steps, 0, FALSE, FALSE, "",
+     "the record (NDJSON)"},
+    {"DELETE", "/v1/episodes/{id}", api_episode_close, 0, FALSE, FALSE, "", "give an episode up"},
+    {"GET", "/v1/episodes/{id}", api_episode_show, 0, FALSE, FALSE, "wait_s", "one episode"},
     {NULL, NULL, NULL, 0, FALSE, FALSE, NULL, NULL},
 };
 /* clang-format on */

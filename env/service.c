@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/id.h"
+#include "env/episode_hosts.h"
 #include "env/queue.h"
 #include "env/routes.h"
 
@@ -253,6 +254,7 @@ Service *service_open(Config *config, GError **error)
     }
     service->pool = worker_pool_new(config_text(config, CONFIG_WORKER_PROGRAM),
                                     (guint)config_int(config, CONFIG_WORKERS), &events, service);
+    service->episodes = episode_hosts_new(service);
     service_open_turn(service);
     service->http = http_open(service, config_text(config, CONFIG_SOCKET), error);
     if (service->http == NULL) {
@@ -275,6 +277,7 @@ void service_close(Service *service)
             g_source_remove(*timers[i]);
     }
     http_close(service->http);
+    episode_hosts_free(service->episodes);
     worker_pool_free(service->pool);
     if (service->turn != NULL) {
         g_source_destroy(service->turn);

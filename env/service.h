@@ -34,6 +34,7 @@ typedef enum ServiceCounter {
     COUNT_REQUEUED,
     COUNT_LEASES_LOST,
     COUNT_EVENTS_LAGGED,
+    COUNT_EPISODE_STEPS,
     COUNT_CANARY, /* results of workers that did not have the declared shape */
     SERVICE_COUNTER_COUNT,
 } ServiceCounter;
@@ -42,6 +43,7 @@ struct Service {
     Config *config;
     Store *store;
     WorkerPool *pool;
+    struct EpisodeHosts *episodes;
     Http *http;
     GMainLoop *loop;
     GHashTable *leases;   /* public id -> Lease */

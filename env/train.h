@@ -1,7 +1,7 @@
 /*
  * A training run: tasks, model, engine and trainer in one process, from warm-up to the last update.
  *
- *     g_autoptr(Train) train = train_open(config, verdicts, &boxes, error);   or where it stopped
+ *     Train *train = train_open(config, verdicts, &boxes, comm, error);      or where it stopped
  *     train_run(train, error);
  *
  * Files of a run: docs/training.md.
@@ -27,9 +27,9 @@ typedef struct TrainBatch {
     RolloutStats canaries; /* of those sampled beside it */
     AdvantageStats seen;   /* of all that was rolled out, dropped groups included */
     VerdictStats verdicts;
-    WindowSeen window; /* of all that was rolled out as well */
-    double seconds;
-    guint64 version; /* of the weights that sampled it */
+    WindowSeen window;      /* of all that was rolled out as well */
+    double seconds, sync_s; /* in all; of these, weights on their way to a server */
+    guint64 version;        /* of the weights that sampled it */
 } TrainBatch;
 
 typedef struct Train {
@@ -41,6 +41,7 @@ typedef struct Train {
     GArray *sets;        /* TrainSet: to be measured on */
     Tokenizer *tokenizer;
     Model *model;
+    Comm *comm; /* the ranks that train; this one does all the rest alone */
     Trainer *trainer;
     Model *reference; /* the weights before the first rollout, where loss.kl wants them */
     Sampler *sampler;
@@ -50,13 +51,14 @@ typedef struct Train {
     TrainBatch *pending;   /* one step behind: sampled already */
     gint64 warmup, update; /* done so far */
     gint64 episodes, tokens;
-    gint stop; /* set by a signal: end after this update */
+    double peak; /* operations a second that this machine could do at best */
+    gint stop;   /* set by a signal: end after this update */
 } Train;
 
 /* Opens the run of `config->run_dir`: what it holds is gone on with. `boxes`: for tools, as many as
- * the configuration says, from that slot on. */
+ * the configuration says, from that slot on. `comm`: this rank, the first, and its followers. */
 Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
-                  const EpisodeHostOptions *boxes, GError **error);
+                  const EpisodeHostOptions *boxes, Comm *comm, GError **error);
 void train_free(Train *train);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Train, train_free)
 

@@ -178,8 +178,10 @@ TrainBatch *train_batch_sample(Train *t, gint64 number, GError **error)
     g_autoptr(TrainBatch) batch = g_new0(TrainBatch, 1);
 
     batch->version = t->model->version;
-    if (!sampler_ready(t->sampler, t->trainer, error) || !sample_rounds(t, batch, number, error) ||
-        !train_canaries_sample(t, batch, number, error))
+    if (!sampler_ready(t->sampler, t->trainer, error))
+        return NULL;
+    batch->sync_s = (double)(g_get_monotonic_time() - since) / 1e6;
+    if (!sample_rounds(t, batch, number, error) || !train_canaries_sample(t, batch, number, error))
         return NULL;
     now = verdict_stats(t->roller.verdicts);
     batch->verdicts = verdicts_since(&before, &now);
@@ -210,8 +212,13 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     for (guint i = 0; train_kinds[i]; i++) {
         g_autofree char *name = g_strconcat("reward/", train_kinds[i]->name, NULL);
 
-        if (r->kind_n[i] > 0)
-            train_log_put(t->log, name, r->kind_reward[i] / r->kind_n[i]);
+        if (r->kind_n[i] == 0)
+            continue;
+        train_log_put(t->log, name, r->kind_reward[i] / r->kind_n[i]);
+        if (train_kinds[i]->has_turns) {
+            train_log_put(t->log, "reward/f2p", r->f2p / r->kind_n[i]);
+            train_log_put(t->log, "reward/p2p", r->p2p / r->kind_n[i]);
+        }
     }
     train_log_put(t->log, "signal/zero_std_groups", (double)a->skipped / MAX(a->groups, 1));
     train_log_put(t->log, "signal/solve_none", (double)a->solve_none / MAX(a->groups, 1));
@@ -225,6 +232,7 @@ static void put_rollouts(Train *t, const RolloutStats *r, const AdvantageStats *
     train_log_put(t->log, "mask/infra_frac", r->unscorable / episodes);
     train_log_put(t->log, "episode/retried", r->retried);
     train_log_put(t->log, "episode/calls_mean", r->calls / episodes);
+    train_log_put(t->log, "episode/tool_error_frac", (double)r->calls_failed / MAX(r->calls, 1));
     for (guint end = EPISODE_SUBMITTED; end < EPISODE_ENDS; end++) {
         g_autofree char *name =
             g_strconcat("ending/", episode_end_rule((EpisodeEnd)end)->name, NULL);
@@ -246,6 +254,7 @@ static void put_verdicts(Train *t, const TrainBatch *b)
     train_log_put(t->log, "verdict/cached_frac", (double)(v->cached + v->joined) / MAX(asked, 1));
     train_log_put(t->log, "verdict/ms", (double)v->box_us / 1e3 / MAX(run, 1));
     train_log_put(t->log, "perf/episodes_per_s", b->rolled.episodes / b->seconds);
+    train_log_put(t->log, "perf/episodes_per_h", b->rolled.episodes * 3600.0 / b->seconds);
     train_log_put(t->log, "perf/tokens_per_s", (double)b->rolled.tokens / b->seconds);
 }
 
@@ -298,6 +307,7 @@ void train_batch_log(Train *t, const TrainBatch *batch)
     train_log_put(t->log, "window/tokens", (double)window_tokens(t->config, batch->window.window));
     train_log_put(t->log, "window/perplexity", exp(batch->window.nll));
     train_log_put(t->log, "window/length_p99", batch->window.p99);
+    train_log_put(t->log, "time/sync_s", batch->sync_s);
     train_log_put(t->log, "policy/stale_versions", (double)(t->model->version - batch->version));
 }
 
@@ -314,7 +324,7 @@ static const struct {
 } counters[] = {
     COUNTER(episodes), COUNTER(turns),        COUNTER(invalid),    COUNTER(cut),
     COUNTER(passed),   COUNTER(passed_first), COUNTER(unscorable), COUNTER(repeated),
-    COUNTER(retried),  COUNTER(calls),        COUNTER(lost),
+    COUNTER(retried),  COUNTER(calls),        COUNTER(lost),       COUNTER(calls_failed),
 };
 
 static json_t *numbers_json(const guint *numbers, guint n)
@@ -335,9 +345,10 @@ static void numbers_read(const json_t *list, guint *numbers, guint n)
 static json_t *stats_json(const RolloutStats *stats)
 {
     json_t *rewards = json_array();
-    json_t *json = json_pack("{s:I, s:o, s:o, s:o}", "tokens", (json_int_t)stats->tokens, "ends",
-                             numbers_json(stats->ends, EPISODE_ENDS), "kind_n",
-                             numbers_json(stats->kind_n, TURN_KINDS_MAX), "kind_reward", rewards);
+    json_t *json = json_pack("{s:I, s:o, s:o, s:o, s:f, s:f}", "tokens", (json_int_t)stats->tokens,
+                             "ends", numbers_json(stats->ends, EPISODE_ENDS), "kind_n",
+                             numbers_json(stats->kind_n, TURN_KINDS_MAX), "kind_reward", rewards,
+                             "f2p", stats->f2p, "p2p", stats->p2p);
 
     for (guint i = 0; i < TURN_KINDS_MAX; i++)
         json_array_append_new(rewards, json_real(stats->kind_reward[i]));
@@ -356,6 +367,8 @@ static void stats_read(const json_t *json, RolloutStats *stats)
     const json_t *rewards = json_object_get(json, "kind_reward");
 
     stats->tokens = (guint64)json_integer_value(json_object_get(json, "tokens"));
+    stats->f2p = json_number_value(json_object_get(json, "f2p"));
+    stats->p2p = json_number_value(json_object_get(json, "p2p"));
     numbers_read(json_object_get(json, "ends"), stats->ends, EPISODE_ENDS);
     numbers_read(json_object_get(json, "kind_n"), stats->kind_n, TURN_KINDS_MAX);
     for (guint i = 0; i < TURN_KINDS_MAX; i++)

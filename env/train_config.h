@@ -16,7 +16,7 @@
 typedef struct TrainConfig {
     /* [run] */
     char *run_dir;
-    gint64 run_seed, run_updates, run_checkpoint_every, run_threads, run_behind;
+    gint64 run_seed, run_updates, run_checkpoint_every, run_threads, run_ranks_wait_s, run_behind;
     /* [model] */
     char *model_path, *model_pattern;
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,
@@ -48,7 +48,7 @@ typedef struct TrainConfig {
     double optim_lr, optim_lr_end, optim_beta1, optim_beta2, optim_eps, optim_weight_decay;
     double optim_clip_norm;
     gboolean optim_recompute, optim_routing_replay;
-    gint64 optim_lr_warmup, optim_minibatches, optim_epochs, optim_rows;
+    gint64 optim_lr_warmup, optim_minibatches, optim_epochs, optim_rows, optim_shares;
     /* [eval] */
     char *eval_sets;
     gint64 eval_every, eval_samples, eval_tasks;

@@ -25,6 +25,21 @@ void turn_end(TurnEpisode *episode, EpisodeEnd end, double reward)
     episode->desk->end(episode, end, reward);
 }
 
+static double share_of(guint64 passed, GStrv tests)
+{
+    guint64 named = task_calls_named((const char *const *)tests);
+
+    return named ? (double)__builtin_popcountll(passed & named) / __builtin_popcountll(named) : 1;
+}
+
+void turn_judged(TurnEpisode *episode, const Verdict *verdict)
+{
+    const Task *task = episode->task->task;
+
+    episode->f2p = share_of(verdict->passed, task->fail_to_pass);
+    episode->p2p = share_of(verdict->passed, task->pass_to_pass);
+}
+
 char *turn_text(const TurnEpisode *episode)
 {
     guint n = episode->ids->len - episode->turn_from - (episode->finish == FINISH_STOP);

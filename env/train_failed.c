@@ -73,9 +73,11 @@ gboolean train_retry(const char *dir, TrainerStats *stats, GError **error)
     g_autoptr(TrainConfig) c = train_config_load(conf, NULL, error);
     g_autoptr(Model) model =
         c ? model_load(backend_ops(), model_dir, WEIGHT_REAL, (guint)c->model_chunk, error) : NULL;
+    const TrainerRanks ranks = {.shares = c ? (guint)c->optim_shares : 0}; /* the same sums */
     g_autoptr(Trainer) trainer =
-        model ? trainer_new(model, (int)c->optim_rows,
-                            c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, error)
+        model ? trainer_new_ranks(model, (int)c->optim_rows,
+                                  c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, &ranks,
+                                  error)
               : NULL;
     g_autoptr(json_t) state = trainer ? checkpoint_read(checkpoint, trainer, error) : NULL;
     g_autoptr(GPtrArray) groups = state ? record_read(path, NULL, error) : NULL;

@@ -128,36 +128,43 @@ static guint64 engine_bytes(const TrainConfig *c, const Model *m)
            acts_bytes(m, (int)MAX(c->rollout_rows, c->model_chunk), ACTS_KEEP_NOTHING);
 }
 
-gboolean train_plan(const TrainConfig *c, TrainPlan *plan, GError **error)
+gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan *plan,
+                    GError **error)
 {
     int rows = (int)c->optim_rows;
     ActsKeep keep = c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL;
     g_autoptr(Model) m = NULL;
-    guint64 params, acts, back, trainer;
+    guint64 params, acts, back, trainer, moments, sums;
     ModelConfig shape;
+    guint shares;
 
-    if (!shape_of(c, &shape, error))
+    if (!trainer_shares(ranks->all, (guint)c->optim_shares, &shares, error) ||
+        !shape_of(c, &shape, error))
         return FALSE;
     m = model_shape(backend_ops(), &shape, WEIGHT_REAL);
-    params = tensors_params(&shape) * ops_real_size(m->ops->real);
+    params = params_count(m) * ops_real_size(m->ops->real);
     acts = acts_bytes(m, rows, keep);
     back = backward_bytes(m, rows, rows);
-    trainer = trainer_bytes(m, rows, keep);
-    *plan =
-        (TrainPlan){.parts = {{"weights", "", m->weights_bytes},
-                              {"unrounded weights", "", params},
-                              {"moments", "", 2 * params},
-                              {"gradients", "", params},
-                              {"activations", "optim.rows, optim.recompute", acts},
-                              {"backward pass and head", "optim.rows", trainer - 4 * params - acts},
-                              {"reference weights", "loss.kl",
-                               strcmp(c->loss_kl, "none") != 0 ? m->weights_bytes : 0},
-                              {"engine", "rollout.cache_mib, rollout.rows",
-                               *c->rollout_server ? 0 : engine_bytes(c, m)},
-                              {"episodes", "rollout.groups, rollout.samples, rollout.refill",
-                               episodes_bytes(c, &shape)}},
-                    .available = memory_available()};
-    g_assert(trainer >= 4 * params + acts + back);
+    trainer = trainer_bytes(m, rows, keep, ranks->all, shares);
+    moments = trainer_moments_bytes(m, ranks->all);
+    sums = shares > 1 ? moments / 2 : 0;
+    *plan = (TrainPlan){
+        .parts = {{"weights", "", m->weights_bytes},
+                  {"unrounded weights", "", params},
+                  {"moments", "", moments},
+                  {"gradients", "optim.shares", params + sums},
+                  {"activations", "optim.rows, optim.recompute", acts},
+                  {"backward pass and head", "optim.rows",
+                   trainer - 2 * params - moments - sums - acts},
+                  {"reference weights", "loss.kl",
+                   strcmp(c->loss_kl, "none") != 0 ? m->weights_bytes : 0},
+                  {"engine", "rollout.cache_mib, rollout.rows",
+                   *c->rollout_server ? 0 : engine_bytes(c, m)},
+                  {"episodes", "rollout.groups, rollout.samples, rollout.refill",
+                   episodes_bytes(c, &shape)},
+                  {"other ranks", "optim.rows", (ranks->here - 1) * (m->weights_bytes + trainer)}},
+        .available = memory_available()};
+    g_assert(trainer >= 2 * params + moments + sums + acts + back);
     for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)
         plan->total += plan->parts[i].bytes;
     return TRUE;

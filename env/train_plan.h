@@ -8,7 +8,7 @@
 #include "env/train_config.h"
 #include "policy/config.h"
 
-#define TRAIN_PLAN_PARTS 9
+#define TRAIN_PLAN_PARTS 10
 
 typedef struct TrainPlanPart {
     const char *name;
@@ -25,8 +25,15 @@ typedef struct TrainPlan {
 /* The shape under [model], with a vocabulary of `vocab`. */
 gboolean train_shape(const TrainConfig *config, guint vocab, ModelConfig *shape, GError **error);
 
-/* What the run will hold at most; the vocabulary as large as it may become. */
-gboolean train_plan(const TrainConfig *config, TrainPlan *plan, GError **error);
+/* How many ranks train, and how many of them use this machine's memory. */
+typedef struct TrainPlanRanks {
+    guint all, here;
+} TrainPlanRanks;
+
+/* What the run will hold at most, as its first rank; the vocabulary as large as it may become.
+ * Refuses ranks that cannot share the work, with the numbers. */
+gboolean train_plan(const TrainConfig *config, const TrainPlanRanks *ranks, TrainPlan *plan,
+                    GError **error);
 
 /* More than there is: LIMIT, the sum and its parts. */
 gboolean train_plan_check(const TrainPlan *plan, GError **error);

@@ -202,6 +202,8 @@ static void begin_again(TurnEpisode *sample)
     g_array_set_size(sample->mu, 0);
     g_array_set_size(sample->routes, 0);
     sample->turn = 0;
+    sample->f2p = 0;
+    sample->p2p = 1;
     sample->sampled = 0;
     sample->was_cut = FALSE;
     desk->stats->retried++;
@@ -230,8 +232,12 @@ static void sample_end(TurnEpisode *sample, EpisodeEnd end, double reward)
     stats->unscorable += end == EPISODE_INFRASTRUCTURE;
     stats->passed += reward >= 1;
     stats->passed_first += reward >= 1 && sample->turn == 0;
-    stats->kind_n[kind] += end != EPISODE_INFRASTRUCTURE;
-    stats->kind_reward[kind] += end != EPISODE_INFRASTRUCTURE ? sample->reward : 0;
+    if (end != EPISODE_INFRASTRUCTURE) {
+        stats->kind_n[kind]++;
+        stats->kind_reward[kind] += sample->reward;
+        stats->f2p += sample->f2p;
+        stats->p2p += sample->p2p;
+    }
 }
 
 /* ---- turns that were sampled ---- */
@@ -275,6 +281,7 @@ static void samples_make(Rolling *all, TrainTask *const *tasks, guint n)
             sample->desk = &all->desk;
             sample->task = tasks[g];
             sample->seed = all->options->seed + (guint64)g * G_MAXUINT32 + s;
+            sample->p2p = 1;
             sample->ids = tokens_new();
             sample->mask = g_array_new(FALSE, FALSE, sizeof(guint8));
             sample->mu = g_array_new(FALSE, FALSE, sizeof(float));

@@ -16,6 +16,7 @@
 #include "env/train_record.h"
 
 #include "base/error.h"
+#include "policy/flops.h"
 
 #include <errno.h>
 #include <math.h>
@@ -117,6 +118,7 @@ static gboolean warmup_update(Train *t, GError **error)
     train_log_put(t->log, "loss/total", stats.loss.loss);
     train_log_put(t->log, "optim/lr", lr);
     train_log_put(t->log, "optim/grad_norm", stats.grad_norm);
+    train_log_put(t->log, "optim/update_norm", stats.update_norm);
     train_log_put(t->log, "time/update_s",
                   stats.forward_s + stats.head_s + stats.backward_s + stats.step_s);
     train_log_put(t->log, "perf/rows", (double)stats.rows);
@@ -145,9 +147,11 @@ static void put_loss(Train *t, const TrainerStats *s, double lr)
     train_log_put(t->log, "loss/total", s->loss.loss);
     train_log_put(t->log, "optim/lr", lr);
     train_log_put(t->log, "optim/grad_norm", s->grad_norm);
+    train_log_put(t->log, "optim/update_norm", s->update_norm);
     train_log_put(t->log, "policy/entropy", s->loss.entropy / n);
     train_log_put(t->log, "policy/is_ratio_mean", s->loss.ratio_sum / n);
     train_log_put(t->log, "policy/is_ratio_min", s->loss.ratio_min);
+    train_log_put(t->log, "policy/is_ratio_p99", loss_ratio_quantile(&s->loss, 0.99));
     train_log_put(t->log, "policy/is_ratio_max", s->loss.ratio_max);
     train_log_put(t->log, "policy/is_clipped_frac", (double)s->loss.ratio_high / n);
     train_log_put(t->log, "policy/masked_frac", (double)s->loss.masked / n);
@@ -247,6 +251,7 @@ static gboolean update(Train *t, GError **error)
     g_autoptr(TrainBatch) batch = batch_now(t, error);
     gint64 since = g_get_monotonic_time();
     TrainerStats spent = {0};
+    double seconds;
 
     if (!batch)
         return FALSE;
@@ -259,8 +264,11 @@ static gboolean update(Train *t, GError **error)
                       window_tokens(t->config, t->window.at));
     t->episodes += batch->rolled.episodes;
     t->tokens += (gint64)batch->rolled.tokens;
-    train_log_put(t->log, "time/update_s", (double)(g_get_monotonic_time() - since) / 1e6);
+    seconds = (double)(g_get_monotonic_time() - since) / 1e6;
+    train_log_put(t->log, "time/update_s", seconds);
     train_log_put(t->log, "perf/rows", (double)spent.rows);
+    train_log_put(t->log, "perf/mfu",
+                  3 * flops_token(&t->model->config) * (double)spent.rows / seconds / t->peak);
     train_log_put(t->log, "router/peak_load", spent.router_peak);
     if (t->config->optim_routing_replay)
         train_log_put(t->log, "router/rerouted_frac",

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/tree.h"
+#include "policy/bench.h"
 #include "policy/checkpoint.h"
 #include "policy/init.h"
 #include "policy/token_train.h"
@@ -190,6 +191,7 @@ static gboolean may_change(const char *name)
     static const char *const names[] = {"run.updates",
                                         "run.checkpoint_every",
                                         "run.threads",
+                                        "run.ranks_wait_s",
                                         "run.dir",
                                         "eval.every",
                                         "eval.samples",
@@ -310,6 +312,16 @@ static gboolean check_routes(const Train *t, GError **error)
                      t->model->config.experts);
 }
 
+static Trainer *trainer_for(const Train *t, GError **error)
+{
+    const TrainConfig *c = t->config;
+    const TrainerRanks ranks = {t->comm->size > 1 ? t->comm : NULL, (guint)c->optim_shares,
+                                (double)c->run_ranks_wait_s};
+
+    return trainer_new_ranks(t->model, (int)c->optim_rows,
+                             c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, &ranks, error);
+}
+
 static gboolean build(Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
@@ -324,21 +336,20 @@ static gboolean build(Train *t, GError **error)
 
     return (t->tokenizer = tokenizer_for(t, tokenizer, error)) != NULL && encode_all(t, error) &&
            (t->model = model_for(t, error)) != NULL && check_routes(t, error) &&
-           (t->trainer = trainer_new(t->model, (int)c->optim_rows,
-                                     c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL,
-                                     error)) != NULL &&
-           resume(t, error) &&
+           (t->trainer = trainer_for(t, error)) != NULL && resume(t, error) &&
            (t->sampler = sampler_new(c, t->model, &limits, t->dir, error)) != NULL &&
            (t->log = train_log_open(t->dir, t->warmup + t->update, error)) != NULL;
 }
 
 Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
-                  const EpisodeHostOptions *boxes, GError **error)
+                  const EpisodeHostOptions *boxes, Comm *comm, GError **error)
 {
+    const TrainPlanRanks ranks = {(guint)comm->size, (guint)comm_here(comm)};
     g_autoptr(Train) t = g_new0(Train, 1);
     TrainPlan plan;
 
     t->config = config;
+    t->comm = comm;
     window_init(&t->window);
     t->dir = g_strdup(config->run_dir);
     t->sets = g_array_new(FALSE, FALSE, sizeof(TrainSet));
@@ -356,12 +367,13 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
     }
     if (config->run_threads > 0)
         omp_set_num_threads((int)config->run_threads);
-    if (!train_plan(config, &plan, error) || !train_plan_check(&plan, error) ||
+    if (!train_plan(config, &ranks, &plan, error) || !train_plan_check(&plan, error) ||
         !keep_config(t, error) ||
         !(t->tasks = train_tasks_read(config->tasks_train, 0, FALSE, error)) ||
         !read_demos(t, error) || !read_canaries(t, error) || !read_sets(t, error) ||
         !build(t, error))
         return NULL;
+    t->peak = bench_peak(t->model->ops);
     t->roller.sampler = t->sampler;
     t->roller.tokenizer = t->tokenizer;
     return g_steal_pointer(&t);

@@ -75,10 +75,11 @@ static gboolean call_make(StepJob *job, gboolean *ret_waits)
     g_autoptr(GError) error = NULL;
 
     if (!episode_call(job->episode, name, json_object_get(call, "arguments"), &seen, &error)) {
-        *ret_waits = g_error_matches(error, ASSAY_ERROR, ASSAY_ERROR_CONFLICT);
+        *ret_waits = g_error_matches(error, ASSAY_ERROR, ASSAY_ERROR_BUSY);
         return FALSE;
     }
     job->made++;
+    job->failed += seen.is_error;
     see(job, "tool", episode_tool_kind(name) != EPISODE_TOOL_NONE ? name : "none", seen.text);
     return seen.end == EPISODE_OPEN;
 }

@@ -34,7 +34,7 @@ typedef struct StepJob {
     json_t *seen;    /* array of messages: {"role", "name", "content"} */
     json_t *changes; /* once it has ended; NULL: our machine failed */
     EpisodeEnd end;
-    guint made; /* calls */
+    guint made, failed; /* calls; those that did not do what they should */
 } StepJob;
 
 typedef struct Steps Steps;

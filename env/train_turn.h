@@ -22,10 +22,12 @@ typedef struct RolloutStats {
     guint unscorable, repeated;          /* repeated: turns that the repetition stop ended */
     guint lost;                          /* of the unscorable: a server's doing */
     guint retried;                       /* episodes that a failure of ours began again */
-    guint calls;                         /* of tools */
+    guint calls, calls_failed;           /* of tools; that did not do what they should */
     guint ends[EPISODE_ENDS];
     guint kind_n[TURN_KINDS_MAX]; /* scorable ones, by train_kind_number */
     double kind_reward[TURN_KINDS_MAX];
+    double f2p, p2p; /* sums over scorable repairs: the shares of FAIL_TO_PASS and of PASS_TO_PASS
+                      * that passed when an episode's files were last tested */
     guint64 tokens;  /* sampled */
     double sample_s; /* in the engine, or on a server */
     double wait_s;   /* for tests, with nothing to sample */
@@ -62,6 +64,7 @@ struct TurnEpisode {
     guint tries;             /* that failures of ours ended */
     gint64 sampled;          /* tokens */
     gpointer own;            /* the dialect's */
+    double f2p, p2p;         /* see RolloutStats; 0 and 1 before the first test */
     EpisodeEnd end;
     double reward; /* NAN: none */
 };
@@ -73,5 +76,7 @@ void turn_next(TurnEpisode *episode);
 /* The last word. `reward` counts where the rule of `end` says verdict or zero; NAN: there is none,
  * which makes any ending EPISODE_INFRASTRUCTURE. */
 void turn_end(TurnEpisode *episode, EpisodeEnd end, double reward);
+/* Tests were run on the files as the episode has them. */
+void turn_judged(TurnEpisode *episode, const Verdict *verdict);
 /* What the policy wrote, the mark of the turn's end left out; NULL: it is no text. */
 char *turn_text(const TurnEpisode *episode);

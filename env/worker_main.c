@@ -2,7 +2,8 @@
  * assay-worker: does the slow and risky work of one slot, one grade at a time.
  *
  * assayd starts it with a stream socket on descriptor 3 and sends JSON lines; docs/protocol.md has
- * the messages. One crash costs one grade, which assayd gives to another worker.
+ * the messages. One crash costs one grade, which assayd gives to another worker. With --episodes it
+ * is a host of episodes instead (episode_server.c).
  *
  * Invariants:
  *   1. The worker dies with assayd (parent-death signal), and its boxes die with it.
@@ -13,6 +14,7 @@
  */
 #include "base/error.h"
 #include "base/fd.h"
+#include "env/episode_server.h"
 #include "env/grader.h"
 #include "sandbox/box.h"
 
@@ -141,7 +143,7 @@ static void messages_read(FILE *in)
     free(line);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     pid_t parent = getppid();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -149,13 +151,15 @@ int main(void)
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
     if (getppid() != parent)
         return 1;
+    box_sweep_stale(); /* what a killed predecessor left */
+    if (argc == 2 && strcmp(argv[1], "--episodes") == 0)
+        return episode_serve(WORKER_FD);
     FILE *in = fdopen(WORKER_FD, "r");
     if (in == NULL) {
         g_printerr("assay-worker: no socket on descriptor %d; assayd starts this program\n",
                    WORKER_FD);
         return 2;
     }
-    box_sweep_stale(); /* what a killed predecessor left */
     g_autoptr(json_t) ready =
         json_pack("{s:s, s:I}", "event", "ready", "pid", (json_int_t)getpid());
     event_send(ready);

@@ -15,7 +15,6 @@
 #define WORKER_LINE_MAX       (4u * 1024 * 1024) /* bytes of one line from a worker */
 #define WORKER_MESSAGES_MAX   10000u             /* lines of one grade */
 #define WORKER_READY_S        20                 /* a started worker says "ready" within */
-#define WORKER_KILL_AFTER_MS  2000               /* between SIGTERM and SIGKILL */
 #define WORKER_BACKOFF_MIN_MS 100
 #define WORKER_BACKOFF_MAX_MS 10000
 
@@ -52,7 +51,7 @@ const char *worker_pool_problem(const WorkerPool *pool);
 /* Gives the grade to a ready slot; "slot" is added to `job`. The worker is killed when it has not
  * answered after deadline_s. FALSE: no slot is ready. */
 gboolean worker_pool_send(WorkerPool *pool, const char *id, json_t *job, guint deadline_s);
-/* SIGTERM now, SIGKILL after WORKER_KILL_AFTER_MS; `lost` follows. FALSE: nobody has that id. */
+/* SIGTERM now, SIGKILL a while later; `lost` follows. FALSE: nobody has that id. */
 gboolean worker_pool_cancel(WorkerPool *pool, const char *id);
 /* Cancels everything that runs. */
 void worker_pool_cancel_all(WorkerPool *pool);

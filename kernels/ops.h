@@ -42,7 +42,11 @@ typedef enum { OPS_F32 = 0, OPS_F64 } OpsReal;
 typedef enum {
     WEIGHT_REAL = 0, /* as Ops.real */
     WEIGHT_BF16,     /* rounded to nearest even; half the memory and bandwidth */
+    WEIGHT_INT8,     /* quant.h: codes and scales, used as their values in bf16; not for training */
+    WEIGHT_FP8,
+    WEIGHT_INT4,
 } WeightFormat;
+#define WEIGHT_FORMATS 5
 
 /* A packed matrix W [n, k]: n outputs, k inputs. `data` belongs to whoever packed it. */
 typedef struct {
@@ -125,7 +129,7 @@ typedef struct Ops {
     void *(*memory_new)(size_t bytes);
     void (*memory_free)(void *memory);
 
-    /* Weights. rows: real [n, k]. */
+    /* Weights. rows: real [n, k]. 0 bytes: the table cannot keep them that way. */
     size_t (*weight_bytes)(WeightFormat format, int n, int k);
     void (*weight_pack)(const OpsWeight *w, const void *rows);
     void (*weight_unpack)(void *rows, const OpsWeight *w);
@@ -221,7 +225,8 @@ typedef struct Ops {
     /* Over z = logits / temperature, ids >= valid left out: lse [T], logp [T] of ids, entropy [T]
      * (may be NULL). Backward, in place: logits <- coef[t] (p - [j = id]) / temperature with p the
      * softmax, and where `bonus` is not NULL (then `entropy` is as left by fwd) + bonus[t] p (log p
-     * + entropy[t]) / temperature, the gradient of -bonus times the entropy; 0 from `valid` on. */
+     * + entropy[t]) / temperature, the gradient of -bonus times the entropy; 0 from `valid` on.
+     * An id of -1 is none of these: nothing is taken off for it. */
     void (*logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
                         int rows, int vocab, int valid, double temperature);
     void (*logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,

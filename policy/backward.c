@@ -13,6 +13,10 @@
  */
 #include "policy/backward.h"
 
+#include "policy/far.h"
+#include "policy/sequence.h"
+#include "policy/shard.h"
+
 #include "base/error.h"
 
 #include <errno.h>
@@ -132,9 +136,8 @@ static void linear_bwd(const Model *m, void *dx, void *dw, const void *dy, const
 }
 
 /* b->dbranch is the gradient of the block's output; adds to b->dh. */
-static void attention_lightning_bwd(Backward *b, const Model *m, Params *g, guint l,
-                                    const LayerActs *s, const Batch *batch,
-                                    const OpsSpanGrad *caches)
+static void attention_lightning_bwd(Backward *b, const Model *m, Params *g, guint l, LayerActs *s,
+                                    const Batch *batch, const OpsSpanGrad *caches)
 {
     const LayerWeights *w = &m->layers[l];
     const ModelConfig *c = &m->config;
@@ -142,26 +145,24 @@ static void attention_lightning_bwd(Backward *b, const Model *m, Params *g, guin
 
     linear_bwd(m, b->dmixed, params_tensor(g, l, SLOT_ATTN_OUT, 0), b->dbranch, s->mixed, &w->out,
                rows, 0);
-    m->ops->gatenorm_bwd(b->do_, b->dgate, params_tensor(g, l, SLOT_ATTN_NORM, 0), b->dmixed, s->o,
-                         s->gate, s->rstd_attn, w->attn_norm, rows, (int)c->attn_dim);
-    m->ops->lightning_bwd(b->dqkv, b->do_, s->qkv, batch->spans, caches, batch->n_spans,
-                          m->cache.state[l], m->cache.open[l], w->decay, model_heads(c), b->states);
+    shard_gatenorm_bwd(m, b->do_, b->dgate, params_tensor(g, l, SLOT_ATTN_NORM, 0), b->dmixed, s,
+                       w->attn_norm, rows);
+    seq_lightning_bwd(m, l, s, batch, caches, b->dqkv, b->do_, b->states);
     m->ops->silu_bwd(b->dqkv, b->dqkv, s->z, (size_t)rows * c->qkv_dim);
     linear_bwd(m, b->dh, params_tensor(g, l, SLOT_QKV, 0), b->dqkv, s->h, &w->qkv, rows, 1);
     linear_bwd(m, b->dh, params_tensor(g, l, SLOT_OUTPUT_GATE, 0), b->dgate, s->h, &w->gate, rows,
                1);
 }
 
-static void attention_softmax_bwd(Backward *b, const Model *m, Params *g, guint l,
-                                  const LayerActs *s, const Batch *batch, const OpsSpanGrad *caches)
+static void attention_softmax_bwd(Backward *b, const Model *m, Params *g, guint l, LayerActs *s,
+                                  const Batch *batch, const OpsSpanGrad *caches)
 {
     const LayerWeights *w = &m->layers[l];
     const ModelConfig *c = &m->config;
     int rows = batch->rows, half = (int)c->rotary_dim / 2;
 
     linear_bwd(m, b->do_, params_tensor(g, l, SLOT_O, 0), b->dbranch, s->o, &w->o, rows, 0);
-    m->ops->attn_bwd(b->dq, b->dk, b->dv, b->do_, s->o, s->lse, s->q, batch->spans, caches,
-                     batch->n_spans, m->cache.page[l], model_heads(c));
+    seq_attn_bwd(m, l, s, batch, caches, b->dq, b->dk, b->dv, b->do_);
     m->ops->rope(b->dq, batch->positions, m->inv_freq, half, rows, (int)c->heads, (int)c->head_dim,
                  -1);
     m->ops->rope(b->dk, batch->positions, m->inv_freq, half, rows, (int)c->kv_heads,
@@ -172,20 +173,22 @@ static void attention_softmax_bwd(Backward *b, const Model *m, Params *g, guint 
 }
 
 /* dx of the experts' input into b->dh, from b->dbranch. */
-static void experts_bwd(Backward *b, const Model *m, Params *g, guint l, const LayerActs *s,
-                        int rows)
+static void experts_bwd(Backward *b, const Model *m, Params *g, guint l, LayerActs *s, int rows)
 {
     const LayerWeights *w = &m->layers[l];
     const ModelConfig *c = &m->config;
     MoeWeights mats = {w->w1, w->w3, w->w2};
 
-    for (guint e = 0; e < c->experts; e++) {
+    for (guint e = 0; e < c->experts_held; e++) {
         b->dw1[e] = params_tensor(g, l, SLOT_W1, e);
         b->dw3[e] = params_tensor(g, l, SLOT_W3, e);
         b->dw2[e] = params_tensor(g, l, SLOT_W2, e);
     }
-    m->ops->moe_bwd(b->dh, b->droute, b->dw1, b->dw3, b->dw2, b->dbranch, s->g, s->a, s->b, s->act,
-                    s->expert_out, s->route, &s->plan, &mats, b->dact, b->dout);
+    if (s->far)
+        far_backward(m, l, s, rows, b->dh, b->droute, b->dw1, b->dw3, b->dw2, b->dbranch);
+    else
+        m->ops->moe_bwd(b->dh, b->droute, b->dw1, b->dw3, b->dw2, b->dbranch, s->g, s->a, s->b,
+                        s->act, s->expert_out, s->route, &s->plan, &mats, b->dact, b->dout);
     m->ops->route_bwd(b->drouter, b->droute, s->choice, s->route, rows, (int)c->experts,
                       (int)c->experts_per_token);
     if (b->balance > 0)
@@ -203,7 +206,7 @@ static void branch(Backward *b, const Model *m, double beta, int rows)
     m->ops->axpby(b->dbranch, beta, b->dx, 0, n);
 }
 
-static void layer_bwd(Backward *b, const Model *m, Params *g, guint l, const LayerActs *s,
+static void layer_bwd(Backward *b, const Model *m, Params *g, guint l, LayerActs *s,
                       const Batch *batch, const OpsSpanGrad *caches)
 {
     const LayerWeights *w = &m->layers[l];
@@ -219,8 +222,10 @@ static void layer_bwd(Backward *b, const Model *m, Params *g, guint l, const Lay
 
     branch(b, m, softmax ? c->beta_full : c->beta_linear, batch->rows);
     memset(b->dh, 0, n * ops_real_size(m->ops->real));
-    m->ops->axpby(b->dh, softmax ? c->alpha_full : c->alpha_linear, b->dx, 0, n);
+    if (shard_is_first(m)) /* the stream beside the heads enters their sum once */
+        m->ops->axpby(b->dh, softmax ? c->alpha_full : c->alpha_linear, b->dx, 0, n);
     (softmax ? attention_softmax_bwd : attention_lightning_bwd)(b, m, g, l, s, batch, caches);
+    shard_sum(m, b->dh, n);
     m->ops->rmsnorm_bwd(b->dx, params_tensor(g, l, SLOT_INPUT_NORM, 0), b->dh, s->x_in, s->rstd_in,
                         w->input_norm, batch->rows, (int)c->hidden);
 }
@@ -229,6 +234,7 @@ void backward_logits(const Model *m, Params *g, void *dhidden, const void *dlogi
                      const void *hidden, int rows)
 {
     linear_bwd(m, dhidden, params_tensor(g, 0, SLOT_HEAD, 0), dlogits, hidden, &m->head, rows, 0);
+    shard_sum(m, dhidden, (gsize)rows * m->config.hidden);
 }
 
 void backward(Backward *b, const Model *m, Params *g, Acts *acts, const Batch *batch,
@@ -244,6 +250,5 @@ void backward(Backward *b, const Model *m, Params *g, Acts *acts, const Batch *b
             forward_layer(m, acts, l, batch);
         layer_bwd(b, m, g, l, &acts->layers[l], batch, cache_grads);
     }
-    m->ops->embed_bwd(params_tensor(g, 0, SLOT_EMBED, 0), b->dx, batch->ids, batch->rows,
-                      (int)c->hidden);
+    shard_embed_bwd(m, params_tensor(g, 0, SLOT_EMBED, 0), b->dx, batch->ids, batch->rows);
 }

@@ -108,11 +108,21 @@ static void run_nothing(gpointer data)
     }
 }
 
+static double peak_of(Bench *b)
+{
+    return b->ops->ceiling_flops(1) * FLOPS_ROUNDS * omp_get_max_threads() / timed(b, run_flops, b);
+}
+
+double bench_peak(const Ops *ops)
+{
+    Bench b = {.ops = ops, .rounds = 3};
+
+    return peak_of(&b);
+}
+
 static void take_ceilings(Bench *b)
 {
-    double flops = b->ops->ceiling_flops(1) * FLOPS_ROUNDS * omp_get_max_threads();
-
-    b->peak = MAX(b->peak, flops / timed(b, run_flops, b));
+    b->peak = MAX(b->peak, peak_of(b));
     b->bandwidth = MAX(b->bandwidth, 4.0 * READ_FLOATS / timed(b, run_read, b));
 }
 

@@ -18,6 +18,9 @@ typedef struct BenchRow {
     double bound; /* in the same unit; 0: it is a ceiling itself */
 } BenchRow;
 
+/* Operations a second that all threads reach on multiply-adds in registers: the ceiling. */
+double bench_peak(const Ops *ops);
+
 typedef void (*BenchFunc)(const BenchRow *row, gpointer user);
 
 /* Ceilings and kernels, then the model at batches 1, 16 and 64, its prefill, and the time of a

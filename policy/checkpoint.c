@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/tree.h"
+#include "policy/ranks.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,11 +26,14 @@ enum { MASTER, MOMENT1, MOMENT2, PARTS };
 
 static const char *const part_names[PARTS] = {"master", "moment1", "moment2"};
 
-static const Params *part_of(const Trainer *t, guint part)
-{
-    const Params *const parts[PARTS] = {t->master, t->moment1, t->moment2};
+/* What the optimiser's file is written from, or read into. */
+typedef struct {
+    const Params *parts[PARTS];
+} Optimizer;
 
-    return parts[part];
+static Optimizer optimizer_of(const Trainer *t, const RanksMoments *moments)
+{
+    return (Optimizer){{t->master, moments->first, moments->second}};
 }
 
 /* Tensor number `i` of the optimiser's file is part i / tensors of tensor i % tensors. */
@@ -61,19 +65,26 @@ static void plan_free(GArray *plan)
 
 static void fill(guint i, guint64 first, guint64 count, gpointer out, gpointer data)
 {
-    const Trainer *t = *(const Trainer *const *)data;
-    guint tensors = tensors_count(&t->model->config);
-    const float *from = params_at(part_of(t, i / tensors), i % tensors);
+    const Optimizer *o = data;
+    guint tensors = tensors_count(&o->parts[MASTER]->model->config);
+    const float *from = params_at(o->parts[i / tensors], i % tensors);
 
     memcpy(out, from + first, count * sizeof(float));
 }
 
-static gboolean optimizer_write(const char *dir, const Trainer *t, GError **error)
+static gboolean optimizer_write(const char *dir, Trainer *t, GError **error)
 {
-    GArray *plan = optimizer_plan(&t->model->config);
-    gboolean ok = safetensors_write(dir, (const SafeTensor *)(gpointer)plan->data, plan->len,
-                                    SAFETENSORS_SHARD_BYTES, NULL, fill, &t, error);
+    g_auto(RanksMoments) moments = {0};
+    Optimizer optimizer;
+    GArray *plan;
+    gboolean ok;
 
+    if (!ranks_moments(t, TRUE, &moments, error))
+        return FALSE;
+    optimizer = optimizer_of(t, &moments);
+    plan = optimizer_plan(&t->model->config);
+    ok = safetensors_write(dir, (const SafeTensor *)(gpointer)plan->data, plan->len,
+                           SAFETENSORS_SHARD_BYTES, NULL, fill, &optimizer, error);
     plan_free(plan);
     return ok;
 }
@@ -135,7 +146,7 @@ static gboolean tokenizer_copy(const char *from, const char *to, GError **error)
 }
 
 /* Everything of it into `dir`, which is new. */
-static gboolean write_parts(const char *dir, const Trainer *t, const json_t *state,
+static gboolean write_parts(const char *dir, Trainer *t, const json_t *state,
                             const char *tokenizer_dir, GError **error)
 {
     g_autofree char *model = g_build_filename(dir, "model", NULL);
@@ -147,7 +158,7 @@ static gboolean write_parts(const char *dir, const Trainer *t, const json_t *sta
            optimizer_write(optimizer, t, error) && state_write(dir, t, state, error);
 }
 
-gboolean checkpoint_write(const char *dir, const Trainer *t, const json_t *state,
+gboolean checkpoint_write(const char *dir, Trainer *t, const json_t *state,
                           const char *tokenizer_dir, GError **error)
 {
     g_autofree char *half = g_strconcat(dir, ".half", NULL);
@@ -162,16 +173,17 @@ gboolean checkpoint_write(const char *dir, const Trainer *t, const json_t *state
 
 /* ---- reading ---- */
 
-static gboolean optimizer_read(const char *dir, Trainer *t, GError **error)
+static gboolean optimizer_read(const char *dir, const Optimizer *o, GError **error)
 {
+    const ModelConfig *config = &o->parts[MASTER]->model->config;
     g_autoptr(Safetensors) st = safetensors_open(dir, error);
-    guint tensors = tensors_count(&t->model->config);
+    guint tensors = tensors_count(config);
     GArray *plan;
     gboolean ok = st != NULL;
 
     if (!st)
         return FALSE;
-    plan = optimizer_plan(&t->model->config);
+    plan = optimizer_plan(config);
     for (guint pass = 0; ok && pass < 2; pass++) /* all is checked before anything is set */
         for (guint i = 0; ok && i < plan->len; i++) {
             const SafeTensor *want = &g_array_index(plan, SafeTensor, i);
@@ -181,7 +193,7 @@ static gboolean optimizer_read(const char *dir, Trainer *t, GError **error)
                 ok = error_set(error, ASSAY_ERROR_INPUT,
                                "%s: tensor %s is missing or of another shape", dir, want->name);
             else if (pass == 1)
-                memcpy(params_at(part_of(t, i / tensors), i % tensors), safetensors_data(st, got),
+                memcpy(params_at(o->parts[i / tensors], i % tensors), safetensors_data(st, got),
                        got->count * sizeof(float));
         }
     plan_free(plan);
@@ -204,16 +216,21 @@ json_t *checkpoint_read(const char *dir, Trainer *t, GError **error)
 {
     g_autofree char *optimizer = g_build_filename(dir, "optimizer", NULL);
     g_autoptr(json_t) all = state_read(dir, error);
+    g_auto(RanksMoments) moments = {0};
     gint64 steps, version;
+    Optimizer whole;
 
     if (!all || !json_opt_int(all, "steps", 0, G_MAXINT64, 0, &steps, error) ||
         !json_opt_int(all, "version", 1, G_MAXINT64, 1, &version, error) ||
-        !optimizer_read(optimizer, t, error)) {
+        !ranks_moments(t, FALSE, &moments, error)) {
         g_prefix_error(error, "checkpoint %s: ", dir);
         return NULL;
     }
-    t->steps = steps;
-    params_set(t->master, t->model);
-    t->model->version = (guint64)version;
+    whole = optimizer_of(t, &moments);
+    if (!optimizer_read(optimizer, &whole, error) ||
+        !ranks_restore(t, &moments, steps, (guint64)version, error)) {
+        g_prefix_error(error, "checkpoint %s: ", dir);
+        return NULL;
+    }
     return json_incref(json_object_get(all, "run"));
 }

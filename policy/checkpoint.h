@@ -6,7 +6,8 @@
  *     DIR/optimizer/       unrounded weights and both moments, f32
  *     DIR/state.json       steps taken, and the caller's own numbers
  *
- * A checkpoint appears under its name only when complete.
+ * A checkpoint appears under its name only when complete. It says nothing of how many ranks wrote
+ * it: any number goes on from it.
  */
 #pragma once
 
@@ -16,7 +17,7 @@
 
 /* `state` is kept as it is; the tokenizer of `tokenizer_dir` goes along. What was there is
  * replaced. */
-gboolean checkpoint_write(const char *dir, const Trainer *trainer, const json_t *state,
+gboolean checkpoint_write(const char *dir, Trainer *trainer, const json_t *state,
                           const char *tokenizer_dir, GError **error);
 
 /* The model alone, in f32; whole or not at all. */

@@ -306,6 +306,9 @@ gboolean model_config_check(ModelConfig *config, GError **error)
     for (guint32 l = 0; l < config->layers; l++)
         config->softmax_layers += config->kinds[l] == ATTENTION_SOFTMAX;
     config->lightning_layers = config->layers - config->softmax_layers;
+    config->heads_all = config->heads;
+    config->experts_held = config->experts;
+    config->head_first = config->expert_first = config->vocab_first = 0;
     return TRUE;
 }
 

@@ -50,6 +50,12 @@ typedef struct ModelConfig {
     guint32 qkv_dim;  /* 3 * attn_dim: rows of a lightning layer's qkv_proj */
     guint32 chunk;    /* tokens of a chunk, a KV page, a step of the checkpoint grid */
     guint32 lightning_layers, softmax_layers;
+
+    /* Which part of a model that ranks share this is (layout.h); model_config_check: the whole.
+     * heads, kv_heads, vocab and what is derived from them are then the part's, experts is not. */
+    guint32 heads_all, head_first;
+    guint32 experts_held, expert_first;
+    guint32 vocab_first;
 } ModelConfig;
 
 /* Reads PATH, or PATH/config.json when it is a directory. Both spellings: M1 and Text-01's own, and

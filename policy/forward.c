@@ -10,7 +10,9 @@
  *
  * Not here: caches and scheduling (engine.c), the reverse (backward.c).
  */
-#include "policy/forward.h"
+#include "policy/far.h"
+#include "policy/sequence.h"
+#include "policy/shard.h"
 
 #include "base/error.h"
 
@@ -61,6 +63,7 @@ static const ActField fields[] = {
     FIELD(lse, ATTENTION_SOFTMAX, width_heads),
     FIELD(o, -1, width_attn),
     FIELD(mixed, ATTENTION_LIGHTNING, width_attn),
+    FIELD(row_sum, ATTENTION_LIGHTNING, width_one),
     FIELD(x_mid, -1, width_hidden),
     FIELD(g, -1, width_hidden),
     FIELD(rstd_post, -1, width_one),
@@ -150,6 +153,24 @@ gsize acts_bytes(const Model *model, int rows_max, ActsKeep keep)
     return lay_out(NULL, model, rows_max, keep, NULL);
 }
 
+static guint far_count(const Acts *acts)
+{
+    return acts->keep == ACTS_KEEP_ALL ? acts->model->config.layers : 1;
+}
+
+static void far_lay_out(Acts *acts)
+{
+    guint n = far_count(acts);
+
+    if (!far_is_needed(&acts->model->config))
+        return;
+    acts->far = g_new0(Far *, n);
+    for (guint i = 0; i < n; i++)
+        acts->far[i] = far_new();
+    for (guint l = 0; l < acts->model->config.layers; l++)
+        acts->layers[l].far = acts->far[l % n];
+}
+
 Acts *acts_new(const Model *model, int rows_max, ActsKeep keep, GError **error)
 {
     g_autoptr(Acts) acts = g_new0(Acts, 1);
@@ -166,6 +187,11 @@ Acts *acts_new(const Model *model, int rows_max, ActsKeep keep, GError **error)
         return NULL;
     }
     lay_out(acts, model, rows_max, keep, acts->memory);
+    far_lay_out(acts);
+    if (seq_is_needed(model))
+        acts->seq = seq_new(model);
+    for (guint l = 0; l < model->config.layers; l++)
+        acts->layers[l].seq = acts->seq;
     return g_steal_pointer(&acts);
 }
 
@@ -173,6 +199,10 @@ void acts_free(Acts *acts)
 {
     if (!acts)
         return;
+    for (guint i = 0; acts->far && i < far_count(acts); i++)
+        far_free(acts->far[i]);
+    g_free(acts->far);
+    seq_free(acts->seq);
     free(acts->memory);
     g_free(acts->layers);
     g_free(acts);
@@ -189,12 +219,11 @@ static void attention_lightning(const Model *m, guint l, LayerActs *s, const Bat
 
     ops->gemm_fwd(s->z, s->h, &w->qkv, b->rows, GEMM_ROUNDED);
     ops->silu_fwd(s->qkv, s->z, (size_t)b->rows * c->qkv_dim);
-    ops->lightning_fwd(s->o, s->qkv, b->spans, b->n_spans, m->cache.state[l], m->cache.open[l],
-                       w->decay, model_heads(c));
+    seq_lightning_fwd(m, l, s, b);
     ops->gemm_fwd(s->gate, s->h, &w->gate, b->rows, GEMM_ROUNDED);
-    ops->gatenorm_fwd(s->mixed, s->rstd_attn, s->o, s->gate, w->attn_norm, b->rows,
-                      (int)c->attn_dim, c->lightning_norm_eps);
+    shard_gatenorm_fwd(m, s, w->attn_norm, b->rows);
     ops->gemm_fwd(y, s->mixed, &w->out, b->rows, GEMM_ROUNDED);
+    shard_sum(m, y, (gsize)b->rows * c->hidden);
 }
 
 /* y = W_o softmax(rope(q) rope(k)^T / sqrt(d)) v */
@@ -211,34 +240,25 @@ static void attention_softmax(const Model *m, guint l, LayerActs *s, const Batch
     ops->rope(s->q, b->positions, m->inv_freq, half, b->rows, (int)c->heads, (int)c->head_dim, 1);
     ops->rope(s->k, b->positions, m->inv_freq, half, b->rows, (int)c->kv_heads, (int)c->head_dim,
               1);
-    ops->attn_fwd(s->o, s->lse, s->q, s->k, s->v, b->spans, b->n_spans, m->cache.page[l],
-                  model_heads(c));
+    seq_attn_fwd(m, l, s, b);
     ops->gemm_fwd(y, s->o, &w->o, b->rows, GEMM_ROUNDED);
-}
-
-static double real_at(const void *values, gsize i, OpsReal real)
-{
-    return real == OPS_F64 ? ((const double *)values)[i] : (double)((const float *)values)[i];
+    shard_sum(m, y, (gsize)b->rows * c->hidden);
 }
 
 /* weights [K] = softmax(z)[ids] / its sum, as route_fwd has them for ids of its own. */
-static void weights_of(const ModelConfig *c, OpsReal real, const int *ids, const void *z, gsize row,
-                       void *weights)
+static void weights_of(const Model *m, const int *ids, const void *z, gsize row, void *weights)
 {
+    const ModelConfig *c = &m->config;
     gsize k = c->experts_per_token, zs = row * c->experts;
     double most = -G_MAXDOUBLE, sum = 0;
 
     for (gsize i = 0; i < k; i++)
-        most = MAX(most, real_at(z, zs + (gsize)ids[i], real));
+        most = MAX(most, model_number(m, z, zs + (gsize)ids[i]));
     for (gsize i = 0; i < k; i++)
-        sum += exp(real_at(z, zs + (gsize)ids[i], real) - most);
+        sum += exp(model_number(m, z, zs + (gsize)ids[i]) - most);
     for (gsize i = 0; i < k; i++) {
-        double w = exp(real_at(z, zs + (gsize)ids[i], real) - most) / sum;
-
-        if (real == OPS_F64)
-            ((double *)weights)[row * k + i] = w;
-        else
-            ((float *)weights)[row * k + i] = (float)w;
+        model_number_set(m, weights, row * k + i,
+                         exp(model_number(m, z, zs + (gsize)ids[i]) - most) / sum);
     }
 }
 
@@ -259,7 +279,7 @@ static guint64 reroute(const Model *m, guint l, LayerActs *s, const Batch *b)
             choice[i] = given[i];
         }
         if (!same) {
-            weights_of(c, m->ops->real, choice, s->router, (gsize)t, s->route);
+            weights_of(m, choice, s->router, (gsize)t, s->route);
             rerouted++;
         }
     }
@@ -292,6 +312,10 @@ static void experts(const Model *m, guint l, Acts *acts, const Batch *b, void *y
     if (b->chosen)
         note_choice(m, l, s, b);
     moe_plan(&s->plan, s->choice, b->rows, (int)c->experts_per_token, (int)c->experts);
+    if (s->far) {
+        far_forward(m, l, s, b->rows, y);
+        return;
+    }
     ops->moe_up_fwd(s->a, s->b, s->act, s->g, &s->plan, &mats);
     ops->moe_down_fwd(y, s->expert_out, s->act, s->route, &s->plan, &mats);
 }
@@ -330,7 +354,9 @@ void forward(const Model *m, Acts *acts, const Batch *b)
 
     g_assert(b->rows <= acts->rows_max);
     acts->rerouted = 0;
-    ops->embed_fwd(acts->layers[0].x_in, &m->embed, b->ids, b->rows);
+    if (acts->seq)
+        seq_begin(m, acts->seq, b);
+    shard_embed_fwd(m, acts->layers[0].x_in, b->ids, b->rows);
     for (guint l = 0; l < c->layers; l++)
         forward_layer(m, acts, l, b);
     ops->rmsnorm_fwd(acts->hidden, acts->rstd_final, acts->x_out, m->final_norm, b->rows,

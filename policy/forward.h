@@ -22,8 +22,12 @@ typedef struct Batch {
     guint16 *chosen;      /* filled in; NULL: nobody asks */
     const guint16 *given; /* used instead of the router's own; NULL: none. A row of a layer that
                              begins with FORWARD_OWN is the router's */
+    gboolean goes_on;     /* the last span has further rows on the next rank, see sequence.h */
 } Batch;
 #define FORWARD_OWN G_MAXUINT16
+
+typedef struct Far Far; /* far.h */
+typedef struct Seq Seq; /* sequence.h */
 
 /* What one layer leaves for its backward pass; [T, ...] real unless said. */
 typedef struct LayerActs {
@@ -40,6 +44,9 @@ typedef struct LayerActs {
     void *expert_out;       /* [K D] by sorted slot */
     int *choice;            /* [K] experts of the row */
     MoePlan plan;
+    void *row_sum; /* lightning: [1] scratch of shard.h */
+    Seq *seq;      /* where rows are elsewhere */
+    Far *far;      /* where experts are elsewhere: rows of other ranks */
 } LayerActs;
 
 /* What is kept of a forward pass. */
@@ -58,6 +65,8 @@ typedef struct Acts {
     void *x_out;       /* [T, D] output of the last layer */
     void *hidden;      /* [T, D] after the final norm */
     void *rstd_final;  /* [T] */
+    Seq *seq;          /* of all layers, or NULL */
+    Far **far;         /* [layers], [1] where layers share their room, or NULL */
     guint64 rerouted;  /* rows of layers whose router would have chosen others, in this forward */
     char *memory;
     gsize bytes;
@@ -78,5 +87,6 @@ void forward_layer(const Model *model, Acts *acts, guint l, const Batch *batch);
 void forward(const Model *model, Acts *acts, const Batch *batch);
 
 /* logits [rows, V] = hidden W_head^T in f32 accuracy, of `rows` rows of hidden states. Ids from
- * vocab_valid on are written, and left out by whoever reads them. */
+ * vocab_valid on are written, and left out by whoever reads them. V is that of a rank's part where
+ * ranks share the model; shard.h makes log-probabilities of it. */
 void forward_logits(const Model *model, void *logits, const void *hidden, int rows);

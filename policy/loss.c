@@ -129,6 +129,13 @@ static double penalty_of(const LossOptions *o, const LossToken *t)
 
 /* ---- all tokens ---- */
 
+static guint ratio_bin(double log_ratio)
+{
+    double steps = log_ratio / LOSS_BIN, middle = LOSS_BINS / 2;
+
+    return (guint)(middle + CLAMP(round(steps), -middle, middle));
+}
+
 static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
 {
     double log_ratio = t->logp - t->anchor, x = exp(t->mu), y = exp(t->logp);
@@ -142,6 +149,7 @@ static void stats_add(LossStats *s, const LossToken *t, const LossOptions *o)
     s->ratio_sum += t->ratio;
     s->ratio_max = MAX(s->ratio_max, t->ratio);
     s->ratio_min = s->tokens == 1 ? t->ratio : MIN(s->ratio_min, t->ratio);
+    s->ratio_bins[ratio_bin(log_ratio)]++;
     s->kl3 += t->ratio - 1 - log_ratio;
     s->mismatch_k1 += t->mu - t->logp;
     s->mismatch_k3 += bounded_exp(t->logp - t->mu) - 1 - (t->logp - t->mu);
@@ -183,6 +191,39 @@ gboolean loss_coefs(const Loss *loss, const LossOptions *o, LossToken *tokens, g
     return TRUE;
 }
 
+void loss_stats_add(LossStats *sum, const LossStats *part)
+{
+    static const gsize sums[] = {G_STRUCT_OFFSET(LossStats, loss),
+                                 G_STRUCT_OFFSET(LossStats, entropy),
+                                 G_STRUCT_OFFSET(LossStats, ratio_sum),
+                                 G_STRUCT_OFFSET(LossStats, kl3),
+                                 G_STRUCT_OFFSET(LossStats, mismatch_sum),
+                                 G_STRUCT_OFFSET(LossStats, mismatch_k1),
+                                 G_STRUCT_OFFSET(LossStats, mismatch_k3),
+                                 G_STRUCT_OFFSET(LossStats, x),
+                                 G_STRUCT_OFFSET(LossStats, y),
+                                 G_STRUCT_OFFSET(LossStats, xx),
+                                 G_STRUCT_OFFSET(LossStats, yy),
+                                 G_STRUCT_OFFSET(LossStats, xy),
+                                 G_STRUCT_OFFSET(LossStats, kl_ref)};
+
+    if (part->tokens == 0)
+        return;
+    sum->ratio_min = sum->tokens == 0 ? part->ratio_min : MIN(sum->ratio_min, part->ratio_min);
+    sum->ratio_max = MAX(sum->ratio_max, part->ratio_max);
+    sum->mismatch_max = MAX(sum->mismatch_max, part->mismatch_max);
+    sum->tokens += part->tokens;
+    sum->rollouts += part->rollouts;
+    sum->ratio_high += part->ratio_high;
+    sum->ratio_low += part->ratio_low;
+    sum->masked += part->masked;
+    for (guint i = 0; i < LOSS_BINS; i++)
+        sum->ratio_bins[i] += part->ratio_bins[i];
+    for (guint i = 0; i < G_N_ELEMENTS(sums); i++)
+        G_STRUCT_MEMBER(double, sum, sums[i]) +=
+            *(const double *)(gconstpointer)((const guint8 *)part + sums[i]);
+}
+
 double loss_correlation(const LossStats *s)
 {
     double n = (double)s->tokens, xx = n * s->xx - s->x * s->x, yy = n * s->yy - s->y * s->y;
@@ -190,6 +231,18 @@ double loss_correlation(const LossStats *s)
     if (s->mismatch_max == 0 || xx <= 0 || yy <= 0)
         return 1;
     return (n * s->xy - s->x * s->y) / sqrt(xx * yy);
+}
+
+double loss_ratio_quantile(const LossStats *s, double share)
+{
+    double left = share * (double)s->tokens;
+    int bin = 0;
+
+    if (s->tokens == 0)
+        return 0;
+    while (bin + 1 < LOSS_BINS && (left -= s->ratio_bins[bin]) > 0)
+        bin++;
+    return exp((bin - LOSS_BINS / 2) * LOSS_BIN);
 }
 
 const char *loss_reason(const LossToken *t)

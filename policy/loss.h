@@ -76,6 +76,9 @@ const Loss *loss_find(const char *name);
 /* `options` with the loss's defaults where they are 0. */
 LossOptions loss_options(const Loss *loss, const LossOptions *options);
 
+#define LOSS_BIN  0.01 /* of log r */
+#define LOSS_BINS 1001
+
 /* What a minibatch looked like: sums over its tokens. */
 typedef struct LossStats {
     guint64 tokens, rollouts;
@@ -85,6 +88,7 @@ typedef struct LossStats {
     guint64 masked;                /* c = 0 */
     double ratio_sum, ratio_max;   /* of r */
     double ratio_min;              /* 0: no token yet */
+    guint32 ratio_bins[LOSS_BINS]; /* tokens by log r, in steps of LOSS_BIN around the middle one */
     double kl3;                    /* of pi against the anchor: r - 1 - log r */
     double mismatch_sum;           /* |logp - mu| */
     double mismatch_max;
@@ -99,8 +103,14 @@ typedef struct LossStats {
 gboolean loss_coefs(const Loss *loss, const LossOptions *options, LossToken *tokens, gsize n,
                     LossStats *stats, GError **error);
 
+/* Adds what another part of the minibatch looked like. */
+void loss_stats_add(LossStats *sum, const LossStats *part);
+
 /* Correlation of probabilities when sampled and now; 1 where all are equal. */
 double loss_correlation(const LossStats *stats);
+
+/* The ratio that `share` of the tokens do not exceed, to half a percent; 0: there are none. */
+double loss_ratio_quantile(const LossStats *stats, double share);
 
 /* Why a token does or does not pull: a word for `assay train explain`. */
 const char *loss_reason(const LossToken *token);

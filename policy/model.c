@@ -11,6 +11,7 @@
 #include "policy/model.h"
 
 #include "base/error.h"
+#include "policy/coded.h"
 
 #include <errno.h>
 #include <math.h>
@@ -35,7 +36,7 @@ static double ladder(guint h, guint n)
 
 double model_slope(const ModelConfig *c, guint layer, guint head, OpsReal real)
 {
-    double slope = ladder(head, c->heads);
+    double slope = ladder(c->head_first + head, c->heads_all);
     double factor = 1 - (c->layers > 1 ? layer / (double)(c->layers - 1) : 0) + 1e-5;
 
     return real == OPS_F64 ? slope * factor : (double)((float)slope * (float)factor);
@@ -135,7 +136,7 @@ static void **model_vector(const Model *m, const TensorInfo *t)
 
 static WeightFormat format_of(const Model *m, const TensorInfo *t)
 {
-    return t->slot == SLOT_ROUTER || t->slot == SLOT_HEAD ? WEIGHT_REAL : m->format;
+    return coded_memory(t, m->format);
 }
 
 static void lay_out(Model *m, Arena *arena)
@@ -205,9 +206,9 @@ Model *model_shape(const Ops *ops, const ModelConfig *config, WeightFormat forma
     m->version = 1;
     m->layers = g_new0(LayerWeights, config->layers);
     for (guint l = 0; l < config->layers; l++) {
-        m->layers[l].w1 = g_new0(OpsWeight, config->experts);
-        m->layers[l].w3 = g_new0(OpsWeight, config->experts);
-        m->layers[l].w2 = g_new0(OpsWeight, config->experts);
+        m->layers[l].w1 = g_new0(OpsWeight, config->experts_held);
+        m->layers[l].w3 = g_new0(OpsWeight, config->experts_held);
+        m->layers[l].w2 = g_new0(OpsWeight, config->experts_held);
     }
     lay_out(m, &arena);
     m->weights_bytes = arena.used;
@@ -220,6 +221,12 @@ Model *model_new(const Ops *ops, const ModelConfig *config, WeightFormat format,
     g_autoptr(Model) m = model_shape(ops, config, format);
     gsize bytes = m->weights_bytes;
     Arena arena = {0};
+
+    if (ops->weight_bytes(format, 1, 1) == 0) {
+        error_set(error, ASSAY_ERROR_UNSUPPORTED, "%s has no %s weights", ops->name,
+                  weight_format_name(format));
+        return NULL;
+    }
 
     if (posix_memalign((void **)&m->weights, bytes < HUGE_PAGE ? WEIGHT_ALIGN : HUGE_PAGE, bytes)) {
         m->weights = NULL;

@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include "kernels/comm.h"
 #include "kernels/ops.h"
 #include "policy/weights.h"
 
@@ -29,6 +30,15 @@ typedef struct CacheLayout {
     gsize *page, *state, *open; /* [layers] */
 } CacheLayout;
 
+/* The ranks that share a model, as layout_groups makes them; NULL: this one alone. */
+typedef struct ModelGroups {
+    Comm *tensor;   /* other heads, experts and vocabulary, the same rows */
+    Comm *sequence; /* the rows before and after */
+    Comm *expert;   /* other rows and other experts */
+    Comm *data;     /* other rows, the same heads: gradients of all but experts add up */
+    Comm *replicas; /* other rows, the same experts: gradients of those add up */
+} ModelGroups;
+
 typedef struct Model {
     const Ops *ops;
     ModelConfig config;
@@ -37,8 +47,9 @@ typedef struct Model {
     void *final_norm;
     LayerWeights *layers;
     CacheLayout cache;
-    double *inv_freq; /* [rotary_dim / 2] */
-    char *weights;    /* one allocation behind every pointer above */
+    ModelGroups groups; /* the caller's */
+    double *inv_freq;   /* [rotary_dim / 2] */
+    char *weights;      /* one allocation behind every pointer above */
     gsize weights_bytes;
     guint64 version; /* of the weights; 1 at first, raised by every update */
     char *digest;    /* of `digest_version`, once asked for */
@@ -66,6 +77,21 @@ Model *model_load(const Ops *ops, const char *dir, WeightFormat format, guint ch
 
 /* SHA-256 of the packed weights, in hex: reads all of them once for every version. */
 const char *model_digest(Model *model);
+
+/* Element i of an array in the type of the ops. */
+static inline double model_number(const Model *model, const void *array, gsize i)
+{
+    return model->ops->real == OPS_F64 ? ((const double *)array)[i]
+                                       : (double)((const float *)array)[i];
+}
+
+static inline void model_number_set(const Model *model, void *array, gsize i, double value)
+{
+    if (model->ops->real == OPS_F64)
+        ((double *)array)[i] = value;
+    else
+        ((float *)array)[i] = (float)value;
+}
 
 /* The sizes that the attention ops want. */
 OpsHeads model_heads(const ModelConfig *config);

@@ -168,6 +168,38 @@ static int tokens_read(const Rollout *r)
     return at;
 }
 
+/* As packer_next will lay it out, were it never cut. */
+static guint64 rows_of(const Model *m, const RolloutGroup *group)
+{
+    int shared = pack_shared(m, group);
+    guint64 rows = 0;
+
+    for (guint i = 0; i < group->n && !group->skipped; i++) {
+        int read = tokens_read(&group->rollouts[i]);
+
+        rows += read < 0 ? 0 : (guint64)(group->prompt_n - shared + read);
+    }
+    return rows > 0 ? rows + (guint64)shared : 0;
+}
+
+void pack_shares(const Model *m, RolloutGroup *const *groups, guint n, guint shares, guint *ends)
+{
+    guint64 all = 0, before = 0;
+    guint share = 0;
+
+    for (guint g = 0; g < n; g++)
+        all += rows_of(m, groups[g]);
+    for (guint g = 0; g < n; g++) {
+        guint64 rows = rows_of(m, groups[g]), middle = 2 * before + rows;
+
+        while (share + 1 < shares && middle * shares >= 2 * all * (share + 1))
+            ends[share++] = g;
+        before += rows;
+    }
+    while (share < shares)
+        ends[share++] = n;
+}
+
 /* The experts that sampling chose for the row's token; the router's own where not known. */
 static void row_experts(Packer *p, int row, int64_t position, const RolloutGroup *group,
                         const Rollout *r)

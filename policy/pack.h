@@ -50,5 +50,10 @@ void packer_begin(Packer *packer, RolloutGroup *const *groups, guint n);
  * long, or memory is short. Skipped groups and rollouts without trained tokens take no rows. */
 gboolean packer_next(Packer *packer, GError **error);
 
+/* Cuts the groups into `shares` runs of about as many rows: share s is groups ends[s - 1] ..
+ * ends[s], from 0 for s = 0. A function of the groups alone. */
+void pack_shares(const Model *model, RolloutGroup *const *groups, guint n, guint shares,
+                 guint *ends);
+
 /* Rows of the prompt that its rollouts share: whole chunks, the last token never among them. */
 int pack_shared(const Model *model, const RolloutGroup *group);

@@ -11,7 +11,21 @@
 
 #define PARAMS_PAD 16 /* elements: tensors begin at multiples of 64 bytes */
 
-Params *params_new(const Model *m, GError **error)
+static gsize padded(const Model *m, guint tensor)
+{
+    return (tensors_info(&m->config, tensor).count + PARAMS_PAD - 1) / PARAMS_PAD * PARAMS_PAD;
+}
+
+gsize params_count(const Model *m)
+{
+    gsize count = 0;
+
+    for (guint i = 0; i < tensors_count(&m->config); i++)
+        count += padded(m, i);
+    return count;
+}
+
+Params *params_part(const Model *m, gsize first, gsize end, GError **error)
 {
     guint tensors = tensors_count(&m->config);
     g_autoptr(Params) params = g_new0(Params, 1);
@@ -20,17 +34,22 @@ Params *params_new(const Model *m, GError **error)
     params->offset = g_new0(gsize, tensors);
     for (guint i = 0; i < tensors; i++) {
         params->offset[i] = params->count;
-        params->count +=
-            (tensors_info(&m->config, i).count + PARAMS_PAD - 1) / PARAMS_PAD * PARAMS_PAD;
+        params->count += padded(m, i);
     }
-    if (posix_memalign(&params->data, 64, params_bytes(params))) {
+    params->held = end - first;
+    if (posix_memalign(&params->data, 64, params_bytes(params) + 1)) {
         params->data = NULL;
         error_set_errno(error, ENOMEM, "a number for each of %" G_GSIZE_FORMAT " parameters",
-                        params->count);
+                        params->held);
         return NULL;
     }
     params_zero(params);
     return g_steal_pointer(&params);
+}
+
+Params *params_new(const Model *m, GError **error)
+{
+    return params_part(m, 0, params_count(m), error);
 }
 
 void params_free(Params *params)
@@ -44,7 +63,7 @@ void params_free(Params *params)
 
 gsize params_bytes(const Params *params)
 {
-    return params->count * ops_real_size(params->model->ops->real);
+    return params->held * ops_real_size(params->model->ops->real);
 }
 
 void params_zero(Params *params)
@@ -54,6 +73,7 @@ void params_zero(Params *params)
 
 void *params_at(const Params *params, guint tensor)
 {
+    g_assert(params->held == params->count);
     return (char *)params->data + params->offset[tensor] * ops_real_size(params->model->ops->real);
 }
 

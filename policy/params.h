@@ -9,12 +9,17 @@
 typedef struct Params {
     const Model *model;
     gsize count; /* elements, the padding between tensors (always 0) included */
+    gsize held;  /* of them, in data: all, or a part (params_part) */
     void *data;
     gsize *offset; /* [tensors] in elements */
 } Params;
 
 /* All zero. */
 Params *params_new(const Model *model, GError **error);
+/* Elements first .. end of them: one rank's share of an optimiser. No tensor of it is asked for. */
+Params *params_part(const Model *model, gsize first, gsize end, GError **error);
+/* Elements of all tensors, padding included. */
+gsize params_count(const Model *model);
 void params_free(Params *params);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Params, params_free)
 void params_zero(Params *params);

@@ -6,22 +6,22 @@
  */
 #pragma once
 
-#include "policy/tensors.h"
+#include "policy/layout.h"
 
 /* How weights are kept. Norms, embedding and head stay BF16 and the router F32 in all but f32. */
 typedef enum PlanFormat {
     PLAN_F32 = 0,
     PLAN_BF16,
-    PLAN_FP8,  /* one byte and an F32 scale per block of 128 x 128 */
-    PLAN_INT4, /* experts: half a byte and an F16 scale per 32 along the inputs; the rest FP8 */
+    PLAN_FP8,  /* one byte and a scale of two per block of 128 x 128 */
+    PLAN_INT4, /* experts: half a byte and a scale of two per 32 along the inputs; the rest FP8 */
     PLAN_FORMATS,
 } PlanFormat;
 
 typedef struct PlanAsk {
     PlanFormat format;
     guint64 context; /* tokens of each sequence */
-    guint32 batch;   /* sequences at once */
-    guint32 ranks;   /* tensor parallel over heads and vocabulary, whole experts per rank */
+    guint32 batch;   /* sequences at once, dealt out over dp */
+    Layout layout;   /* of all ranks; sp shares no memory that is counted here */
 } PlanAsk;
 
 typedef struct MemoryPlan {
@@ -36,6 +36,6 @@ typedef struct MemoryPlan {
 
 const char *plan_format_name(PlanFormat format);
 
-/* Refuses ranks that do not divide the heads, and sizes over the limits, with the numbers. */
+/* Refuses a layout that does not divide, and sizes over the limits, with the numbers. */
 gboolean plan_memory(const ModelConfig *config, const PlanAsk *ask, MemoryPlan *plan,
                      GError **error);

@@ -49,8 +49,9 @@ static const struct {
     const char *name;
     gsize bytes;
 } dtypes[] = {
-    [TENSOR_NONE] = {"none", 0}, [TENSOR_F64] = {"F64", 8},   [TENSOR_F32] = {"F32", 4},
-    [TENSOR_F16] = {"F16", 2},   [TENSOR_BF16] = {"BF16", 2},
+    [TENSOR_NONE] = {"none", 0}, [TENSOR_F64] = {"F64", 8},         [TENSOR_F32] = {"F32", 4},
+    [TENSOR_F16] = {"F16", 2},   [TENSOR_BF16] = {"BF16", 2},       [TENSOR_I8] = {"I8", 1},
+    [TENSOR_U8] = {"U8", 1},     [TENSOR_F8_E4M3] = {"F8_E4M3", 1},
 };
 
 const char *tensor_dtype_name(TensorDtype dtype)
@@ -150,8 +151,8 @@ static gboolean read_tensor(const json_t *value, guint64 data_offset, guint64 da
 
     tensor->dtype = tensor_dtype_parse(dtype);
     if (tensor->dtype == TENSOR_NONE)
-        return error_set(error, ASSAY_ERROR_INPUT, "dtype %.16s is none of F64, F32, F16, BF16",
-                         dtype);
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "dtype %.16s is none of F64, F32, F16, BF16, I8, U8, F8_E4M3", dtype);
     gsize size = tensor_dtype_bytes(tensor->dtype);
     tensor->rank = (guint8)json_array_size(shape);
     tensor->count = 1;

@@ -25,6 +25,9 @@ typedef enum TensorDtype {
     TENSOR_F32,
     TENSOR_F16,
     TENSOR_BF16,
+    TENSOR_I8, /* codes, see coded.h: never converted */
+    TENSOR_U8,
+    TENSOR_F8_E4M3,
 } TensorDtype;
 
 /* "BF16" */

@@ -11,6 +11,7 @@
 #include "policy/tensors.h"
 
 #include "base/error.h"
+#include "policy/coded.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -73,7 +74,7 @@ const char *tensors_class_name(TensorClass class)
 
 static guint layer_tensors(const ModelConfig *config)
 {
-    return LAYER_FIXED + EXPERT_FIXED * config->experts;
+    return LAYER_FIXED + EXPERT_FIXED * config->experts_held;
 }
 
 guint tensors_count(const ModelConfig *config)
@@ -94,7 +95,7 @@ guint tensors_index(const ModelConfig *config, guint32 layer, TensorSlot slot, g
         g_assert(layer_slots[config->kinds[layer]][place] == slot);
         return first + (guint)place;
     }
-    g_assert(expert < config->experts);
+    g_assert(expert < config->experts_held);
     return first + LAYER_FIXED + EXPERT_FIXED * expert + (guint)(place - PLACE_EXPERT);
 }
 
@@ -255,6 +256,22 @@ static void note_shape(Difference *difference, const TensorInfo *info, const Saf
     difference_add(difference, tensor->name, more);
 }
 
+/* A matrix of codes has a tensor of scales beside it. */
+static void note_codes(Difference *difference, GHashTable *ours, const TensorInfo *info,
+                       const SafeTensor *codes, const Safetensors *st)
+{
+    g_autofree char *name = g_strconcat(codes->name, CODED_SCALE, NULL);
+    const SafeTensor *scale = safetensors_find(st, name);
+    g_autoptr(GError) why = NULL;
+
+    if (scale != NULL)
+        g_hash_table_add(ours, scale->name);
+    if (!coded_check(info, codes, scale, &why)) {
+        g_autofree char *more = g_strdup_printf(": %s", why->message);
+        difference_add(difference, codes->name, more);
+    }
+}
+
 gboolean tensors_check(const ModelConfig *config, const Safetensors *st, GError **error)
 {
     Findings findings = {0};
@@ -269,7 +286,9 @@ gboolean tensors_check(const ModelConfig *config, const Safetensors *st, GError 
             continue;
         }
         g_hash_table_add(ours, tensor->name);
-        if (!shape_fits(&info, tensor))
+        if (coded_format(tensor->dtype) != WEIGHT_REAL)
+            note_codes(&findings.shape, ours, &info, tensor, st);
+        else if (!shape_fits(&info, tensor))
             note_shape(&findings.shape, &info, tensor);
     }
     for (guint i = 0; i < safetensors_count(st); i++)

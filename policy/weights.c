@@ -8,7 +8,7 @@
  *
  * Not here: the layout a backend packs them into (kernels/), random values (init.c).
  */
-#include "policy/weights.h"
+#include "policy/coded.h"
 
 #include "base/error.h"
 
@@ -69,6 +69,9 @@ static void decode(double *out, gconstpointer src, TensorDtype dtype, guint64 fi
             out[i] = load_bf16(((const guint16 *)src)[first + i]);
         break;
     case TENSOR_NONE:
+    case TENSOR_I8:
+    case TENSOR_U8:
+    case TENSOR_F8_E4M3:
     default:
         g_assert_not_reached();
     }
@@ -93,6 +96,9 @@ static void encode(gpointer dst, TensorDtype dtype, guint64 first, const double 
             ((guint16 *)dst)[first + i] = store_bf16(in[i]);
         break;
     case TENSOR_NONE:
+    case TENSOR_I8:
+    case TENSOR_U8:
+    case TENSOR_F8_E4M3:
     default:
         g_assert_not_reached();
     }
@@ -143,6 +149,38 @@ Weights *weights_new(const ModelConfig *config, TensorDtype dtype, GError **erro
     return g_steal_pointer(&w);
 }
 
+void weights_values(const Safetensors *st, const TensorInfo *info, const SafeTensor *tensor,
+                    guint64 first, gsize n, double *values)
+{
+    WeightFormat format = coded_format(tensor->dtype);
+    if (format == WEIGHT_REAL) {
+        decode(values, safetensors_data(st, tensor), tensor->dtype, first, n);
+        return;
+    }
+    g_autofree char *name = g_strconcat(tensor->name, CODED_SCALE, NULL);
+    coded_values(info, format, safetensors_data(st, tensor),
+                 safetensors_data(st, safetensors_find(st, name)), first, n, values);
+}
+
+static void load_one(Weights *w, guint number, const Safetensors *st)
+{
+    TensorInfo info = tensors_info(&w->config, number);
+    char name[TENSOR_NAME_MAX];
+    double block[BLOCK];
+    tensors_name(&info, name);
+    const SafeTensor *tensor = safetensors_find(st, name);
+    if (tensor->dtype == w->dtype) {
+        memcpy(weights_at(w, number), safetensors_data(st, tensor),
+               info.count * tensor_dtype_bytes(w->dtype));
+        return;
+    }
+    for (guint64 first = 0; first < info.count; first += BLOCK) {
+        gsize n = (gsize)MIN(info.count - first, BLOCK);
+        weights_values(st, &info, tensor, first, n, block);
+        encode(weights_at(w, number), w->dtype, first, block, n);
+    }
+}
+
 static Weights *load(const ModelConfig *config, const char *dir, TensorDtype dtype, GError **error)
 {
     g_autoptr(Safetensors) st = safetensors_open(dir, error);
@@ -153,14 +191,8 @@ static Weights *load(const ModelConfig *config, const char *dir, TensorDtype dty
         return NULL;
     }
     Weights *w = weights_new(config, dtype, error);
-    for (guint i = 0; w != NULL && i < tensors_count(config); i++) {
-        TensorInfo info = tensors_info(config, i);
-        char name[TENSOR_NAME_MAX];
-        tensors_name(&info, name);
-        const SafeTensor *tensor = safetensors_find(st, name);
-        weights_convert(weights_at(w, i), dtype, safetensors_data(st, tensor), tensor->dtype,
-                        info.count);
-    }
+    for (guint i = 0; w != NULL && i < tensors_count(config); i++)
+        load_one(w, i, st);
     return w;
 }
 

@@ -27,6 +27,9 @@ void *weights_tensor(const Weights *weights, guint32 layer, TensorSlot slot, gui
 void *weights_at(const Weights *weights, guint index); /* by number, as tensors_info's */
 gsize weights_bytes(const Weights *weights);
 
+/* Elements first .. first + n - 1 of a checked checkpoint's tensor, codes decoded. */
+void weights_values(const Safetensors *st, const TensorInfo *info, const SafeTensor *tensor,
+                    guint64 first, gsize n, double *values);
 /* dst[i] = src[i], rounded to nearest even where dst is narrower; NaN stays NaN. */
 void weights_convert(gpointer dst, TensorDtype dst_dtype, gconstpointer src, TensorDtype src_dtype,
                      guint64 count);

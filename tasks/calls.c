@@ -86,3 +86,14 @@ void task_calls_free(TaskCalls *calls)
     g_strfreev(calls->expected);
     g_free(calls);
 }
+
+guint64 task_calls_named(const char *const *tests)
+{
+    guint64 calls = 0, number = 0;
+    for (; tests != NULL && *tests != NULL; tests++)
+        if (g_str_has_prefix(*tests, "call_") &&
+            g_ascii_string_to_unsigned(*tests + strlen("call_"), 10, 1, TASK_CALLS_MAX, &number,
+                                       NULL))
+            calls |= G_GUINT64_CONSTANT(1) << (number - 1);
+    return calls;
+}

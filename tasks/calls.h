@@ -35,4 +35,6 @@ typedef struct TaskCalls {
 /* NULL: the task has no calls (NOT_FOUND), or they are malformed (INPUT, names the field). */
 TaskCalls *task_calls_read(const Task *task, GError **error);
 void task_calls_free(TaskCalls *calls);
+/* The calls that tests are named after: call_1 is bit 0. */
+guint64 task_calls_named(const char *const *tests);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TaskCalls, task_calls_free)

@@ -32,6 +32,7 @@ FOREIGN = {
     "sys/mount.h": ("sandbox/",),
     "libsoup/soup.h": ("env/",),
     "archive.h": ("sandbox/",),
+    "mpi.h": ("kernels/",),
     "curl/curl.h": ("env/client.c", "sandbox/", "tasks/", "policy/"),
 }
 

@@ -50,10 +50,11 @@ class Bench:
             if not out.exists():
                 self.call("task", "generate", "repair", "--families", "c", "--seed", "1", "--count", str(count),
                           "--split", split, "--out", str(out))
-        out = self.top / "imitation.jsonl"
-        if not out.exists():
-            self.call("task", "generate", "repair", "--families", "c", "--seed", "1", "--count", "40000",
-                      "--imitation", "--out", str(out))
+        for name, count in ("imitation", 40000), ("canary", 200):
+            out = self.top / f"{name}.jsonl"
+            if not out.exists():
+                self.call("task", "generate", "repair", "--families", "c", "--seed", "1", "--count", str(count),
+                          f"--{name}", "--out", str(out))
 
     def call(self, *words):
         subprocess.run([self.assay, *words], check=True, stderr=subprocess.DEVNULL)
@@ -65,7 +66,7 @@ class Bench:
         if done.exists():
             return directory
         common = [f"run.dir={directory}", "run.threads=1", f"tasks.train={self.top}/train.jsonl",
-                  f"tasks.warmup={self.top}/imitation.jsonl",
+                  f"tasks.warmup={self.top}/imitation.jsonl", f"tasks.canaries={self.top}/canary.jsonl",
                   f"eval.sets=bugs={self.top}/heldout-bugs.jsonl,functions={self.top}/heldout-functions.jsonl"]
         words = [self.assay, "train", str(CONF)]
         for setting in common + self.options.set + list(settings):

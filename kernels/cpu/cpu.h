@@ -23,6 +23,12 @@
 #define K_PAD 2
 #endif
 
+/* Panels of quant.h's formats (quant.c); what widen gives is rounded to bf16. */
+size_t CPU(quant_bytes)(WeightFormat format, int n, int k);
+void CPU(quant_pack)(const OpsWeight *w, const void *rows);
+void CPU(quant_widen)(float *to, const OpsWeight *w, int panel, int k, int kn);
+float CPU(quant_at)(const OpsWeight *w, int n, int k);
+
 size_t CPU(weight_bytes)(WeightFormat format, int n, int k);
 void CPU(weight_pack)(const OpsWeight *w, const void *rows);
 void CPU(weight_unpack)(void *rows, const OpsWeight *w);

@@ -4,7 +4,7 @@
  * A matrix W [n, k] is kept as panels of PANEL outputs, each [k][PANEL], the last one filled up
  * with zeros: a product streams it once, in order, for any number of rows. In bf16 a panel is
  * [k / 2][PANEL][2], k filled up to whole K_PAD: a vector of pairs is widened by one operation for
- * each half, and tiles of AMX read it as it lies.
+ * each half, and tiles of AMX read it as it lies. Codes of four and eight bits: quant.c.
  *
  * Invariants
  *  1. y[t, n] is one chain of fused multiply-adds over ascending k, whatever the rows around it
@@ -15,6 +15,7 @@
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vec.h"
+#include "kernels/quant.h"
 
 static int panels_of(int n)
 {
@@ -43,6 +44,8 @@ static const char *panel_at(const OpsWeight *w, int panel)
 
 size_t CPU(weight_bytes)(WeightFormat format, int n, int k)
 {
+    if (quant_is(format))
+        return CPU(quant_bytes)(format, n, k);
     return (size_t)panels_of(n) * PANEL * padded_k(format, k) * element_size(format);
 }
 
@@ -59,6 +62,10 @@ void CPU(weight_pack)(const OpsWeight *w, const void *rows)
 {
     const float *from = rows;
 
+    if (quant_is(w->format)) {
+        CPU(quant_pack)(w, rows);
+        return;
+    }
     for (int n = 0; n < panels_of(w->n) * PANEL; n++)
         for (int k = 0; k < (int)padded_k(w->format, w->k); k++) {
             size_t to = index_of(w, n, k);
@@ -75,6 +82,8 @@ static float weight_at(const OpsWeight *w, int n, int k)
 {
     size_t at = index_of(w, n, k);
 
+    if (quant_is(w->format))
+        return CPU(quant_at)(w, n, k);
     return w->format == WEIGHT_BF16 ? bf16_float(((const uint16_t *)w->data)[at])
                                     : ((const float *)w->data)[at];
 }
@@ -145,6 +154,8 @@ void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn)
 {
     const char *from = panel_at(w, panel) + (size_t)k * PANEL * element_size(w->format);
 
+    if (quant_is(w->format))
+        CPU(quant_widen)(to, w, panel, k, kn);
     if (w->format == WEIGHT_REAL)
         memcpy(to, from, (size_t)kn * PANEL * sizeof(float));
     for (int i = 0; w->format == WEIGHT_BF16 && i < kn; i += 2)
@@ -157,8 +168,8 @@ void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn)
         }
 }
 
-/* Many rows are worth widening bf16 once for all of them, as much of k as stays in the first-level
- * cache. The chains are the same. */
+/* Many rows are worth widening bf16 once for all of them, and any number of rows codes, as much of
+ * k as stays in the first-level cache. The chains are the same. */
 #define WIDEN_ROWS (2 * TILE_ROWS)
 #define WIDEN_K    192
 
@@ -200,7 +211,7 @@ void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const 
 #else
     (void)precision;
 #endif
-    if (bf16 && rows >= WIDEN_ROWS) {
+    if (quant_is(w->format) || (bf16 && rows >= WIDEN_ROWS)) {
         panels_widened(out, x, rows, w, panel, panels);
         return;
     }

@@ -139,7 +139,8 @@ void CPU(logprob_bwd)(void *logits, const void *lse, const int *ids, const void 
 
             vstore_n(z + j, vexp(log_p) * (c + b * (log_p + h)), valid - j);
         }
-        z[ids[t]] -= c;
+        if (ids[t] >= 0)
+            z[ids[t]] -= c;
         memset(z + valid, 0, (size_t)(vocab - valid) * sizeof(float));
     }
 }

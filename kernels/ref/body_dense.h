@@ -5,14 +5,38 @@
 
 static REAL weight_at(const OpsWeight *w, size_t index)
 {
-    if (w->format == WEIGHT_BF16)
-        return (REAL)bf16_float(((const uint16_t *)w->data)[index]);
-    return ((const REAL *)w->data)[index];
+    if (w->format == WEIGHT_REAL)
+        return ((const REAL *)w->data)[index];
+    return (REAL)bf16_float(((const uint16_t *)w->data)[index]);
 }
 
 static size_t ref_weight_bytes(WeightFormat format, int n, int k)
 {
-    return (size_t)n * (size_t)k * (format == WEIGHT_BF16 ? sizeof(uint16_t) : sizeof(REAL));
+    return (size_t)n * (size_t)k * (format == WEIGHT_REAL ? sizeof(REAL) : sizeof(uint16_t));
+}
+
+/* The oracle keeps what a code stands for, not the code. */
+static void group_pack(const OpsWeight *w, const REAL *rows, int n0, int k0)
+{
+    int n1 = n0 + quant_group_rows(w->format), k1 = k0 + quant_group_cols(w->format);
+    float most = 0, scale;
+
+    n1 = n1 < w->n ? n1 : w->n;
+    k1 = k1 < w->k ? k1 : w->k;
+    for (int n = n0; n < n1; n++)
+        for (int k = k0; k < k1; k++) {
+            float size = fabsf((float)rows[(size_t)n * w->k + k]);
+
+            most = size > most ? size : most;
+        }
+    scale = bf16_float(quant_scale_of(w->format, most));
+    for (int n = n0; n < n1; n++)
+        for (int k = k0; k < k1; k++) {
+            size_t at = (size_t)n * w->k + k;
+            uint8_t code = quant_code(w->format, (float)rows[at], scale);
+
+            ((uint16_t *)w->data)[at] = bf16_of(quant_value(w->format, code, scale));
+        }
 }
 
 static void ref_weight_pack(const OpsWeight *w, const void *rows)
@@ -24,8 +48,11 @@ static void ref_weight_pack(const OpsWeight *w, const void *rows)
         memcpy(w->data, rows, count * sizeof(REAL));
         return;
     }
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count && w->format == WEIGHT_BF16; i++)
         ((uint16_t *)w->data)[i] = bf16_of((float)from[i]);
+    for (int n = 0; n < w->n && quant_is(w->format); n += quant_group_rows(w->format))
+        for (int k = 0; k < w->k; k += quant_group_cols(w->format))
+            group_pack(w, from, n, k);
 }
 
 static void ref_weight_unpack(void *rows, const OpsWeight *w)

@@ -8,6 +8,7 @@
  * Not here: anything fast (cpu/).
  */
 #include "kernels/ops.h"
+#include "kernels/quant.h"
 
 #include <math.h>
 #include <string.h>

@@ -43,7 +43,7 @@ class Reply:
 
 
 class Daemon:
-    def __init__(self, assayd, state=None, worker=None, preexec=None, **config):
+    def __init__(self, assayd, state=None, worker=None, preexec=None, libexec=None, **config):
         self.assayd = assayd
         self.own = state is None
         self.state = state or tempfile.mkdtemp(prefix="assay-test-")
@@ -51,6 +51,7 @@ class Daemon:
         self.worker = worker or str(HERE / "fake_worker.py")
         self.config = {"workers": 2, "disk_floor_mib": 0, **config}
         self.preexec = preexec
+        self.libexec = libexec
         self.process = None
         self.log = None
 
@@ -60,6 +61,8 @@ class Daemon:
         env.pop("XDG_RUNTIME_DIR", None)
         env["LSAN_OPTIONS"] = f"suppressions={HERE.parent / 'lsan.supp'}"
         env["ASAN_OPTIONS"] = env.get("ASAN_OPTIONS", "detect_leaks=1") + ":fast_unwind_on_malloc=0"
+        if self.libexec:
+            env["ASSAY_LIBEXEC"] = self.libexec
         flags = [f"--{key.replace('_', '-')}={value}" for key, value in self.config.items()]
         self.log = open(os.path.join(self.state, "assayd.log"), "ab")
         self.process = subprocess.Popen(

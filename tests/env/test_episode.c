@@ -322,7 +322,7 @@ static void no_free_box_is_no_step(void)
     g_auto(EpisodeObservation) seen = {0};
     g_free(call(first, "bash", "{\"command\": \"touch n /tmp/n\"}"));
     g_assert_false(episode_call(second, "bash", arguments, &seen, &error));
-    g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_CONFLICT);
+    g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_BUSY);
     g_clear_error(&error);
     g_assert_cmpint(episode_ended(second), ==, EPISODE_OPEN);
     g_assert_cmpuint(episode_turns(second), ==, 0);
@@ -368,6 +368,72 @@ static void a_full_box_is(void)
                 "Error: ");
     expect(episode, "submit", "{}", "Submitted.\n");
     g_assert_cmpint(episode_ended(episode), ==, EPISODE_SUBMITTED);
+}
+
+/* ---- beside the policy ---- */
+
+static void what_is_done_beside_the_policy_is_no_step(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(EpisodeHost) host = host_new(2);
+    g_autoptr(Task) task = small_task();
+    g_autoptr(Episode) episode = open_episode(host, task, (EpisodeOptions){.turns_max = 2});
+    g_autoptr(json_t) file = json_of("{\"path\": \"n.txt\", \"base64\": \"/wBh\"}");
+    g_autoptr(json_t) run = json_of("{\"argv\": [\"wc\", \"-c\", \"n.txt\"]}");
+    g_autoptr(json_t) bad = json_of("{\"argv\": [], \"cwd\": \"x\"}");
+    g_auto(EpisodeObservation) seen = {0};
+    g_assert_true(episode_side_start(episode, "write", file, &seen, &error));
+    g_assert_cmpstr(seen.text, ==, "{}");
+    g_assert_true(episode_side_start(episode, "exec", run, &seen, &error));
+    g_assert_true(episode_call_finish(episode, &seen, &error));
+    g_assert_nonnull(strstr(seen.text, "\"stdout\":\"3 n.txt\\n\""));
+    g_assert_true(episode_side_start(episode, "exec", bad, &seen, &error));
+    g_assert_true(seen.is_error);
+    g_assert_false(episode_side_start(episode, "bash", run, &seen, &error));
+    g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_INPUT);
+    g_clear_error(&error);
+    expect_part(episode, "exec", "{}", "There is no tool");
+    g_assert_cmpuint(episode_turns(episode), ==, 1);
+    g_autoptr(GBytes) read = episode_file(episode, "/testbed/n.txt", &error);
+    g_assert_cmpmem(g_bytes_get_data(read, NULL), (int)g_bytes_get_size(read), "\377\0a", 3);
+    g_assert_null(episode_file(episode, "../n.txt", NULL));
+    const GString *diff = episode_diff(episode, &error);
+    g_assert_cmpstr(diff->str, ==, ""); /* a new file that is no text is nobody's answer */
+    const GString *record = episode_record(episode);
+    g_autoptr(Episode) again = episode_replay(host, task, record->str, record->len, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(episode_turns(again), ==, 1);
+}
+
+static void marks_are_states_to_go_back_to(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(EpisodeHost) host = host_new(2);
+    g_autoptr(Task) task = small_task();
+    g_autoptr(Episode) episode = open_episode(host, task, (EpisodeOptions){0});
+    expect(episode, "bash", "{\"command\": \"echo 1 > f\"}", "");
+    EpisodeMark *mark = episode_mark(episode, &error);
+    if (g_error_matches(error, ASSAY_ERROR, ASSAY_ERROR_UNSUPPORTED)) {
+        g_test_skip(error->message);
+        return;
+    }
+    g_assert_no_error(error);
+    g_autofree char *before = g_strdup(episode_record(episode)->str);
+    expect(episode, "bash", "{\"command\": \"echo 2 > f\"}", "");
+    g_assert_false(episode_mark_is_now(mark, episode));
+    g_autoptr(Episode) child = episode_fork(episode, mark, &error);
+    g_assert_no_error(error);
+    g_assert_cmpstr(episode_record(child)->str, ==, before);
+    expect(child, "bash", "{\"command\": \"cat f; echo 3 > f\"}", "1\n");
+    expect(episode, "bash", "{\"command\": \"cat f\"}", "2\n");
+    g_assert_null(episode_fork(episode, mark, &error)); /* both boxes are taken */
+    g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_BUSY);
+    g_clear_error(&error);
+    g_assert_true(episode_return(episode, mark, &error));
+    g_assert_cmpstr(episode_record(episode)->str, ==, before);
+    g_assert_cmpuint(episode_turns(episode), ==, 1);
+    expect(episode, "bash", "{\"command\": \"cat f\"}", "1\n");
+    episode_mark_free(mark);
 }
 
 /* ---- records ---- */
@@ -589,6 +655,8 @@ int main(int argc, char **argv)
     ADD(no_free_box_is_no_step);
     ADD(a_dead_box_is_not_the_policys_doing);
     ADD(a_full_box_is);
+    ADD(what_is_done_beside_the_policy_is_no_step);
+    ADD(marks_are_states_to_go_back_to);
     ADD(a_record_says_everything);
     ADD(a_replay_gives_the_same_bytes);
     ADD(a_replay_that_differs_says_where);

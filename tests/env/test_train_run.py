@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,26 @@ def check_run(lab):
     assert any(0 < row["reward/mean"] < 1 for row in rl)
     assert any(row["optim/grad_norm"] > 0 for row in rl)
     assert list((lab.top / "a" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def check_metrics(lab):
+    """what_is_logged_is_explained_and_holds_together"""
+    rows = lab.rows("a")
+    page = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    explained = set(re.findall(r"`([a-z0-9]+/[a-z0-9_@]+)`", page))
+    logged = {name for row in rows for name in row if "/" in name and not name.startswith(("eval/", "ending/"))}
+    kinds = assay("train", "kinds", "--json").stdout.splitlines()
+    logged -= {f"reward/{json.loads(kind)['kind']}" for kind in kinds}
+    assert not logged - explained, f"not in docs/training.md: {logged - explained}"
+    for row in rows:
+        if row["phase"] != "rl":
+            continue
+        assert 0 <= row["reward/f2p"] <= 1 and row["reward/resolved"] <= row["reward/f2p"] + 1e-9
+        assert row["reward/resolved"] <= row["reward/p2p"] + 1e-9 <= 1 + 2e-9
+        assert row["policy/is_ratio_min"] <= row["policy/is_ratio_p99"] * 1.006
+        assert row["policy/is_ratio_p99"] <= row["policy/is_ratio_max"] * 1.006
+        assert (row["optim/update_norm"] > 0) == (row["optim/lr"] > 0)
+        assert row["perf/mfu"] > 0 and row["time/sync_s"] >= 0
 
 
 def check_same(lab):
@@ -356,8 +377,8 @@ def check_refusals(lab):
 
 
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows, check_replay)
-CHECKS = [check_run, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching, check_settings,
-          check_tools, check_kinds, check_canaries,
+CHECKS = [check_run, check_metrics, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching,
+          check_settings, check_tools, check_kinds, check_canaries,
           check_plan, check_failed, check_windows, check_replay, check_refusals]
 
 

@@ -28,12 +28,13 @@ static void compare(guint n, const Ops *ops)
     static const int rows[] = {0, 1, 2, 3, 7, 64, 131};
 
     for (guint i = 0; i < G_N_ELEMENTS(rows); i++)
-        for (int format = WEIGHT_REAL; format <= WEIGHT_BF16; format++) {
-            g_autoptr(GArray) want = lab_run(n, &ops_ref_f64, rows[i], WEIGHT_REAL);
-            g_autoptr(GArray) got = lab_run(n, ops, rows[i], (WeightFormat)format);
+        for (WeightFormat format = WEIGHT_REAL; format < WEIGHT_FORMATS; format++) {
+            WeightFormat exact = format <= WEIGHT_BF16 ? WEIGHT_REAL : format;
+            g_autoptr(GArray) want = lab_run(n, &ops_ref_f64, rows[i], exact);
+            g_autoptr(GArray) got = lab_run(n, ops, rows[i], format);
             double off = lab_distance(got, want);
 
-            if (!(off <= tolerance(n, ops, (WeightFormat)format)))
+            if (!(off <= tolerance(n, ops, format)))
                 g_error("%s, %s, %d rows, format %d: off by %g", ops->name, lab_cases[n].name,
                         rows[i], format, off);
         }

@@ -21,7 +21,7 @@ import traceback
 ASSAY = sys.argv[1]
 WORDS = [word for word in sys.argv[2:] if not word.startswith("--")]
 WHO = {"user": 61234, "group": 61234, "extra_groups": []} if "--as-user" in sys.argv else {}
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
 CASES = []
 
 
@@ -120,6 +120,95 @@ def a_seed_decides_everything_and_a_narrow_type_rounds(tmp):
                 continue
             for x, y in zip(exact, doubles(dtype, data)):
                 assert abs(x - y) <= abs(x) * 2.0 ** -bits + 2.0 ** -25, (name, x, y)
+
+
+def fp8(code):
+    size = (code & 7) * 2.0 ** -9 if code & 0x78 == 0 else (8 + (code & 7)) * 2.0 ** ((code >> 3 & 15) - 10)
+    return -size if code & 0x80 else size
+
+
+def decoded(found, name):
+    """The values of a matrix of codes, by docs/policy.md alone."""
+    (dtype, (n, pitch), codes), (_, (_, groups), scales) = found[name], found[name + "_scale"]
+    scales, width, tall = doubles("BF16", scales), {"I8": 128, "F8_E4M3": 128, "U8": 32}[dtype], 128 if dtype == "F8_E4M3" else 1
+
+    def code(row, col):
+        if dtype == "U8":
+            half = codes[row * pitch + col // 2] >> 4 * (col % 2) & 15
+            return half - 16 * (half > 7)
+        byte = codes[row * pitch + col]
+        return fp8(byte) if dtype == "F8_E4M3" else byte - 256 * (byte > 127)
+    cols = pitch * 2 if dtype == "U8" else pitch
+    return [code(r, c) * scales[r // tall * groups + c // width] for r in range(n) for c in range(cols)]
+
+
+@case
+def matrices_of_few_bits_decode_to_what_they_were(tmp):
+    init(tmp / "m", "--dtype", "f32")
+    exact = read_file(tmp / "m" / "model.safetensors")
+    for weights, coarse in ("int8", 1 / 250), ("fp8", 1 / 15), ("int4", 1 / 13):
+        assay("quantize", tmp / "m", "--weights", weights, "--out", tmp / weights)
+        found = read_file(tmp / weights / "model.safetensors")
+        coded = [name for name in found if name + "_scale" in found]
+        assert len(coded) + len(exact) == len(found)
+        assert any("self_attn" in name for name in coded) == (weights != "int8")
+        assert all("experts" in name or "self_attn" in name for name in coded)
+        for name in coded:
+            values = doubles(*exact[name][::2])
+            most = max(map(abs, values))
+            assert all(abs(x - y) <= most * coarse for x, y in zip(values, decoded(found, name), strict=True)), name
+        checked = json.loads(assay("verify", tmp / weights, "--json"))
+        assert checked["good"] and checked["parameters"] == 39824
+        assert json.loads(assay("inspect", tmp / weights, "--json"))["checkpoint"]["found"] == "weights"
+
+
+def rewrite(path, change):
+    """The file with header and data as `change` leaves them: {name: [dtype, shape, bytes]}."""
+    tensors = {name: list(value) for name, value in read_file(path).items()}
+    change(tensors)
+    header, data = {}, b""
+    for name, (dtype, shape, raw) in sorted(tensors.items(), key=lambda item: -SIZES[item[1][0]]):
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+@case
+def codes_that_lie_are_refused_by_name(tmp):
+    init(tmp / "m", "--dtype", "f32")
+    expert, norm = "model.layers.0.block_sparse_moe.experts.1.w1.weight", "model.norm.weight"
+
+    def cut(tensors):
+        tensors[expert][1][0] -= 1
+        tensors[expert][2] = tensors[expert][2][:-tensors[expert][1][1]]
+
+    def no_scale(tensors):
+        del tensors[expert + "_scale"]
+
+    def other_scale(tensors):
+        tensors[expert + "_scale"][0] = "F16"
+
+    def few_scales(tensors):
+        tensors[expert + "_scale"][1:] = [[1, 1], tensors[expert + "_scale"][2][:2]]
+
+    def coded_norm(tensors):
+        tensors[norm] = ["I8", tensors[norm][1], tensors[norm][2][::2]]
+
+    def scale_alone(tensors):
+        tensors[norm + "_scale"] = ["BF16", [1, 1], b"\0\0"]
+    for number, (change, words) in enumerate((
+            (cut, f"{expert}: codes U8"), (no_scale, f"{expert}: U8 without"), (other_scale, f"{expert}: scales F16"),
+            (few_scales, f"{expert}: scales BF16 [1, 1]"), (coded_norm, f"{norm}: I8: this tensor is never"),
+            (scale_alone, f"extra ({norm}_scale)"))):
+        assay("quantize", tmp / "m", "--weights", "int4", "--out", tmp / f"q{number}")
+        rewrite(tmp / f"q{number}" / "model.safetensors", change)
+        told = assay("verify", tmp / f"q{number}", rc=2)
+        assert words in told, told
+    assert "--weights: bf16 is not" in assay("quantize", tmp / "m", "--weights", "bf16", "--out", tmp / "x", rc=2)
+    assert "int5 is none of" in assay("quantize", tmp / "m", "--weights", "int5", "--out", tmp / "x", rc=2)
+    assert "already" in assay("quantize", tmp / "m", "--weights", "int8", "--out", tmp / "m", rc=1)
 
 
 @case
@@ -223,7 +312,7 @@ def usage_errors_say_what_is_wrong(tmp):
                        (("init", "--out", tmp / "x", "--preset", "tiny", "--config", "y"), "--preset or --config"),
                        (("init", "--out", tmp / "x", "--preset", "tiny", "--dtype", "int4"), "int4 is none of"),
                        (("init", "--out", tmp / "x", "--preset", "tiny", "--seed", "1e3"), "1e3 is not a whole number"),
-                       (("inspect", tmp / "m", "--tp", "3"), "3 ranks do not divide 4 heads"),
+                       (("inspect", tmp / "m", "--tp", "3"), "tp = 3 does not divide 4 heads"),
                        (("inspect", tmp / "m", "--context", "-5"), "-5 is not a whole number")):
         assert says in assay(*args, rc=2), (args, says)
     assert "presets: tiny, t14" in init(tmp / "x", preset="gpt", rc=3)

@@ -217,6 +217,10 @@ static void test_stats(void)
     g_assert_cmpuint(m.ratio_high, ==, 1);
     g_assert_cmpuint(m.ratio_low, ==, 0);
     NEAR(m.ratio_max, 9);
+    g_assert_cmpfloat(loss_ratio_quantile(&s, 0.99), ==, 1);
+    g_assert_cmpfloat_with_epsilon(loss_ratio_quantile(&m, 0.5), 0.5, 0.003);
+    g_assert_cmpfloat_with_epsilon(loss_ratio_quantile(&m, 0.99), 9, 0.05);
+    g_assert_cmpfloat(loss_ratio_quantile(&(LossStats){0}, 0.99), ==, 0);
     g_assert_cmpfloat(loss_correlation(&m), ==, 1); /* mu does not vary: nothing to correlate */
     g_assert_cmpstr(loss_reason(&moved[0]), ==, "capped");
     g_assert_cmpstr(loss_reason(&moved[1]), ==, "");

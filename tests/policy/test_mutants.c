@@ -220,7 +220,7 @@ static void test_slopes(void)
         {78, {0.011616816, 0.010652668, 7.9176424e-4, 5.3964064e-5, 4.9485265e-5}},
     };
     static const guint heads[] = {0, 1, 31, 62, 63};
-    ModelConfig m1 = {.layers = 80, .heads = 64};
+    ModelConfig m1 = {.layers = 80, .heads = 64, .heads_all = 64};
 
     for (guint i = 0; i < G_N_ELEMENTS(rows); i++)
         for (guint h = 0; h < G_N_ELEMENTS(heads); h++)

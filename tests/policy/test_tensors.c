@@ -353,7 +353,7 @@ static void a_plan_for_eight_cards_says_what_fits(void)
     } rows[] = {{PLAN_BF16, 912}, {PLAN_FP8, 459}, {PLAN_INT4, 268}};
     for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
         MemoryPlan plan;
-        const PlanAsk ask = {rows[i].format, 16384, 64, 8};
+        const PlanAsk ask = {rows[i].format, 16384, 64, {.tp = 8}};
         g_assert_true(plan_memory(&m1, &ask, &plan, NULL));
         g_assert_cmpfloat_with_epsilon((double)plan.weights_sum * 8 / 1e9, rows[i].weights_gb, 1);
         g_assert_cmpuint(plan.state * 8, ==, 64 * 293601280ull);
@@ -368,8 +368,8 @@ static void a_plan_of_one_rank_is_the_checkpoint_and_the_caches(void)
 {
     ModelConfig m1 = preset("m1");
     MemoryPlan one, many, page;
-    const PlanAsk alone = {PLAN_BF16, 1 << 20, 1, 1};
-    const PlanAsk spread = {PLAN_BF16, 1 << 20, 1, 16}, first = {PLAN_BF16, 1, 1, 1};
+    const PlanAsk alone = {PLAN_BF16, 1 << 20, 1, {0}};
+    const PlanAsk spread = {PLAN_BF16, 1 << 20, 1, {.tp = 16}}, first = {PLAN_BF16, 1, 1, {0}};
     g_assert_true(plan_memory(&m1, &alone, &one, NULL));
     g_assert_cmpuint(one.weights_sum, ==, 912210767872);
     g_assert_cmpuint(one.kv, ==, 40ull << 30);
@@ -379,16 +379,34 @@ static void a_plan_of_one_rank_is_the_checkpoint_and_the_caches(void)
     g_assert_cmpuint(page.kv, ==, 64 * 40960); /* whole pages */
 }
 
+static void a_plan_deals_out_experts_and_sequences(void)
+{
+    ModelConfig m1 = preset("m1");
+    MemoryPlan one, many;
+    const PlanAsk alone = {PLAN_BF16, 4096, 64, {0}};
+    const PlanAsk spread = {PLAN_BF16, 4096, 64, {.tp = 2, .ep = 4, .sp = 2}}; /* dp 2: 8 ranks */
+    g_assert_true(plan_memory(&m1, &alone, &one, NULL));
+    g_assert_true(plan_memory(&m1, &spread, &many, NULL));
+    g_assert_cmpuint(many.weights[CLASS_EXPERT], ==, one.weights[CLASS_EXPERT] / 8);
+    g_assert_cmpuint(many.weights[CLASS_LIGHTNING], ==, one.weights[CLASS_LIGHTNING] / 2);
+    g_assert_cmpuint(many.weights[CLASS_ROUTER], ==, one.weights[CLASS_ROUTER]);
+    g_assert_cmpuint(many.state, ==, one.state / 4);
+    g_assert_cmpuint(many.kv, ==, one.kv / 4);
+}
+
 static void a_plan_that_cannot_be_is_refused_with_the_numbers(void)
 {
     ModelConfig m1 = preset("m1");
     static const struct {
         PlanAsk ask;
         const char *says;
-    } rows[] = {{{PLAN_BF16, 1, 1, 7}, "7 ranks do not divide 64 heads"},
-                {{PLAN_BF16, 1, 1, 0}, "0 ranks"},
-                {{PLAN_BF16, G_MAXUINT64, 1, 1}, "18446744073709551615"},
-                {{PLAN_BF16, 1, G_MAXUINT32, 1}, "4294967295"}};
+    } rows[] = {{{PLAN_BF16, 1, 1, {.tp = 7}}, "tp = 7 does not divide 64 heads"},
+                {{PLAN_BF16, 1, 1, {.tp = 3}}, "tp = 3 does not divide 64 heads"},
+                {{PLAN_BF16, 1, 1, {.ep = 5}}, "tp x ep = 5 does not divide 32 experts"},
+                {{PLAN_BF16, 1, 1, {.ep = 4, .dp = 6}}, "ep = 4 does not divide 6 (sp x dp) ranks"},
+                {{PLAN_BF16, 1, 1, {.sp = G_MAXUINT32}}, "sp = 4294967295: too many"},
+                {{PLAN_BF16, G_MAXUINT64, 1, {0}}, "18446744073709551615"},
+                {{PLAN_BF16, 1, G_MAXUINT32, {0}}, "4294967295"}};
     for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
         MemoryPlan plan;
         g_autoptr(GError) error = NULL;
@@ -415,6 +433,7 @@ int main(int argc, char **argv)
     T(verify_names_what_is_not_finite_and_what_fills_the_padding);
     T(a_plan_for_eight_cards_says_what_fits);
     T(a_plan_of_one_rank_is_the_checkpoint_and_the_caches);
+    T(a_plan_deals_out_experts_and_sequences);
     T(a_plan_that_cannot_be_is_refused_with_the_numbers);
     return g_test_run();
 }

@@ -107,6 +107,28 @@ static void test_golden(void)
     }
 }
 
+static void test_update_norm(void)
+{
+    const TrainerStep step = {.adamw = {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-15}};
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Model) model = lab_golden_model(&ops_ref_f64, WEIGHT_REAL, 4);
+    g_autoptr(Trainer) trainer = trainer_for(model, 64);
+    g_autoptr(RolloutGroup) group = golden_group();
+    TrainerLoss loss = loss_of("cispo", (LossOptions){.is_cap = 1.2});
+    TrainerStats stats = {0};
+    gsize n = trainer->master->count;
+    g_autofree double *before = g_memdup2(trainer->master->data, n * sizeof *before);
+    const double *now = trainer->master->data;
+    double far = 0;
+
+    g_assert_true(trainer_gradients(trainer, &group, 1, &loss, NULL, NULL, &stats, &error));
+    g_assert_true(trainer_step(trainer, &step, &stats, &error));
+    for (gsize i = 0; i < n; i++)
+        far += (now[i] - before[i]) * (now[i] - before[i]);
+    g_assert_cmpfloat(far, >, 0);
+    NEAR(stats.update_norm, sqrt(far), 1e-12);
+}
+
 /* ---- groups of random rollouts ---- */
 
 static ModelConfig config_with_chunk(guint chunk)
@@ -331,8 +353,8 @@ static void check_recompute(const Ops *ops)
     g_autoptr(Params) made = bits_of(model, 600, ACTS_KEEP_INPUTS, groups, 2, &batches);
 
     g_assert_true(memcmp(kept->data, made->data, params_bytes(kept)) == 0);
-    g_assert_cmpuint(trainer_bytes(model, 600, ACTS_KEEP_INPUTS), <,
-                     trainer_bytes(model, 600, ACTS_KEEP_ALL) * 2 / 3);
+    g_assert_cmpuint(trainer_bytes(model, 600, ACTS_KEEP_INPUTS, 1, 1), <,
+                     trainer_bytes(model, 600, ACTS_KEEP_ALL, 1, 1) * 2 / 3);
     rollout_group_free(groups[0]);
     rollout_group_free(groups[1]);
 }
@@ -644,6 +666,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/trainer/the_golden_loss_and_step", test_golden);
+    g_test_add_func("/trainer/a_step_says_how_far_it_went", test_update_norm);
     g_test_add_func("/trainer/a_shared_prompt_gives_the_same_gradients", test_shared_prompts);
     g_test_add_func("/trainer/gradients_are_those_of_frozen_coefficients", test_differences);
     g_test_add_func("/trainer/cuts_into_batches_change_no_bit", test_cuts_change_no_bit);

@@ -1,0 +1,126 @@
+"""A training run on many ranks: mpirun assay train. Prints TAP; skips where there is no mpirun.
+
+    test_train_ranks.py ASSAY LIBEXEC MPI          MPI: yes, where assay is built with it
+
+Four shares of a minibatch make the bits, so one, two and four ranks give equal weights, and a run that one rank began
+goes on with two. A rank that is killed ends the run; the same command goes on from the last checkpoint.
+"""
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from train_lab import ENV, SANITIZED, Lab, run_checks  # noqa: E402
+
+MPIRUN = shutil.which("mpirun")
+# Open MPI: as root, more ranks than cores, shared memory without the rights that containers take away
+RANKS_ENV = ENV | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1",
+                   "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_btl": "self,vader,tcp",
+                   "OMPI_MCA_btl_vader_single_copy_mechanism": "none", "LSAN_OPTIONS": "detect_leaks=0"}
+SHORT = ["run.updates=0", "warmup.updates=6", "run.checkpoint_every=1", "optim.shares=4"]
+RL = ["run.updates=1", "warmup.updates=4", "run.checkpoint_every=1", "rollout.groups=4", "rollout.samples=4",
+      "optim.shares=4", "loss.anchor=recomputed", "eval.sets="]
+
+
+def on_ranks(lab, ranks, name, *settings):
+    return subprocess.run([MPIRUN, "-n", str(ranks), *lab.command(name, *settings)], env=RANKS_ENV, text=True,
+                          capture_output=True, timeout=100, check=False)
+
+
+def same_bits(lab):
+    """one, two and four ranks: the same weights and moments after warm-up and updates"""
+    alone = lab.run("one", *RL)
+    assert alone.returncode == 0, alone.stderr
+    for ranks in 2, 4:
+        done = on_ranks(lab, ranks, f"r{ranks}", *RL)
+        assert done.returncode == 0, done.stderr
+        assert f"{ranks} ranks, {ranks} on this machine; 4 shares" in done.stderr + done.stdout, done.stderr
+        assert lab.weights(f"r{ranks}", "*.safetensors") == lab.weights("one", "*.safetensors")
+        losses = [[row["loss/total"] for row in lab.rows(name)] for name in ("one", f"r{ranks}")]
+        assert losses[0] == losses[1], losses
+
+
+def other_ranks(lab):
+    """what two ranks began one goes on with, and the other way round, to the weights of one rank"""
+    for name, *ranks in ("same", 1, 1), ("down", 2, 1), ("up", 1, 2):
+        for n, updates in zip(ranks, (3, 6)):
+            config = lab.top / name / "config.conf"
+            if config.exists():  # a run's length is its own; here it is the only way to have it stop halfway
+                config.write_text(config.read_text().replace("updates=3", "updates=6"))
+            done = on_ranks(lab, n, name, *SHORT, f"warmup.updates={updates}")
+            assert done.returncode == 0, done.stderr
+        assert [row["step"] for row in lab.rows(name, "warmup")] == list(range(1, 7))
+        assert lab.weights(name, "*.safetensors") == lab.weights("same", "*.safetensors"), name
+
+
+def counts(lab):
+    """ranks that do not divide the shares are refused with both numbers, before anything is made"""
+    done = on_ranks(lab, 3, "three", *SHORT)
+    assert done.returncode != 0
+    assert "3 ranks do not divide 4 shares of a minibatch" in done.stderr, done.stderr
+    assert not (lab.top / "three").exists()
+    plan = lab.command("three", *SHORT)
+    plan.insert(2, "plan")
+    plans = [subprocess.run([*plan, "--json", "--ranks", str(n)], env=ENV, text=True, capture_output=True, timeout=60,
+                            check=False) for n in (1, 2, 3)]
+    assert "3 ranks do not divide 4 shares" in plans[2].stderr, plans[2].stderr
+    moments = [json.loads(p.stdout)["moments"] for p in plans[:2]]
+    assert abs(moments[1] / moments[0] - 0.5) < 0.05, moments
+
+
+def unreached(lab):
+    """a rank that never comes ends the run before anything is made"""
+    done = subprocess.run([MPIRUN, "-n", "1", *lab.command("unreached", *SHORT), ":", "-n", "1", "sleep", "2"], env=RANKS_ENV,
+                          text=True, capture_output=True, timeout=100, check=False)
+    assert done.returncode != 0
+    assert "rank" in done.stderr, done.stderr
+    assert not (lab.top / "unreached").exists()
+
+
+def killed(lab):
+    """a rank that is killed ends the run, which goes on from its last checkpoint"""
+    settings = [*SHORT, "warmup.updates=60"]
+    run = subprocess.Popen([MPIRUN, "-n", "2", *lab.command("killed", *settings)], env=RANKS_ENV, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    metrics = lab.top / "killed" / "checkpoints"
+    while run.poll() is None and not (metrics.is_dir() and any(p.name.isdigit() for p in metrics.iterdir())):
+        os.sched_yield()
+    ranks = children(run.pid)
+    os.kill(ranks[1], signal.SIGKILL)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert re.search(r"rank 1.*signal 9", said) or "rank 1 is silent" in said, said
+    last = lab.weights("killed")[0]
+    done = on_ranks(lab, 2, "killed", *settings, "run.ranks_wait_s=60")
+    assert done.returncode == 0, done.stderr
+    steps = [row["step"] for row in lab.rows("killed", "warmup")]
+    assert steps == list(range(1, 61)), (last, len(steps))
+
+
+def children(pid):
+    """The ranks below an mpirun, in their order."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            words = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = [int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK=")]
+        if int(stat[1]) == pid and rank:
+            found.append((rank[0], int(entry.name)))
+    return [number for _, number in sorted(found)]
+
+
+if not MPIRUN or sys.argv[3] != "yes":
+    print("1..0 # SKIP", "built without MPI" if MPIRUN else "no mpirun")
+    sys.exit(0)
+CHECKS = [same_bits, other_ranks, counts, unreached, killed]
+sys.exit(run_checks("ranks", CHECKS, Lab, CHECKS[:2] if SANITIZED else ()))

@@ -1,0 +1,356 @@
+/*
+ * One trainer on many ranks, as threads: the same bits for one, two and four ranks, checkpoints
+ * that any number of ranks goes on from, and what one rank's failure becomes.
+ */
+#include "base/error.h"
+#include "base/tree.h"
+#include "policy/checkpoint.h"
+#include "policy/ranks.h"
+#include "policy/wire.h"
+#include "tests/policy/model_lab.h"
+#include "tests/kernels/rank_lab.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+
+#define GROUPS 7
+#define STEPS  3
+
+/* A training of a few steps, by however many ranks. */
+typedef struct {
+    const Ops *ops;
+    guint shares;
+    ActsKeep keep;
+    gboolean anchors;      /* ratios against log-probabilities of before the first step */
+    gboolean broken;       /* one rollout cannot be trained on */
+    const char *from, *to; /* checkpoints; NULL: none */
+    double *weights;       /* [count] after it */
+    gsize count;
+    double loss, norm;
+    guint64 tokens;
+    char *why; /* it failed */
+} Training;
+
+static RolloutGroup *group_of(guint seed)
+{
+    g_autoptr(GRand) rand = g_rand_new_with_seed(seed);
+    int ids[64], prompt_n = g_rand_int_range(rand, 1, 24);
+    guint n = (guint)g_rand_int_range(rand, 1, 4);
+    RolloutGroup *group;
+
+    for (int i = 0; i < prompt_n; i++)
+        ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
+    group = rollout_group_new(ids, prompt_n, n);
+    for (guint r = 0; r < n; r++) {
+        int len = g_rand_int_range(rand, 1, 20);
+        guint8 mask[20];
+        float mu[20];
+
+        for (int i = 0; i < len; i++) {
+            ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
+            mask[i] = g_rand_double(rand) < 0.7;
+            mu[i] = mask[i] ? (float)(-3 - g_rand_double(rand)) : 0;
+        }
+        rollout_fill(&group->rollouts[r], ids, mask, mu, len);
+        group->rollouts[r].advantage = g_rand_double_range(rand, -1, 1);
+        group->rollouts[r].scale = 0.01;
+    }
+    return group;
+}
+
+static GPtrArray *groups_of(const Training *what)
+{
+    GPtrArray *groups = g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
+
+    for (guint i = 0; i < GROUPS; i++)
+        g_ptr_array_add(groups, group_of(i + 1));
+    ((RolloutGroup *)groups->pdata[3])->skipped = TRUE;
+    if (what->broken)
+        ((RolloutGroup *)groups->pdata[GROUPS - 1])->rollouts[0].advantage = NAN;
+    return groups;
+}
+
+static gboolean train_steps(Training *what, Trainer *trainer, GError **error)
+{
+    const TrainerStep step = {
+        .adamw = {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-15, .weight_decay = 0.1},
+        .clip_norm = 0.05};
+    const Loss *cispo = loss_find("cispo");
+    TrainerLoss loss = {.loss = cispo, .options = loss_options(cispo, &(LossOptions){0})};
+    g_autoptr(GPtrArray) groups = groups_of(what);
+
+    if (what->anchors && !trainer_logprobs(trainer, NULL, (RolloutGroup **)groups->pdata,
+                                           groups->len, 0.9, ROLLOUT_ANCHOR, error))
+        return FALSE;
+    for (guint i = 0; i < STEPS; i++) {
+        TrainerStats stats = {0};
+
+        if (!trainer_gradients(trainer, (RolloutGroup **)groups->pdata, groups->len, &loss, NULL,
+                               NULL, &stats, error) ||
+            !trainer_step(trainer, &step, &stats, error))
+            return FALSE;
+        what->loss = stats.loss.loss;
+        what->norm = stats.grad_norm;
+        what->tokens = stats.loss.tokens;
+    }
+    return TRUE;
+}
+
+/* The checkpoints before and after, where they are wanted. */
+static gboolean train_all(Training *what, Trainer *trainer, GError **error)
+{
+    g_autoptr(json_t) state = json_object(), was = NULL;
+
+    if (what->from && !(was = checkpoint_read(what->from, trainer, error)))
+        return FALSE;
+    return train_steps(what, trainer, error) &&
+           (!what->to || checkpoint_write(what->to, trainer, state, "/nowhere", error));
+}
+
+static void lead(Comm *comm, Training *what)
+{
+    g_autoptr(GError) error = NULL;
+    ModelConfig config;
+    g_autoptr(Model) model = NULL;
+    g_autoptr(Trainer) trainer = NULL;
+    TrainerRanks ranks = {.comm = comm, .shares = what->shares, .wait_s = 20};
+
+    lab_golden_config(&config, 4);
+    model = lab_random_model(what->ops, &config, WEIGHT_REAL, 5);
+    trainer = trainer_new_ranks(model, 64, what->keep, &ranks, &error);
+    if (trainer && train_all(what, trainer, &error)) {
+        what->count = trainer->master->count;
+        what->weights = g_new0(double, what->count);
+        for (gsize i = 0; i < what->count; i++)
+            what->weights[i] = lab_number(model, trainer->master->data, i);
+    }
+    what->why = error ? g_strdup(error->message) : NULL;
+}
+
+static void rank_trains(Comm *comm, gpointer user)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (comm->rank == 0) {
+        lead(comm, user);
+        ranks_dismiss(comm);
+    } else {
+        ranks_follow(comm, &error);
+    }
+}
+
+static Training train_on(int ranks, Training what)
+{
+    lab_ranks(ranks, rank_trains, &what);
+    return what;
+}
+
+static void training_clear(Training *what)
+{
+    g_free(what->weights);
+    g_free(what->why);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Training, training_clear)
+
+static double distance(const Training *a, const Training *b)
+{
+    double apart = 0, all = 0;
+
+    g_assert_cmpuint(a->count, ==, b->count);
+    for (gsize i = 0; i < a->count; i++) {
+        apart += pow(a->weights[i] - b->weights[i], 2);
+        all += b->weights[i] * b->weights[i];
+    }
+    return sqrt(apart / all);
+}
+
+static void assert_same(const Training *a, const Training *b)
+{
+    g_assert_cmpstr(a->why, ==, NULL);
+    g_assert_cmpstr(b->why, ==, NULL);
+    g_assert_cmpuint(a->count, ==, b->count);
+    g_assert_cmpint(memcmp(a->weights, b->weights, a->count * sizeof *a->weights), ==, 0);
+    g_assert_cmpfloat(a->loss, ==, b->loss);
+    g_assert_cmpfloat(a->norm, ==, b->norm);
+    g_assert_cmpuint(a->tokens, ==, b->tokens);
+}
+
+/* Four shares: the same bits whoever works on them. Against one share: rounding. */
+static void test_same_bits(void)
+{
+    const Ops *const ops[] = {&ops_ref_f64, ops_cpu()};
+
+    for (guint i = 0; i < G_N_ELEMENTS(ops); i++) {
+        Training four = {.ops = ops[i], .shares = 4, .keep = i ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL};
+        Training one = {.ops = ops[i], .shares = 1, .keep = ACTS_KEEP_ALL};
+        g_auto(Training) single = train_on(1, one), r1 = train_on(1, four);
+        g_auto(Training) r2 = train_on(2, four), r4 = train_on(4, four);
+
+        assert_same(&r2, &r1);
+        assert_same(&r4, &r1);
+        g_test_message("%s: one share and four differ by %g", ops[i]->name, distance(&single, &r1));
+        g_assert_cmpfloat(distance(&single, &r1), <, i ? 1e-6 : 1e-10);
+        g_assert_cmpuint(single.tokens, ==, r1.tokens);
+    }
+}
+
+/* Anchors that four ranks made together are those of one. */
+static void test_anchors(void)
+{
+    Training what = {.ops = ops_cpu(), .shares = 4, .keep = ACTS_KEEP_ALL};
+    g_auto(Training) plain = train_on(1, what), r1 = {0}, r4 = {0};
+
+    what.anchors = TRUE;
+    r1 = train_on(1, what);
+    r4 = train_on(4, what);
+    assert_same(&r4, &r1);
+    g_assert_cmpfloat(distance(&plain, &r1), >, 1e-5);
+    what.broken = TRUE; /* an advantage alone: it stops nothing before the gradients */
+    g_auto(Training) broken = train_on(4, what);
+    g_assert_nonnull(strstr(broken.why, "rank 3: token"));
+}
+
+/* As many shares as ranks where nothing is said: near the single rank. */
+static void test_near(void)
+{
+    Training plain = {.ops = &ops_ref_f64, .keep = ACTS_KEEP_ALL};
+    g_auto(Training) r1 = train_on(1, plain);
+
+    for (int ranks = 2; ranks <= 4; ranks++) {
+        g_auto(Training) many = train_on(ranks, plain);
+
+        g_assert_cmpstr(many.why, ==, NULL);
+        g_assert_cmpfloat(distance(&many, &r1), <, 1e-10);
+        g_assert_cmpfloat(fabs(many.norm / r1.norm - 1), <, 1e-12);
+    }
+}
+
+/* Three steps on `a` ranks, a checkpoint, three more on `b`; against the same on one. */
+static void test_checkpoints(void)
+{
+    static const int ranks[][2] = {{1, 1}, {2, 1}, {1, 2}, {4, 2}};
+    g_autoptr(GError) error = NULL;
+    g_autofree char *top = g_dir_make_tmp("ranks-XXXXXX", &error);
+    g_autofree char *dir = g_build_filename(top, "000003", NULL);
+    Training first = {.ops = ops_cpu(), .shares = 4, .keep = ACTS_KEEP_ALL, .to = dir};
+    Training then = {.ops = ops_cpu(), .shares = 4, .keep = ACTS_KEEP_ALL, .from = dir};
+    g_auto(Training) want = {0};
+
+    for (guint i = 0; i < G_N_ELEMENTS(ranks); i++) {
+        g_auto(Training) a = train_on(ranks[i][0], first), b = train_on(ranks[i][1], then);
+
+        if (i == 0)
+            want = train_on(1, then);
+        assert_same(&b, &want);
+        g_assert_cmpfloat(distance(&a, &b), >, 1e-4);
+    }
+    g_assert_true(tree_remove(AT_FDCWD, top, &error));
+}
+
+/* What cannot be trained on is rank 3's; rank 0 says so, and nothing was stepped. */
+static void test_one_rank_fails(void)
+{
+    g_auto(Training) broken =
+        train_on(4, (Training){.ops = ops_cpu(), .keep = ACTS_KEEP_ALL, .broken = TRUE});
+
+    g_assert_nonnull(broken.why);
+    g_assert_nonnull(strstr(broken.why, "rank 3: token"));
+    g_assert_null(broken.weights);
+}
+
+static void test_counts(void)
+{
+    g_auto(Training) odd = train_on(3, (Training){.ops = ops_cpu(), .shares = 4});
+
+    g_assert_cmpstr(odd.why, ==, "3 ranks do not divide 4 shares of a minibatch");
+}
+
+/* A follower that never comes: rank 0 names it. */
+static void rank_is_silent(Comm *comm, gpointer user)
+{
+    Training *what = user;
+
+    if (comm->rank > 0)
+        return;
+    comm_timeout(comm, 0.1);
+    g_assert_false(comm_barrier(comm));
+    lead(comm, what);
+}
+
+static void test_silent(void)
+{
+    g_auto(Training) what = {.ops = ops_cpu()};
+
+    lab_ranks(2, rank_is_silent, &what);
+    g_assert_nonnull(what.why);
+    g_assert_nonnull(strstr(what.why, "rank 1 is silent for 0.1 s"));
+}
+
+/* ---- rollouts as bytes ---- */
+
+static GByteArray *wire_of(GPtrArray *groups)
+{
+    GByteArray *bytes = g_byte_array_new();
+
+    wire_put(bytes, (RolloutGroup *const *)groups->pdata, groups->len);
+    return bytes;
+}
+
+static void test_wire(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) groups = groups_of(&(Training){0}), back = NULL;
+    RolloutGroup *rich = groups->pdata[1];
+    g_autoptr(GByteArray) bytes = NULL, again = NULL;
+
+    rollout_group_routes(rich, 16);
+    rich->rollouts[0].anchor = g_new0(float, rich->rollouts[0].n);
+    rich->rollouts[0].credit = g_new0(double, rich->rollouts[0].n);
+    rich->rollouts[0].unscorable = TRUE;
+    bytes = wire_of(groups);
+    back = wire_get(bytes->data, bytes->len, &error);
+    g_assert_no_error(error);
+    again = wire_of(back);
+    g_assert_cmpmem(bytes->data, bytes->len, again->data, again->len);
+    for (gsize n = 0; n < bytes->len; n += n % 7 + 1) {
+        g_assert_null(wire_get(bytes->data, n, &error));
+        g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_INPUT);
+        g_clear_error(&error);
+    }
+}
+
+/* Any byte may be anything: refused, or read without a wrong step. */
+static void test_wire_mutants(void)
+{
+    g_autoptr(GPtrArray) groups = groups_of(&(Training){0});
+    g_autoptr(GByteArray) bytes = wire_of(groups);
+    g_autoptr(GRand) rand = g_rand_new_with_seed(1);
+
+    for (int i = 0; i < 4000; i++) {
+        guint at = (guint)g_rand_int_range(rand, 0, (gint32)bytes->len);
+        guint8 was = bytes->data[at];
+        g_autoptr(GError) error = NULL;
+        g_autoptr(GPtrArray) back = NULL;
+
+        bytes->data[at] = (guint8)g_rand_int(rand);
+        back = wire_get(bytes->data, bytes->len, &error);
+        g_assert_true((back == NULL) == (error != NULL));
+        bytes->data[at] = was;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/ranks/shares_make_the_bits", test_same_bits);
+    g_test_add_func("/ranks/anchors", test_anchors);
+    g_test_add_func("/ranks/near_the_single_rank", test_near);
+    g_test_add_func("/ranks/checkpoints_of_any_number_of_ranks", test_checkpoints);
+    g_test_add_func("/ranks/one_rank_fails", test_one_rank_fails);
+    g_test_add_func("/ranks/counts_that_do_not_divide", test_counts);
+    g_test_add_func("/ranks/silent", test_silent);
+    g_test_add_func("/ranks/wire", test_wire);
+    g_test_add_func("/ranks/wire_mutants", test_wire_mutants);
+    return g_test_run();
+}
