@@ -26,7 +26,7 @@ FOREIGN = {
     "git2.h": ("tasks/repo",),
     "sqlite3.h": ("db/",),
     "libpq-fe.h": ("db/",),
-    "cuda_runtime.h": ("kernels/cuda",),
+    "cuda_runtime.h": ("kernels/cuda",), "cublas_v2.h": (),
     "seccomp.h": ("sandbox/",),
     "sched.h": ("sandbox/",),
     "sys/mount.h": ("sandbox/",),

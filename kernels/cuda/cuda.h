@@ -159,6 +159,19 @@ static inline size_t cuda_weight_stride(int k)
     return ((size_t)k + 7) / 8 * 8;
 }
 
+/* Both rounded, the first in the lower half. */
+static __device__ __forceinline__ uint32_t bf16_pair(float low, float high)
+{
+#ifdef CUEMU
+    return bf16_round(low) | (uint32_t)bf16_round(high) << 16;
+#else
+    uint32_t both;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#endif
+}
+
 /* ---- entries of the table (table.cu) ---- */
 
 void *cuda_memory_new(size_t bytes);

@@ -222,7 +222,7 @@ static __device__ __forceinline__ void make_scores(BwdSmem *sm, const BwdSpan &b
 }
 
 /* dq = dP k + lambda^(i+1) dO S^T. */
-static __global__ void __launch_bounds__(TILE_BLOCK) lightning_dq_kernel(BwdSpan b)
+static __global__ void __launch_bounds__(TILE_BLOCK, 2) lightning_dq_kernel(BwdSpan b)
 {
     DYN_SMEM(void, dynamic);
     BwdSmem *sm = (BwdSmem *)dynamic;

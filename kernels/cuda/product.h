@@ -19,6 +19,7 @@
 #define TILE_M     64
 #define TILE_N     128
 #define TILE_K     32
+#define PAIRS      (TILE_K / 2)
 #define TILE_BLOCK 128
 #define TILE_LD    (TILE_K + 8) /* rows of fragments fall on different banks */
 #define WARP_M     2            /* tiles of 16 rows and of 8 columns that a warp holds */
@@ -104,6 +105,44 @@ static __device__ __forceinline__ void acc_scale(Acc acc, const float *by, int s
         acc[i][j][e] *= by[acc_row(i, e) * step];
 }
 
+static __device__ __forceinline__ float side_number(const char *from, size_t off, int bf16)
+{
+    return bf16 ? bf16_widen(((const unsigned short *)from)[off]) : ((const float *)from)[off];
+}
+
+/* Elements (r, i) and (r, i + 1) of a side; what lies at or beyond k is zero. */
+static __device__ __forceinline__ float2 side_pair(const char *const *at, const Side &s, int r,
+                                                   int i, int k)
+{
+    const char *first = at[s.by_inner ? i : r], *second = first;
+    size_t off = (size_t)(s.by_inner ? r : i) * s.stride, next = s.by_inner ? off : off + s.stride;
+    size_t element = s.bf16 ? sizeof(unsigned short) : sizeof(float);
+    bool both = first && i + 1 < k && !s.by_inner && s.stride == 1 &&
+                ((uintptr_t)first + off * element) % (2 * element) == 0;
+    float2 x = {0, 0};
+
+    if (i + 1 >= k)
+        second = NULL;
+    else if (s.by_inner)
+        second = at[i + 1];
+    if (both && s.bf16) {
+        uint32_t pair = *(const uint32_t *)((const unsigned short *)first + off);
+
+        x.x = __uint_as_float(pair << 16);
+        x.y = __uint_as_float(pair & 0xffff0000u);
+    } else if (both) {
+        x = *(const float2 *)((const float *)first + off);
+    } else {
+        x.x = first ? side_number(first, off, s.bf16) : 0;
+        x.y = second ? side_number(second, next, s.bf16) : 0;
+    }
+    if (s.factor) {
+        x.x *= s.factor[i * s.factor_step];
+        x.y *= i + 1 < k ? s.factor[(i + 1) * s.factor_step] : 0;
+    }
+    return x;
+}
+
 template <int TERMS, int ROWS>
 static __device__ __forceinline__ void side_load(unsigned short planes[TERMS][ROWS][TILE_LD],
                                                  const char *const *at, const Side &s, int rows,
@@ -113,29 +152,22 @@ static __device__ __forceinline__ void side_load(unsigned short planes[TERMS][RO
     int used = (rows + 15) / 16 * 16;
 
 #pragma unroll 4
-    for (int step = 0; step < ROWS * TILE_K / TILE_BLOCK; step++) {
+    for (int step = 0; step < ROWS * PAIRS / TILE_BLOCK; step++) {
         int n = step * TILE_BLOCK + (int)threadIdx.x;
-        int r = along_rows ? n % ROWS : n / TILE_K, i = along_rows ? n / ROWS : n % TILE_K;
-        float x = 0;
+        int r = along_rows ? n % ROWS : n / PAIRS, i = 2 * (along_rows ? n / ROWS : n % PAIRS);
+        float2 x = {0, 0};
 
         if (r >= used)
             continue;
-        if (r < rows && k0 + i < k) {
-            const char *from = at[s.by_inner ? k0 + i : r];
-            size_t off = (size_t)(s.by_inner ? r : k0 + i) * s.stride;
-
-            if (from)
-                x = s.bf16 ? bf16_widen(((const unsigned short *)from)[off])
-                           : ((const float *)from)[off];
-            if (s.factor)
-                x *= s.factor[(k0 + i) * s.factor_step];
-        }
+        if (r < rows && k0 + i < k)
+            x = side_pair(at, s, r, k0 + i, k);
 #pragma unroll
         for (int term = 0; term < TERMS; term++) {
-            unsigned short part = bf16_round(x);
+            uint32_t part = bf16_pair(x.x, x.y);
 
-            planes[term][r][i] = part;
-            x -= bf16_widen(part);
+            *reinterpret_cast<uint32_t *>(&planes[term][r][i]) = part;
+            x.x -= __uint_as_float(part << 16);
+            x.y -= __uint_as_float(part & 0xffff0000u);
         }
     }
 }

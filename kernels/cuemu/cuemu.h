@@ -107,6 +107,10 @@ template <typename T> static inline T atomicAdd(T *at, T by)
     return old;
 }
 
+struct alignas(8) float2 {
+    float x, y;
+};
+
 static inline float __uint_as_float(unsigned bits)
 {
     float x;

@@ -50,10 +50,10 @@ class Home:
         return rows({"instance_id": f"acme__calc-{i}", "model_patch": word + "\n", "model_name_or_path": "org/m"}
                     for i, word in enumerate(words))
 
-    def __call__(self, *words, stdin=None):
+    def __call__(self, *words, stdin=None, **more):
         env = {key: value for key, value in os.environ.items() if not key.startswith("ASSAY_")}
         env.update(ASSAY_STATE=str(self.dir / "state"), ASSAY_WORKER_PROGRAM=str(HERE / "fake_worker.py"),
-                   ASSAY_DISK_FLOOR_MIB="0", XDG_CONFIG_HOME=str(self.dir / "config"))
+                   ASSAY_DISK_FLOOR_MIB="0", XDG_CONFIG_HOME=str(self.dir / "config"), **more)
         return subprocess.run([ASSAY, *words], env=env, cwd=self.dir, capture_output=True, text=True, input=stdin,
                               timeout=60, check=False)
 
@@ -76,6 +76,18 @@ def no_daemon_is_exit_5_with_what_to_type():
         result = assay("status")
         same((result.returncode, result.stdout), (5, ""))
         has(result.stderr, "assay up")
+
+
+@case
+def what_models_run_on_is_said_and_may_be_asked_for():
+    with Home() as assay:
+        checks = {row["id"]: row for row in json.loads(assay("doctor", "--json").stdout)["checks"]}
+        same(checks["ops"]["status"], "ok")
+        has(checks["ops"]["detail"], "models run on cpu-")
+        result = assay("train", "ls", ASSAY_OPS="cude")
+        same((result.returncode, result.stdout), (2, ""))
+        has(result.stderr, "cude is neither cpu nor cuda")
+        same(assay("train", "ls", ASSAY_OPS="cpu").returncode, 0)
 
 
 @case

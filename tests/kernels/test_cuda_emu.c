@@ -33,7 +33,8 @@ static GArray *run_in_order(guint n, int rows, WeightFormat format, int last_fir
 
 static gboolean same_bits(const GArray *a, const GArray *b)
 {
-    return a->len == b->len && memcmp(a->data, b->data, a->len * sizeof(double)) == 0;
+    return a->len == b->len &&
+           (a->len == 0 || memcmp(a->data, b->data, a->len * sizeof(double)) == 0);
 }
 
 /* Inputs have a bf16 of their own, so only what experts hand on is rounded where weights are. */

@@ -1,0 +1,258 @@
+/*
+ * Speeds of a card's ops as shares of what the card can do: COPY in GB/s and GEMM in TFLOP/s, both
+ * measured just before by tests/kernels/gpu_ceiling.cu.
+ *
+ *     bench_cuda COPY GEMM
+ *
+ * A time is the median of ROUNDS calls after WARM, launch and wait included. A product of f32 is
+ * three products of bf16 (product.h): its share is of the card's bf16 rate, each counted once.
+ */
+#include "tests/kernels/card.h"
+#include "tests/kernels/lab.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WARM = 3, ROUNDS = 21 };
+
+/* M1's layer: arXiv 2506.13585, table 1 and the public config. */
+enum {
+    T = 8192,
+    D = 6144,
+    H = 64,
+    KV = 8,
+    HEAD = 128,
+    C = 64,
+    E = 32,
+    WIDE = 9216,
+    MOE_ROWS = 4096
+};
+
+typedef struct {
+    Lab lab;
+    float *x, *y, *w, *rstd, *grad, *m, *v, *qkv, *o, *up, *lse, *decay, *scratch;
+    OpsWeight dense, w1[E], w2[E], w3[E];
+    MoePlan plan;
+    float *act, *out, *route;
+    void **pages, **dpages;
+    OpsSpan span;
+    OpsSpanGrad gradient;
+} Bench;
+
+static const OpsHeads light = {.heads = H, .kv_heads = H, .dim = HEAD, .chunk = C};
+static const OpsHeads soft = {.heads = H, .kv_heads = KV, .dim = HEAD, .chunk = C};
+
+static float *floats(Bench *b, gsize n)
+{
+    float *at = lab_room(&b->lab, n * sizeof(float));
+
+    for (gsize i = 0; i < n; i += 7)
+        at[i] = (float)lab_number(1, i);
+    return at;
+}
+
+/* ---- what is timed ---- */
+
+static void run_copy(Bench *b)
+{
+    b->lab.ops->axpby(b->y, 0.5, b->x, 0.5, (gsize)T * D);
+}
+
+static void run_norm(Bench *b)
+{
+    b->lab.ops->rmsnorm_fwd(b->y, b->rstd, b->x, b->w, T, D, 1e-5);
+}
+
+static void run_norm_bwd(Bench *b)
+{
+    b->lab.ops->rmsnorm_bwd(b->o, b->grad, b->y, b->x, b->rstd, b->w, T, D);
+}
+
+static void run_adamw(Bench *b)
+{
+    const AdamwStep step = {.lr = 1e-6, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-15, .step = 2};
+
+    b->lab.ops->adamw(b->y, b->m, b->v, b->x, (gsize)T * D, &step);
+}
+
+static void run_gemm(Bench *b)
+{
+    b->lab.ops->gemm_fwd(b->y, b->x, &b->dense, T, GEMM_ROUNDED);
+}
+
+static void run_gemm_dx(Bench *b)
+{
+    b->lab.ops->gemm_dx(b->o, b->y, &b->dense, T, 0);
+}
+
+static void run_decode(Bench *b)
+{
+    b->lab.ops->gemm_fwd(b->y, b->x, &b->dense, 1, GEMM_ROUNDED);
+}
+
+static void run_experts(Bench *b)
+{
+    const MoeWeights w = {b->w1, b->w3, b->w2};
+
+    b->lab.ops->moe_up_fwd(NULL, NULL, b->act, b->x, &b->plan, &w);
+    b->lab.ops->moe_down_fwd(b->y, b->out, b->act, b->route, &b->plan, &w);
+}
+
+static void run_lightning(Bench *b)
+{
+    b->lab.ops->lightning_fwd(b->o, b->qkv, &b->span, 1, 0, 0, b->decay, light);
+}
+
+static void run_lightning_bwd(Bench *b)
+{
+    b->lab.ops->lightning_bwd(b->qkv + 3 * (gsize)T * H * HEAD, b->up, b->qkv, &b->span,
+                              &b->gradient, 1, 0, 0, b->decay, light, b->scratch);
+}
+
+static void run_attention(Bench *b)
+{
+    b->lab.ops->attn_fwd(b->o, b->lse, b->qkv, b->x, b->y, &b->span, 1, 0, soft);
+}
+
+static void run_attention_bwd(Bench *b)
+{
+    b->lab.ops->attn_bwd(b->scratch, b->m, b->v, b->up, b->o, b->lse, b->qkv, &b->span,
+                         &b->gradient, 1, 0, soft);
+}
+
+#define TD     ((double)T * D)
+#define THD    ((double)T * H * HEAD)
+#define CAUSAL (2.0 * T * T * H * HEAD) /* q k^T and P V below the diagonal */
+
+/* bytes: moved at least; flops: of bf16 products, as often as they are taken. */
+static const struct {
+    const char *name;
+    void (*run)(Bench *b);
+    double bytes, flops;
+} cases[] = {
+    {"axpby", run_copy, 12 * TD, 0},
+    {"rmsnorm", run_norm, 8 * TD, 0},
+    {"rmsnorm backward", run_norm_bwd, 12 * TD, 0},
+    {"adamw", run_adamw, 28 * TD, 0},
+    {"gemm 8192 x 6144 x 6144, bf16", run_gemm, 0, 2 * TD *D},
+    {"gemm dx, two terms", run_gemm_dx, 0, 4 * TD *D},
+    {"gemm, one row", run_decode, 2.0 * D *D, 0},
+    {"experts, 256 rows each", run_experts, 0, 6.0 * MOE_ROWS * 2 * D *WIDE},
+    {"lightning", run_lightning, 16 * THD, 3 * THD *(2 * C + 4.0 * HEAD)},
+    {"lightning backward", run_lightning_bwd, 28 * THD, 3 * THD *(8 * C + 10.0 * HEAD)},
+    {"attention", run_attention, 0, 3 * CAUSAL},
+    {"attention backward", run_attention_bwd, 0, 3 * 4 * CAUSAL},
+};
+
+/* ---- arrays ---- */
+
+static OpsWeight packed(Bench *b, int n, int k)
+{
+    OpsWeight w = {.n = n, .k = k, .format = WEIGHT_BF16};
+
+    w.data = lab_room(&b->lab, b->lab.ops->weight_bytes(w.format, n, k));
+    b->lab.ops->weight_pack(&w, b->scratch);
+    return w;
+}
+
+static void make_experts(Bench *b)
+{
+    int *ids = g_new(int, 2 * MOE_ROWS);
+
+    for (int i = 0; i < 2 * MOE_ROWS; i++)
+        ids[i] = (i / 2 + i % 2 * 7) % E;
+    for (int e = 0; e < E; e++) {
+        b->w1[e] = packed(b, WIDE, D);
+        b->w3[e] = packed(b, WIDE, D);
+        b->w2[e] = packed(b, D, WIDE);
+    }
+    b->plan = (MoePlan){.offsets = lab_room(&b->lab, (E + 1) * sizeof(int)),
+                        .source = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int)),
+                        .slot = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int)),
+                        .order = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int))};
+    moe_plan(&b->plan, ids, MOE_ROWS, 2, E);
+    b->act = floats(b, 2 * (gsize)MOE_ROWS * WIDE);
+    b->out = floats(b, 2 * (gsize)MOE_ROWS * D);
+    b->route = floats(b, 2 * MOE_ROWS);
+    g_free(ids);
+}
+
+static void make(Bench *b)
+{
+    gsize td = (gsize)T * D, thd = (gsize)T * H * HEAD, chunks = T / C;
+
+    b->x = floats(b, td);
+    b->y = floats(b, td);
+    b->w = floats(b, D);
+    b->rstd = floats(b, T);
+    b->grad = floats(b, D);
+    b->m = floats(b, td);
+    b->v = lab_room(&b->lab, td * sizeof(float));
+    b->qkv = floats(b, 6 * thd);
+    b->o = floats(b, thd);
+    b->up = floats(b, thd);
+    b->lse = floats(b, (gsize)T * H);
+    b->decay = lab_decay(&b->lab, light);
+    b->scratch = floats(b, (gsize)H * (chunks + 2) * HEAD * HEAD);
+    b->dense = packed(b, D, D);
+    b->pages = lab_blocks(&b->lab, chunks, 2 * (gsize)KV * HEAD * C);
+    b->dpages = lab_blocks(&b->lab, chunks, 2 * (gsize)KV * HEAD * C);
+    b->span = (OpsSpan){.rows = T,
+                        .pages = b->pages,
+                        .state_out = floats(b, (gsize)H * HEAD * HEAD),
+                        .open = floats(b, 2 * (gsize)H * HEAD * C)};
+    b->gradient = (OpsSpanGrad){.dpages = b->dpages};
+    make_experts(b);
+}
+
+static int by_time(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static double median_us(Bench *b, void (*run)(Bench *b))
+{
+    double us[ROUNDS];
+
+    for (int i = -WARM; i < ROUNDS; i++) {
+        gint64 start = g_get_monotonic_time();
+
+        run(b);
+        if (i >= 0)
+            us[i] = (double)(g_get_monotonic_time() - start);
+    }
+    qsort(us, ROUNDS, sizeof us[0], by_time);
+    return us[ROUNDS / 2];
+}
+
+int main(int argc, char **argv)
+{
+    double copy = argc == 3 ? g_ascii_strtod(argv[1], NULL) : 0;
+    double gemm = argc == 3 ? g_ascii_strtod(argv[2], NULL) : 0;
+    Bench b = {.lab = {.ops = card_ops()}};
+
+    if (!(copy > 0) || !(gemm > 0)) {
+        fprintf(stderr, "usage: bench_cuda COPY_GB_PER_S GEMM_TFLOP_PER_S\n");
+        return 2;
+    }
+    if (!b.lab.ops) {
+        printf("no card: %s\n", card_missing());
+        return 77;
+    }
+    b.lab.own = g_ptr_array_new_with_free_func(b.lab.ops->memory_free);
+    make(&b);
+    printf("%-32s %10s %10s %12s %6s\n", "op", "us", "GB/s", "TFLOP/s", "share");
+    for (gsize i = 0; i < G_N_ELEMENTS(cases); i++) {
+        double us = median_us(&b, cases[i].run), speed = cases[i].bytes / us / 1e3;
+        double rate = cases[i].flops / us / 1e6;
+        double share = MAX(speed / copy, rate / gemm);
+
+        printf("%-32s %10.0f %10.1f %12.2f %6.2f\n", cases[i].name, us, speed, rate, share);
+    }
+    g_ptr_array_unref(b.lab.own);
+    return 0;
+}
