@@ -206,9 +206,12 @@ static void group_encode(Saving *s, const TensorInfo *info, WeightFormat format,
             guint8 code = quant_code(format, rows[r * width + c], bf16_float(scale));
             guint8 *at = s->codes->data + r * pitch + (format == WEIGHT_INT4 ? c / 2 : c);
 
-            *at = format != WEIGHT_INT4 ? code
-                  : c % 2               ? (guint8)(*at | code << 4)
-                                        : (guint8)(code & 0x0f);
+            if (format != WEIGHT_INT4)
+                *at = code;
+            else if (c % 2)
+                *at = (guint8)(*at | code << 4);
+            else
+                *at = code & 0x0f;
         }
 }
 
