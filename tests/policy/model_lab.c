@@ -219,3 +219,29 @@ double lab_distance(const Model *a, const void *x, const Model *b, const void *y
     }
     return sqrt(off / all);
 }
+
+RolloutGroup *lab_group(guint seed, int prompt_n, guint n)
+{
+    g_autoptr(GRand) rand = g_rand_new_with_seed(seed);
+    int ids[64];
+    RolloutGroup *group;
+
+    for (int i = 0; i < prompt_n; i++)
+        ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
+    group = rollout_group_new(ids, prompt_n, n);
+    for (guint r = 0; r < n; r++) {
+        int len = g_rand_int_range(rand, 1, 20);
+        guint8 mask[20];
+        float mu[20];
+
+        for (int i = 0; i < len; i++) {
+            ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
+            mask[i] = g_rand_double(rand) < 0.7;
+            mu[i] = mask[i] ? (float)(-3 - g_rand_double(rand)) : 0;
+        }
+        rollout_fill(&group->rollouts[r], ids, mask, mu, len);
+        group->rollouts[r].advantage = g_rand_double_range(rand, -1, 1);
+        group->rollouts[r].scale = 0.01;
+    }
+    return group;
+}

@@ -6,6 +6,7 @@
 
 #include "policy/backward.h"
 #include "policy/forward.h"
+#include "policy/rollout.h"
 
 #include <glib.h>
 
@@ -43,3 +44,6 @@ void *lab_run(LabSeq *seq, Acts *acts, const int *ids, int rows);
 double lab_number(const Model *model, const void *array, gsize index);
 /* |a - b| / |b| over all, in the Euclidean norm. */
 double lab_distance(const Model *a, const void *x, const Model *b, const void *y, gsize n);
+/* `n` random rollouts of up to 19 tokens after a random prompt of `prompt_n` (at most 64), some
+ * tokens masked, with advantages. */
+RolloutGroup *lab_group(guint seed, int prompt_n, guint n);

@@ -32,39 +32,12 @@ typedef struct {
     char *why; /* it failed */
 } Training;
 
-static RolloutGroup *group_of(guint seed)
-{
-    g_autoptr(GRand) rand = g_rand_new_with_seed(seed);
-    int ids[64], prompt_n = g_rand_int_range(rand, 1, 24);
-    guint n = (guint)g_rand_int_range(rand, 1, 4);
-    RolloutGroup *group;
-
-    for (int i = 0; i < prompt_n; i++)
-        ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
-    group = rollout_group_new(ids, prompt_n, n);
-    for (guint r = 0; r < n; r++) {
-        int len = g_rand_int_range(rand, 1, 20);
-        guint8 mask[20];
-        float mu[20];
-
-        for (int i = 0; i < len; i++) {
-            ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
-            mask[i] = g_rand_double(rand) < 0.7;
-            mu[i] = mask[i] ? (float)(-3 - g_rand_double(rand)) : 0;
-        }
-        rollout_fill(&group->rollouts[r], ids, mask, mu, len);
-        group->rollouts[r].advantage = g_rand_double_range(rand, -1, 1);
-        group->rollouts[r].scale = 0.01;
-    }
-    return group;
-}
-
 static GPtrArray *groups_of(const Training *what)
 {
     GPtrArray *groups = g_ptr_array_new_with_free_func((GDestroyNotify)rollout_group_free);
 
     for (guint i = 0; i < GROUPS; i++)
-        g_ptr_array_add(groups, group_of(i + 1));
+        g_ptr_array_add(groups, lab_group(i + 1, 1 + (int)(i * 7 % 23), 1 + i % 3));
     ((RolloutGroup *)groups->pdata[3])->skipped = TRUE;
     if (what->broken)
         ((RolloutGroup *)groups->pdata[GROUPS - 1])->rollouts[0].advantage = NAN;

@@ -139,32 +139,6 @@ static ModelConfig config_with_chunk(guint chunk)
     return config;
 }
 
-static RolloutGroup *random_group(guint seed, int prompt_n, guint n)
-{
-    g_autoptr(GRand) rand = g_rand_new_with_seed(seed);
-    int ids[64];
-    RolloutGroup *group;
-
-    for (int i = 0; i < prompt_n; i++)
-        ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
-    group = rollout_group_new(ids, prompt_n, n);
-    for (guint r = 0; r < n; r++) {
-        int len = g_rand_int_range(rand, 1, 20);
-        guint8 mask[20];
-        float mu[20];
-
-        for (int i = 0; i < len; i++) {
-            ids[i] = g_rand_int_range(rand, 0, GOLDEN_VOCAB);
-            mask[i] = g_rand_double(rand) < 0.7;
-            mu[i] = mask[i] ? (float)(-3 - g_rand_double(rand)) : 0;
-        }
-        rollout_fill(&group->rollouts[r], ids, mask, mu, len);
-        group->rollouts[r].advantage = g_rand_double_range(rand, -1, 1);
-        group->rollouts[r].scale = 0.01;
-    }
-    return group;
-}
-
 /* The same rollouts, each with a prompt of its own. */
 static GPtrArray *split_group(const RolloutGroup *group)
 {
@@ -202,7 +176,7 @@ static void test_shared_prompts(void)
         ModelConfig config = config_with_chunk(4);
         g_autoptr(Model) model = lab_random_model(&ops_ref_f64, &config, WEIGHT_REAL, 5);
         g_autoptr(Trainer) shared = trainer_for(model, 200), apart = trainer_for(model, 200);
-        g_autoptr(RolloutGroup) group = random_group(i, prompts[i], 6);
+        g_autoptr(RolloutGroup) group = lab_group(i, prompts[i], 6);
         g_autoptr(GPtrArray) alone = split_group(group);
         TrainerLoss loss = loss_of("cispo", (LossOptions){0});
         TrainerStats a = gradients(shared, &group, 1, &loss);
@@ -273,7 +247,7 @@ static void check_differences(gboolean routed)
     g_autoptr(GRand) rand = g_rand_new_with_seed(1);
     g_autoptr(Model) model = lab_random_model(&ops_ref_f64, &config, WEIGHT_REAL, 9);
     g_autoptr(Trainer) trainer = trainer_for(model, 200);
-    g_autoptr(RolloutGroup) group = random_group(3, 6, 4);
+    g_autoptr(RolloutGroup) group = lab_group(3, 6, 4);
     TrainerLoss loss = loss_of("cispo", (LossOptions){.is_cap = 100, .entropy = 0.5});
     g_autofree double *direction = g_new0(double, trainer->grads->count);
     double slope = 0, frozen, live;
@@ -326,7 +300,7 @@ static void check_cuts(const Ops *ops)
     g_autoptr(Params) whole = NULL, cut = NULL;
 
     for (guint g = 0; g < 8; g++) /* one rollout each: no prompt is worked twice by a cut */
-        groups[g] = random_group(g, 3 + (int)g * 4, 1);
+        groups[g] = lab_group(g, 3 + (int)g * 4, 1);
     whole = bits_of(model, 600, ACTS_KEEP_ALL, groups, 8, &whole_batches);
     cut = bits_of(model, 64, ACTS_KEEP_ALL, groups, 8, &cut_batches);
     g_assert_cmpuint(whole_batches, ==, 1);
@@ -347,7 +321,7 @@ static void check_recompute(const Ops *ops)
 {
     ModelConfig config = config_with_chunk(8);
     g_autoptr(Model) model = lab_random_model(ops, &config, WEIGHT_REAL, 5);
-    RolloutGroup *const groups[] = {random_group(1, 21, 5), random_group(2, 9, 3)};
+    RolloutGroup *const groups[] = {lab_group(1, 21, 5), lab_group(2, 9, 3)};
     guint64 batches;
     g_autoptr(Params) kept = bits_of(model, 600, ACTS_KEEP_ALL, groups, 2, &batches);
     g_autoptr(Params) made = bits_of(model, 600, ACTS_KEEP_INPUTS, groups, 2, &batches);
@@ -391,7 +365,7 @@ static void check_engine(WeightFormat format)
     g_autoptr(Model) model = lab_random_model(ops_cpu(), &config, format, 4);
     g_autoptr(Engine) engine = engine_new(model, &limits, &error);
     g_autoptr(Trainer) trainer = trainer_for(model, 64);
-    g_autoptr(RolloutGroup) prompt = random_group(2, 21, 1), group = NULL;
+    g_autoptr(RolloutGroup) prompt = lab_group(2, 21, 1), group = NULL;
     TrainerLoss loss = loss_of("grpo", (LossOptions){0});
     Said said[4] = {0};
     EngineRequest request = {.prompt = prompt->prompt,
@@ -458,7 +432,7 @@ static RolloutGroup *sampled_group(Model *model, RolloutGroup **ret_plain)
     guint width = model->config.layers * model->config.experts_per_token;
     g_autoptr(GError) error = NULL;
     g_autoptr(Engine) engine = engine_new(model, &limits, &error);
-    RolloutGroup *group = random_group(2, 21, 4);
+    RolloutGroup *group = lab_group(2, 21, 4);
     Routed routed = {.group = group};
     EngineRequest request = {.prompt = group->prompt,
                              .prompt_len = group->prompt_n,
@@ -549,7 +523,7 @@ static void test_replay_of_others(void)
 {
     ModelConfig config = config_with_chunk(8);
     g_autoptr(Model) model = lab_random_model(ops_cpu(), &config, WEIGHT_REAL, 4);
-    g_autoptr(RolloutGroup) group = random_group(2, 21, 4);
+    g_autoptr(RolloutGroup) group = lab_group(2, 21, 4);
     g_autoptr(Trainer) trainer = trainer_for(model, 400);
     TrainerLoss loss = loss_of("cispo", (LossOptions){0});
 
@@ -599,7 +573,7 @@ static void test_nothing_to_train(void)
     g_autoptr(GError) error = NULL;
     g_autoptr(Model) model = lab_random_model(&ops_ref_f32, &config, WEIGHT_REAL, 5);
     g_autoptr(Trainer) trainer = trainer_for(model, 64);
-    g_autoptr(RolloutGroup) skipped = random_group(1, 4, 2), masked = random_group(1, 4, 1);
+    g_autoptr(RolloutGroup) skipped = lab_group(1, 4, 2), masked = lab_group(1, 4, 1);
     RolloutGroup *const groups[] = {skipped, masked};
     TrainerLoss loss = loss_of("cispo", (LossOptions){0});
     const TrainerStep step = {.adamw = {.lr = 1, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 1}};
@@ -625,7 +599,7 @@ static void test_not_finite(void)
     g_autoptr(GError) error = NULL;
     g_autoptr(Model) model = lab_random_model(&ops_ref_f32, &config, WEIGHT_REAL, 5);
     g_autoptr(Trainer) trainer = trainer_for(model, 64);
-    g_autoptr(RolloutGroup) group = random_group(1, 4, 3);
+    g_autoptr(RolloutGroup) group = lab_group(1, 4, 3);
     TrainerLoss loss = loss_of("cispo", (LossOptions){0});
     const TrainerStep step = {.adamw = {.lr = 1, .beta1 = 0.9, .beta2 = 0.95}};
     g_autofree void *before = g_memdup2(trainer->master->data, params_bytes(trainer->master));
@@ -652,7 +626,7 @@ static void test_too_long(void)
     g_autoptr(GError) error = NULL;
     g_autoptr(Model) model = lab_random_model(&ops_ref_f32, &config, WEIGHT_REAL, 5);
     g_autoptr(Trainer) trainer = trainer_for(model, 24);
-    g_autoptr(RolloutGroup) fits = random_group(1, 4, 1), group = random_group(1, 30, 2);
+    g_autoptr(RolloutGroup) fits = lab_group(1, 4, 1), group = lab_group(1, 30, 2);
     RolloutGroup *const groups[] = {fits, group};
     TrainerLoss loss = loss_of("cispo", (LossOptions){0});
     TrainerStats stats = {0};
