@@ -82,6 +82,8 @@ typedef struct CliTable CliTable;
 CliTable *cli_table_new(Cli *cli, const char *const *columns);
 void cli_table_add(CliTable *table, ...) G_GNUC_NULL_TERMINATED;
 void cli_table_end(CliTable *table);
+/* Of a list of the API: prints the table, if there is one, and says where the rest begins. */
+void cli_list_end(Cli *cli, CliTable *table, const json_t *list);
 const char *cli_json_str(const json_t *object, const char *key); /* "" when absent or null */
 json_int_t cli_json_int(const json_t *object, const char *key);
 /* "1", "0.5", "-" for null. */

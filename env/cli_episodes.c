@@ -261,10 +261,7 @@ int cli_episode_ls(Cli *cli)
                           cli_json_str(episode, "state"), cli_json_str(episode, "end"), reward,
                           NULL);
     }
-    if (table != NULL)
-        cli_table_end(table);
-    if (json_is_true(json_object_get(list, "has_more")))
-        cli_say(cli, "there are more: --after %s", cli_json_str(list, "last_id"));
+    cli_list_end(cli, table, list);
     return CLI_OK;
 }
 

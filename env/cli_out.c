@@ -203,6 +203,14 @@ void cli_table_end(CliTable *table)
     g_free(table);
 }
 
+void cli_list_end(Cli *cli, CliTable *table, const json_t *list)
+{
+    if (table != NULL)
+        cli_table_end(table);
+    if (json_is_true(json_object_get(list, "has_more")))
+        cli_say(cli, "there are more: --after %s", cli_json_str(list, "last_id"));
+}
+
 const char *cli_json_str(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));

@@ -99,10 +99,7 @@ int cli_task_ls(Cli *cli)
                           cli_json_str(task, "repo"), f2p, p2p,
                           cli_json_str(json_object_get(task, "validity"), "state"), NULL);
     }
-    if (table != NULL)
-        cli_table_end(table);
-    if (json_is_true(json_object_get(list, "has_more")))
-        cli_say(cli, "there are more: --after %s", cli_json_str(list, "last_id"));
+    cli_list_end(cli, table, list);
     return CLI_OK;
 }
 

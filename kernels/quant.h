@@ -46,6 +46,20 @@ static inline float quant_code_most(WeightFormat format)
 
 /* ---- scales: bf16 ---- */
 
+/* Largest magnitude in rows r0 .. r1, columns c0 .. c1 of a matrix; NaN counts as 0. */
+static inline float quant_most(const float *rows, size_t width, int r0, int r1, int c0, int c1)
+{
+    float most = 0;
+
+    for (int r = r0; r < r1; r++)
+        for (int c = c0; c < c1; c++) {
+            float size = fabsf(rows[(size_t)r * width + (size_t)c]);
+
+            most = size > most ? size : most;
+        }
+    return most;
+}
+
 /* The scale of a group whose largest magnitude is `most`. */
 static inline uint16_t quant_scale_of(WeightFormat format, float most)
 {

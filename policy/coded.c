@@ -193,13 +193,9 @@ static void group_encode(Saving *s, const TensorInfo *info, WeightFormat format,
     guint64 width = info->dims[1];
     guint64 row1 = MIN(row0 + (guint64)quant_group_rows(format), info->dims[0]);
     guint64 col1 = MIN(col0 + (guint64)quant_group_cols(format), width);
-    float most = 0;
-    guint16 scale;
+    guint16 scale =
+        quant_scale_of(format, quant_most(rows, width, (int)row0, (int)row1, (int)col0, (int)col1));
 
-    for (guint64 r = row0; r < row1; r++)
-        for (guint64 c = col0; c < col1; c++)
-            most = MAX(most, fabsf(rows[r * width + c]));
-    scale = quant_scale_of(format, most);
     g_array_append_val(s->scales, scale);
     for (guint64 r = row0; r < row1; r++)
         for (guint64 c = col0; c < col1; c++) {

@@ -42,20 +42,6 @@ size_t CPU(quant_bytes)(WeightFormat format, int n, int k)
 
 /* ---- packing ---- */
 
-/* Largest magnitude of rows n0 .. n1, columns k0 .. k1; NaN counts as 0. */
-static float most_of(const float *rows, int width, int n0, int n1, int k0, int k1)
-{
-    float most = 0;
-
-    for (int n = n0; n < n1; n++)
-        for (int k = k0; k < k1; k++) {
-            float size = fabsf(rows[(size_t)n * width + k]);
-
-            most = size > most ? size : most;
-        }
-    return most;
-}
-
 static int least(int a, int b)
 {
     return a < b ? a : b;
@@ -83,8 +69,8 @@ static void column_pack(const OpsWeight *w, const Layout *l, int panel, int c, c
         uint16_t *scale = scales + (size_t)g * (size_t)l->scales + (l->scales > 1 ? c : 0);
 
         if (l->scales > 1 || c == 0)
-            *scale =
-                quant_scale_of(w->format, most_of(rows, w->k, n0, least(n0 + tall, w->n), k0, k1));
+            *scale = quant_scale_of(
+                w->format, quant_most(rows, (size_t)w->k, n0, least(n0 + tall, w->n), k0, k1));
         for (int k = k0; k < k1; k++)
             code_put(w->format, to, k, c,
                      quant_code(w->format, rows[(size_t)n * w->k + k], bf16_float(*scale)));
