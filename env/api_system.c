@@ -16,12 +16,12 @@
 
 void api_ping(Request *req)
 {
-    request_reply_text(req, 200, "text/plain", "OK\n");
+    request_reply_alive(req, "OK\n");
 }
 
 void api_live(Request *req)
 {
-    request_reply_text(req, 200, "text/plain", "ok\n");
+    request_reply_alive(req, "ok\n");
 }
 
 static json_t *check_json(const char *name, gboolean ok, const char *detail)

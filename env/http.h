@@ -1,7 +1,7 @@
 /*
  * The HTTP side: a unix socket, libsoup, and one Request per message.
  *
- *     static void api_ping(Request *req) { request_reply_text(req, 200, "text/plain", "OK\n"); }
+ *     static void api_ping(Request *req) { request_reply_alive(req, "OK\n"); }
  *
  * A handler replies exactly once, now or later; while it has not, it holds a reference. A reply
  * made while the store has an open transaction is sent when that is committed, and becomes 507
@@ -78,6 +78,9 @@ guint request_wait_s(Request *req);
 /* Takes `value`. */
 void request_reply_json(Request *req, guint status, json_t *value);
 void request_reply_text(Request *req, guint status, const char *mime, const char *text);
+/* 200, and says nothing of the store: unlike the others it does not wait until the turn's changes
+ * are committed, and arrives when they cannot be. */
+void request_reply_alive(Request *req, const char *text);
 void request_reply_bytes(Request *req, guint status, const char *mime, GBytes *bytes);
 /* application/problem+json. `extra` (taken, may be NULL) is merged into the object. */
 void request_reply_problem(Request *req, guint status, const char *code, json_t *extra,

@@ -107,19 +107,32 @@ static void reply_after_commit(gboolean committed, gpointer user_data)
     send_now(req);
 }
 
-static void reply(Request *req, guint status, const char *mime, const void *data, gsize len)
+/* FALSE: there is nobody to reply to, or no more. */
+static gboolean reply_set(Request *req, guint status, const char *mime, const void *data, gsize len)
 {
-    if (req->replied || req->msg == NULL || req->gone) {
-        req->replied = TRUE;
-        return;
-    }
+    gboolean heard = !req->replied && req->msg != NULL && !req->gone;
     req->replied = TRUE;
+    if (!heard)
+        return FALSE;
     set_common(req, status);
     soup_server_message_set_response(req->msg, mime, SOUP_MEMORY_COPY, data, len);
+    return TRUE;
+}
+
+static void reply(Request *req, guint status, const char *mime, const void *data, gsize len)
+{
+    if (!reply_set(req, status, mime, data, len))
+        return;
     Store *store = req->service->store;
     if (store != NULL && store_is_dirty(store))
         store_after_commit(store, reply_after_commit, request_ref(req));
     else
+        send_now(req);
+}
+
+void request_reply_alive(Request *req, const char *text)
+{
+    if (reply_set(req, 200, "text/plain", text, strlen(text)))
         send_now(req);
 }
 

@@ -27,7 +27,7 @@ def edits(patch):
 
 
 def main():
-    row = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()[0])
+    row = json.loads(pathlib.Path(sys.argv[1]).read_bytes().splitlines()[0])
     client = Client()
     client.import_tasks([row], "example")
     episode = client.open("example/" + row["instance_id"], seed=1)[0]

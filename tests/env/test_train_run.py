@@ -193,7 +193,7 @@ def check_tools(lab):
         ends = {name: value for name, value in row.items() if name.startswith("ending/")}
         assert abs(sum(ends.values()) - 1) < 1e-9, ends
         assert ends["ending/infrastructure"] == 0
-    groups = [json.loads(line) for line in (lab.top / "tools/rollouts/000001.jsonl").read_text().splitlines()]
+    groups = [json.loads(line) for line in (lab.top / "tools/rollouts/000001.jsonl").read_bytes().splitlines()]
     turns = groups[0]["rollouts"][0]["turns"]
     assert [turn["by"] for turn in turns[:2]] in (["policy", "env"], ["policy"]), turns
     if SANITIZED:
