@@ -249,12 +249,10 @@ static gboolean set_status_error(const Registry *registry, const Answer *answer,
     if (answer->status == 404)
         return error_set(error, ASSAY_ERROR_NOT_FOUND, "the registry has none%s", text);
     if (answer->status == 401 || answer->status == 403) {
-        const char *helper = registry->login.helper;
+        const char *why = registry->login.why;
         return error_set(error, ASSAY_ERROR_NOT_ALLOWED,
-                         "the registry refuses (%ld)%s%s%s%s; log in, or give --auth FILE",
-                         answer->status, text, helper != NULL ? "; credentials are kept by " : "",
-                         helper != NULL ? helper : "",
-                         helper != NULL ? ", which is not asked" : "");
+                         "the registry refuses (%ld)%s%s%s; log in, or give --auth FILE",
+                         answer->status, text, why != NULL ? "; " : "", why != NULL ? why : "");
     }
     return error_set(error, ASSAY_ERROR_SYSTEM, "the registry answers %ld%s", answer->status, text);
 }

@@ -1,8 +1,10 @@
 /*
  * Credentials of registries, from docker's config.json, and the challenge of a 401.
  *
- * Invariant: credential helpers are named, never run: they are programs of the user's, and pulls
- * of public images need none.
+ * Invariants:
+ *   1. A credential helper is the user's program, run as the user who pulls, found by PATH alone.
+ *   2. One that fails ends no pull: public images need no credentials. Why it failed is told when
+ *      the registry refuses.
  */
 #include "sandbox/registry_auth.h"
 
@@ -19,7 +21,7 @@
 void registry_login_clear(RegistryLogin *login)
 {
     g_clear_pointer(&login->basic, g_free);
-    g_clear_pointer(&login->helper, g_free);
+    g_clear_pointer(&login->why, g_free);
 }
 
 void registry_challenge_clear(RegistryChallenge *challenge)
@@ -45,6 +47,12 @@ static const json_t *entry_of(const json_t *entries, const char *host)
     return NULL;
 }
 
+static char *pair_of_words(const char *user, const char *password)
+{
+    g_autofree char *pair = g_strdup_printf("%s:%s", user, password);
+    return g_base64_encode((const guchar *)pair, strlen(pair));
+}
+
 /* "user:password" in base64, from either form. NULL: the entry has none. */
 static char *pair_of(const json_t *entry)
 {
@@ -55,8 +63,65 @@ static char *pair_of(const json_t *entry)
         return g_strdup(auth);
     if (user == NULL || password == NULL)
         return NULL;
-    g_autofree char *pair = g_strdup_printf("%s:%s", user, password);
-    return g_base64_encode((const guchar *)pair, strlen(pair));
+    return pair_of_words(user, password);
+}
+
+static gboolean no_identity_tokens(GError **error)
+{
+    return error_set(
+        error, ASSAY_ERROR_UNSUPPORTED,
+        "identity tokens are not supported; log in with a password or an access token");
+}
+
+static void keep_pair(const char *pair, RegistryLogin *ret_login)
+{
+    ret_login->basic = g_strconcat("Authorization: Basic ", pair, NULL);
+}
+
+/* What `program` answers to "get", by docker's protocol: the registry goes in, {"Username",
+ * "Secret"} comes out, or words and a status. NULL: `ret_why` is why. */
+static json_t *ask_helper(const char *program, const char *host, char **ret_why)
+{
+    const char *asked = strcmp(host, "docker.io") == 0 ? DOCKER_HUB : host;
+    g_autoptr(GError) failed = NULL;
+    g_autofree char *said = NULL;
+    g_autoptr(GSubprocess) helper =
+        g_subprocess_new(G_SUBPROCESS_FLAGS_STDIN_PIPE | G_SUBPROCESS_FLAGS_STDOUT_PIPE, &failed,
+                         program, "get", NULL);
+    if (helper == NULL ||
+        !g_subprocess_communicate_utf8(helper, asked, NULL, &said, NULL, &failed)) {
+        *ret_why = g_strdup_printf("%s: %s", program, failed->message);
+        return NULL;
+    }
+    g_autoptr(json_t) answer = json_parse(said, strlen(said), NULL);
+    if (g_subprocess_get_successful(helper) &&
+        json_is_string(json_object_get(answer, "Username")) &&
+        json_is_string(json_object_get(answer, "Secret")))
+        return g_steal_pointer(&answer);
+    /* an object that cannot be used may hold a secret all the same */
+    gboolean words = said[0] != '\0' && strchr(said, '{') == NULL;
+    *ret_why = g_strdup_printf("%s: %.200s", program,
+                               words ? g_strstrip(said) : "it gives no credentials");
+    return NULL;
+}
+
+static gboolean take_helped(const char *name, const char *host, RegistryLogin *ret_login,
+                            GError **error)
+{
+    g_autofree char *program = g_strconcat("docker-credential-", name, NULL);
+    if (strchr(name, '/') != NULL)
+        return error_set(error, ASSAY_ERROR_INPUT, "\"%s\" is no name of a credential helper",
+                         name);
+    g_autoptr(json_t) answer = ask_helper(program, host, &ret_login->why);
+    if (answer == NULL)
+        return TRUE;
+    const char *user = json_string_value(json_object_get(answer, "Username"));
+    if (strcmp(user, "<token>") == 0)
+        return no_identity_tokens(error);
+    g_autofree char *pair =
+        pair_of_words(user, json_string_value(json_object_get(answer, "Secret")));
+    keep_pair(pair, ret_login);
+    return TRUE;
 }
 
 static gboolean take_login(const json_t *config, const char *host, RegistryLogin *ret_login,
@@ -66,21 +131,18 @@ static gboolean take_login(const json_t *config, const char *host, RegistryLogin
     const char *token = json_string_value(json_object_get(entry, "identitytoken"));
     g_autofree char *pair = pair_of(entry);
     if (pair == NULL && token != NULL && token[0] != '\0')
-        return error_set(error, ASSAY_ERROR_UNSUPPORTED,
-                         "identity tokens are not supported; log in with a password or an access "
-                         "token");
+        return no_identity_tokens(error);
     if (pair != NULL && strspn(pair, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
                                      "0123456789+/=") != strlen(pair))
         return error_set(error, ASSAY_ERROR_INPUT, "auths: %s: auth is not base64", host);
     if (pair != NULL) {
-        ret_login->basic = g_strconcat("Authorization: Basic ", pair, NULL);
+        keep_pair(pair, ret_login);
         return TRUE;
     }
     const char *helper = json_string_value(entry_of(json_object_get(config, "credHelpers"), host));
     if (helper == NULL)
         helper = json_string_value(json_object_get(config, "credsStore"));
-    ret_login->helper = helper != NULL ? g_strconcat("docker-credential-", helper, NULL) : NULL;
-    return TRUE;
+    return helper == NULL || helper[0] == '\0' || take_helped(helper, host, ret_login, error);
 }
 
 gboolean registry_login_read(const char *path, const char *host, RegistryLogin *ret_login,

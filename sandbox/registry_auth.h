@@ -1,18 +1,18 @@
 /*
- * Credentials of registries, and what a registry says it wants. Pure but for reading the file.
+ * Credentials of registries, and what a registry says it wants.
  */
 #pragma once
 
 #include "sandbox/image.h"
 
 typedef struct RegistryLogin {
-    char *basic;  /* "Authorization: Basic ..."; NULL: none */
-    char *helper; /* the credential helper that has them instead; NULL: none */
+    char *basic; /* "Authorization: Basic ..."; NULL: none */
+    char *why;   /* a credential helper gave none; NULL: it did, or none was asked */
 } RegistryLogin;
 void registry_login_clear(RegistryLogin *login);
 
-/* What docker's config.json has for `host`. `path` NULL: $DOCKER_CONFIG or ~/.docker, absent is
- * none. */
+/* What docker's config.json has for `host`, or the credential helper that it names. `path` NULL:
+ * $DOCKER_CONFIG or ~/.docker, absent is none. */
 gboolean registry_login_read(const char *path, const char *host, RegistryLogin *ret_login,
                              GError **error);
 

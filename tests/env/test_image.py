@@ -379,10 +379,47 @@ def credentials_go_to_the_token_server_only():
         for path, headers in registry.server.seen:
             given = headers.get("Authorization", "")
             assert given.startswith("Basic") == path.startswith("/token"), (path, given)
-        config.write_text(json.dumps({"credsStore": "desktop"}))
-        place.run("image", "rm", registry.ref)
-        place.refused("image", "pull", registry.ref, "--auth", config, status=4,
-                      said="docker-credential-desktop")
+
+
+def helper_said(place, status, said):
+    """A credential helper that notes what it is asked, and says this."""
+    program = place.top / "bin" / "docker-credential-desk"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\n{{ echo \"$@\"; cat; }} > {place.top}/asked\n"
+                       f"cat {place.top}/said\nexit {status}\n")
+    program.chmod(0o755)
+    (place.top / "said").write_text(said if isinstance(said, str) else json.dumps(said))
+
+
+@case
+def credential_helpers_are_asked():
+    with Place() as place, Registry(SAMPLE) as registry:
+        registry.server.needs_token = True
+        registry.server.basic = "Basic " + base64.b64encode(b"user:pass word").decode()
+        host, config = registry.ref.split("/")[0], place.top / "config.json"
+        good = {"ServerURL": host, "Username": "user", "Secret": "pass word"}
+        place.environ["PATH"] = f"{place.top}/bin:" + os.environ["PATH"]
+        for settings in {"credsStore": "desk"}, {"credHelpers": {host: "desk"}, "credsStore": "none"}:
+            config.write_text(json.dumps(settings | {"auths": {host: {}}}))
+            helper_said(place, 0, good)
+            place.run("image", "pull", registry.ref, "--auth", config)
+            assert (place.top / "asked").read_text() == f"get\n{host}", (place.top / "asked").read_text()
+            place.run("image", "rm", registry.ref)
+        none = "desk: it gives no credentials"
+        for ends, answer, said, status in (
+                (1, "credentials not found in keychain\n", "desk: credentials not found in keychain;", 4),
+                (1, good, none, 4), (0, "{", none, 4), (0, "", none, 4), (0, {"Username": "user"}, none, 4),
+                (0, good | {"Secret": "other"}, "--auth", 4),
+                (0, good | {"Username": "<token>"}, "identity tokens", 5)):
+            helper_said(place, ends, answer)
+            place.refused("image", "pull", registry.ref, "--auth", config, said=said, status=status)
+        for name, said, status in (("none", "docker-credential-none: ", 4),
+                                   ("../x", "no name of a credential helper", 2)):
+            config.write_text(json.dumps({"credsStore": name}))
+            place.refused("image", "pull", registry.ref, "--auth", config, said=said, status=status)
+        registry.server.needs_token = False
+        config.write_text(json.dumps({"credsStore": "none"}))
+        place.run("image", "pull", registry.ref, "--auth", config)  # a public image needs no helper
 
 
 @case
