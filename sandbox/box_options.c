@@ -52,8 +52,8 @@ static const Option rows[] = {
     {"cwd", "PATH", "working directory inside (default: the workspace)", OPTION_TEXT, AT(cwd)},
     {"stdin", NULL, "pass our standard input on (default: /dev/null)", OPTION_FLAG, AT(pass_stdin)},
     {"merge", NULL, "standard error goes where standard output goes, in order", OPTION_FLAG, AT(merge)},
-    {"uid", "N", "inside uid (default 1000)", OPTION_ID, AT(uid)},
-    {"gid", "N", "inside gid (default: the uid)", OPTION_ID, AT(gid)},
+    {"uid", "N", "inside uid (default: the image's user, else 1000)", OPTION_ID, AT(uid)},
+    {"gid", "N", "inside gid (default: that of the image's user, else the uid)", OPTION_ID, AT(gid)},
     {"hostname", "NAME", "host name inside (default sandbox)", OPTION_TEXT, AT(hostname)},
     {"net", "NET", "none (default), proxy, or host", OPTION_TEXT, AT(net)},
     {"allow", "HOST:PORT", "reachable through the proxy; *.HOST for all below; implies --net proxy", OPTION_LIST, AT(allow)},
@@ -201,8 +201,8 @@ static gboolean parse_one(int argc, char **argv, int *i, BoxOptions *options, GE
             return error_set(error, ASSAY_ERROR_INPUT, "--%s needs a value: %s", name, option->arg);
         value = argv[++*i];
     }
-    if (option->offset == AT(gid))
-        options->has_gid = TRUE;
+    options->has_uid |= option->offset == AT(uid);
+    options->has_gid |= option->offset == AT(gid);
     return set_value(option, options, value, error);
 }
 

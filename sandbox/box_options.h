@@ -11,7 +11,7 @@ typedef struct BoxOptions {
     char *cwd, *hostname, *require, *net;
     GPtrArray *layers, *mounts, *files, *envp, *allow;
     guint64 uid, gid, egress_bytes;
-    gboolean has_gid;
+    gboolean has_uid, has_gid;
     gboolean root_read_only, allow_degraded, json, merge, pass_stdin, help;
     char **command; /* what follows the options; g_strfreev */
 } BoxOptions;

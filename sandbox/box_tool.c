@@ -97,7 +97,9 @@ static gboolean open_root(Tool *tool, GError **error)
         !image_layers_open(depot, tool->image, tool->roots, &tool->spec.n_root, error))
         return FALSE;
     g_array_append_vals(tool->fds, tool->roots, (guint)tool->spec.n_root);
-    return TRUE;
+    return options->has_uid || options->has_gid ||
+           image_config_ids(tool->image, tool->roots, tool->spec.n_root, &tool->spec.uid,
+                            &tool->spec.gid, error);
 }
 
 static gboolean check_count(const GPtrArray *list, const char *option, GError **error)

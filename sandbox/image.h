@@ -68,6 +68,10 @@ gboolean image_layers_open(Depot *depot, const Image *image, int ret_fds[IMAGE_L
 GStrv image_config_envp(const Image *image, guint uid);
 /* WorkingDir, User: "" when the image does not say. */
 const char *image_config_str(const Image *image, const char *key);
+/* Its User by the passwd and group of the layers that image_layers_open gave. An image that names
+ * none leaves both as they are. */
+gboolean image_config_ids(const Image *image, const int *layers, gsize n, guint *ret_uid,
+                          guint *ret_gid, GError **error);
 /* Entrypoint and Cmd, one after the other; possibly empty. */
 GStrv image_config_argv(const Image *image);
 

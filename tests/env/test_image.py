@@ -7,6 +7,7 @@ are refused every case is a skip, unless ASSAY_BOX_MUST_WORK=1.
 """
 import atexit
 import base64
+import functools
 import gzip
 import hashlib
 import http.server
@@ -74,13 +75,18 @@ def program_files(*programs):
     return entries
 
 
+@functools.cache
+def pack(layer):
+    return gzip.compress(layer, compresslevel=1, mtime=0)
+
+
 class Image:
     """Layers, configuration and manifest, as blobs by digest."""
 
     def __init__(self, *layers, config=None):
         self.blobs, self.layers, ids = {}, [], []
         for layer in layers:
-            packed = gzip.compress(layer, mtime=0)
+            packed = pack(layer)
             self.blobs[sha(packed)] = packed
             self.layers.append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
                                 "digest": sha(packed), "size": len(packed)})
@@ -420,6 +426,39 @@ def credential_helpers_are_asked():
         registry.server.needs_token = False
         config.write_text(json.dumps({"credsStore": "none"}))
         place.run("image", "pull", registry.ref, "--auth", config)  # a public image needs no helper
+
+
+def user_layers():
+    """Trees that say who is who, and what upper layers can do to that."""
+    base = tar({"etc": DIR, "bin": DIR, "usr": DIR} | program_files("sh", "id") | {
+        "etc/passwd": b"root:x:0:0::/:/bin/sh\napp:x:7:8::/:/bin/sh\nbroken\nhuge:x:99999999999:8::/:\n",
+        "etc/group": b"staff:x:50:app\n"})
+    return {"plain": (base,), "gone": (base, tar({"etc/.wh.passwd": b""})),
+            "opaque": (base, tar({"etc/.wh..wh..opq": b"", "etc/group": b"staff:x:51:\n"})),
+            "link": (base, tar({"etc/passwd": (LINK, "/etc/group")}))}
+
+
+@case
+def a_box_runs_as_the_images_user():
+    layers = user_layers()
+    with Place() as place:
+        for number, (tree, user, ids) in enumerate((
+                ("plain", "app", "7 8"), ("plain", "7", "7 8"), ("plain", "9", "9 0"), ("plain", "7:3", "7 3"),
+                ("plain", "app:staff", "7 50"), ("plain", "0", "0 0"), ("plain", "", "1000 1000"),
+                ("opaque", "9:staff", "9 51"), ("gone", "7", "7 0"), ("link", "7", "7 0"),
+                ("plain", "who", None), ("plain", "app:who", None), ("plain", "huge", None),
+                ("plain", "broken", None), ("plain", "65536", None), ("plain", ":", None), ("gone", "app", None),
+                ("opaque", "app", None), ("link", "staff", None))):
+            folder = place.top / f"{number}"
+            Image(*layers[tree], config={"User": user}).layout(folder)
+            place.run("image", "import", folder, f"i:{number}")
+            words, shell = ("box", "run", "--image", f"i:{number}"), ("--", "/bin/sh", "-c", "echo $(id -u) $(id -g)")
+            if ids is None:
+                place.run(*words, *shell, status=125)
+                assert "its user" in place.error and "--uid" in place.error, place.error
+            else:
+                assert place.run(*words, *shell) == ids + "\n", (tree, user)
+        assert place.run(*words, "--uid", "5", *shell) == "5 5\n"
 
 
 @case
