@@ -238,9 +238,10 @@ typedef struct Ops {
     double (*sumsq)(const void *x, size_t n);
 
     /* Ceilings for benchmarks, on the calling thread; NULL in the oracle. `ceiling_flops` does
-     * nothing but multiply-adds and returns how many operations they were; `ceiling_read` reads n
-     * floats, four places at once. */
-    double (*ceiling_flops)(size_t rounds);
+     * nothing but multiply-adds, as products with bf16 weights of that precision do them at best,
+     * and returns how many operations they were; `ceiling_read` reads n floats, four places at
+     * once. */
+    double (*ceiling_flops)(size_t rounds, GemmPrecision precision);
     float (*ceiling_read)(const float *from, size_t n);
 } Ops;
 

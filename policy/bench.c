@@ -25,8 +25,10 @@ typedef struct {
     const Ops *ops;
     Model *model;
     guint rounds;
-    float *block;           /* READ_FLOATS to read */
-    double peak, bandwidth; /* operations and bytes per second, all threads */
+    float *block;     /* READ_FLOATS to read */
+    double peak;      /* operations in f32 per second, all threads */
+    double rounded;   /* the same of products that may round */
+    double bandwidth; /* bytes per second */
     BenchFunc func;
     gpointer user;
 } Bench;
@@ -75,14 +77,19 @@ static void report(const Bench *b, const char *group, const char *unit, double v
 
 /* ---- ceilings ---- */
 
-#define FLOPS_ROUNDS 2000000u
+#define FLOPS_ROUNDS 250000u
+
+typedef struct {
+    const Ops *ops;
+    GemmPrecision precision;
+} Flops;
 
 static void run_flops(gpointer data)
 {
-    const Bench *b = data;
+    const Flops *f = data;
 
 #pragma omp parallel
-    b->ops->ceiling_flops(FLOPS_ROUNDS);
+    f->ops->ceiling_flops(FLOPS_ROUNDS, f->precision);
 }
 
 static void run_read(gpointer data)
@@ -108,21 +115,25 @@ static void run_nothing(gpointer data)
     }
 }
 
-static double peak_of(Bench *b)
+static double peak_of(Bench *b, GemmPrecision precision)
 {
-    return b->ops->ceiling_flops(1) * FLOPS_ROUNDS * omp_get_max_threads() / timed(b, run_flops, b);
+    Flops f = {b->ops, precision};
+
+    return b->ops->ceiling_flops(1, precision) * FLOPS_ROUNDS * omp_get_max_threads() /
+           timed(b, run_flops, &f);
 }
 
 double bench_peak(const Ops *ops)
 {
     Bench b = {.ops = ops, .rounds = 3};
 
-    return peak_of(&b);
+    return peak_of(&b, GEMM_EXACT);
 }
 
 static void take_ceilings(Bench *b)
 {
-    b->peak = MAX(b->peak, peak_of(b));
+    b->peak = MAX(b->peak, peak_of(b, GEMM_EXACT));
+    b->rounded = MAX(b->rounded, peak_of(b, GEMM_ROUNDED));
     b->bandwidth = MAX(b->bandwidth, 4.0 * READ_FLOATS / timed(b, run_read, b));
 }
 
@@ -131,7 +142,7 @@ static double timed_beside(Bench *b, void (*run)(gpointer), gpointer data)
 {
     double seconds;
 
-    b->peak = b->bandwidth = 0;
+    b->peak = b->rounded = b->bandwidth = 0;
     take_ceilings(b);
     seconds = timed(b, run, data);
     take_ceilings(b);
@@ -144,9 +155,10 @@ static void measure_ceilings(Bench *b)
 
     for (int n = 1; n <= threads; n = n < threads ? threads : n + 1) {
         omp_set_num_threads(n);
-        b->peak = b->bandwidth = 0;
+        b->peak = b->rounded = b->bandwidth = 0;
         take_ceilings(b);
-        report(b, "ceiling", "GFLOP/s", b->peak / 1e9, 0, "multiply-adds, %d threads", n);
+        report(b, "ceiling", "GFLOP/s", b->peak / 1e9, 0, "multiply-adds in f32, %d threads", n);
+        report(b, "ceiling", "GFLOP/s", b->rounded / 1e9, 0, "rounded to bf16, %d threads", n);
         report(b, "ceiling", "GB/s", b->bandwidth / 1e9, 0, "reading memory, %d threads", n);
     }
     report(b, "ceiling", "us", timed(b, run_nothing, NULL) * 1e3, 0,
@@ -178,6 +190,12 @@ static void *aligned(gsize bytes)
     return memset(at, 0, bytes);
 }
 
+/* Products that may round do so with bf16 weights only. */
+static double peak_for(const Bench *b, WeightFormat format)
+{
+    return format == WEIGHT_BF16 ? b->rounded : b->peak;
+}
+
 static void measure_gemm(Bench *b, int rows, int n, int k, WeightFormat format)
 {
     Gemm g = {.bench = b, .w = {.n = n, .k = k, .format = format}, .rows = rows};
@@ -187,7 +205,7 @@ static void measure_gemm(Bench *b, int rows, int n, int k, WeightFormat format)
     g.x = aligned((gsize)rows * (gsize)k * sizeof(float));
     g.y = aligned((gsize)rows * (gsize)n * sizeof(float));
     seconds = timed_beside(b, run_gemm, &g);
-    report(b, "kernel", "GFLOP/s", work / seconds / 1e9, b->peak / 1e9,
+    report(b, "kernel", "GFLOP/s", work / seconds / 1e9, peak_for(b, format) / 1e9,
            "product %d x %d x %d, %s weights", rows, n, k, format == WEIGHT_BF16 ? "bf16" : "f32");
     free(g.w.data);
     free(g.x);
@@ -335,17 +353,23 @@ static double step_bytes(const Step *s)
     return bytes + caches * s->seqs->len;
 }
 
-/* Operations of the rows: matrices that a token meets, states, chunks, keys and values. */
-static double step_flops(const Step *s)
+/* Operations of the rows in matrices that a token meets, and which may round. */
+static double step_products(const Step *s)
+{
+    return 2.0 * (double)tensors_params_active(&s->bench->model->config) * s->seqs->len *
+           s->rows_each;
+}
+
+/* The others: states, chunks, keys and values, the head of each sequence. */
+static double step_others(const Step *s)
 {
     const ModelConfig *c = &s->bench->model->config;
     double rows = (double)s->seqs->len * s->rows_each, pairs = 0;
-    double dense = 2.0 * (double)tensors_params_active(c);
     double light = c->lightning_layers * (double)c->attn_dim * (4.0 * c->head_dim + 2.0 * c->chunk);
 
     for (int t = 0; t < s->rows_each; t++)
         pairs += (double)s->positions[t] + 1;
-    return rows * (dense + light) + 2.0 * s->seqs->len * (double)c->vocab * c->hidden +
+    return rows * light + 2.0 * s->seqs->len * (double)c->vocab * c->hidden +
            4.0 * c->softmax_layers * (double)c->attn_dim * pairs * s->seqs->len;
 }
 
@@ -361,7 +385,8 @@ static gboolean measure_step(Bench *b, const char *group, int sequences, int row
         return FALSE;
     }
     seconds = timed_beside(b, run_step, s);
-    bound = MAX(step_bytes(s) / b->bandwidth, step_flops(s) / b->peak);
+    bound = MAX(step_bytes(s) / b->bandwidth,
+                step_products(s) / peak_for(b, b->model->format) + step_others(s) / b->peak);
     report(b, group, "token/s", tokens / seconds, tokens / bound,
            "%d sequences, %d rows each, at %" G_GINT64_FORMAT, sequences, rows_each, context);
     step_free(s);
@@ -462,7 +487,8 @@ static void run_update(gpointer data)
     u->bench->ops->adamw(u->w, u->m, u->v, u->grad, u->n, &step);
 }
 
-/* Bound: three forwards at the peak. The optimiser reads four numbers and writes three a weight. */
+/* Bound: three forwards in f32 at the peak. The optimiser reads four numbers and writes three a
+ * weight. */
 static gboolean measure_train(Bench *b, GError **error)
 {
     Train *t;
@@ -475,7 +501,7 @@ static gboolean measure_train(Bench *b, GError **error)
     if (!t)
         return FALSE;
     seconds = timed_beside(b, run_train, t);
-    work = 3 * (step_flops(t->step) +
+    work = 3 * (step_products(t->step) + step_others(t->step) +
                 2.0 * (TRAIN_ROWS - 1) * b->model->config.vocab * b->model->config.hidden);
     report(b, "train", "token/s", TRAIN_ROWS / seconds, TRAIN_ROWS * b->peak / work,
            "forward and backward of %d rows", TRAIN_ROWS);

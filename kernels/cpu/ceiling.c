@@ -9,11 +9,17 @@
  * registers beside the two factors. */
 #define CHAINS 12
 
-double CPU(ceiling_flops)(size_t rounds)
+double CPU(ceiling_flops)(size_t rounds, GemmPrecision precision)
 {
     vf acc[CHAINS];
     float sum = 0;
 
+#ifdef CPU_AMX
+    if (precision == GEMM_ROUNDED)
+        return CPU(amx_ceiling)(rounds);
+#else
+    (void)precision;
+#endif
     for (int c = 0; c < CHAINS; c++)
         acc[c] = vset((float)c);
     for (size_t r = 0; r < rounds; r++) {

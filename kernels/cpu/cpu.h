@@ -48,7 +48,8 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
 #endif
 void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels, GemmPrecision precision);
-/* The same of bf16 panels by tiles of AMX, activations rounded (amx.c). */
+/* The same of bf16 panels by tiles of AMX, activations rounded (amx.c), and that at best. */
+double CPU(amx_ceiling)(size_t rounds);
 void CPU(amx_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
                      int panel, int panels);
 
@@ -87,5 +88,5 @@ void CPU(moe_up_fwd)(void *a, void *b, void *act, const void *x, const MoePlan *
                      const MoeWeights *w);
 void CPU(moe_down_fwd)(void *y, void *expert_out, const void *act, const void *weights,
                        const MoePlan *plan, const MoeWeights *w);
-double CPU(ceiling_flops)(size_t rounds);
+double CPU(ceiling_flops)(size_t rounds, GemmPrecision precision);
 float CPU(ceiling_read)(const float *from, size_t n);
