@@ -30,6 +30,7 @@ typedef struct {
 #include <immintrin.h>
 
 #define amx_configure(shape)      _tile_loadconfig(shape)
+#define amx_zero(t)               _tile_zero(t)
 #define amx_load(t, from, stride) _tile_loadd(t, from, stride)
 #define amx_multiply(c, a, b)     _tile_dpbf16ps(c, a, b)
 #define amx_store(t, to, stride)  _tile_stored(t, to, stride)
@@ -37,7 +38,12 @@ typedef struct {
 
 static inline void amx_round(uint16_t *to, const float *from, int n)
 {
-    for (int i = 0; i < n; i += 16) {
+    int i = 0;
+
+    for (; i + 32 <= n; i += 32)
+        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16),
+                                                                 _mm512_loadu_ps(from + i)));
+    for (; i < n; i += 16) {
         uint32_t left = n - i < 16 ? (1u << (n - i)) - 1 : 0xffff;
         __mmask16 lanes = (__mmask16)left;
         __m256bh low = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, from + i));
@@ -60,6 +66,11 @@ static inline void amx_configure(const AmxShape *shape)
 {
     amx_shape = *shape;
     memset(amx_tile, 0, sizeof amx_tile);
+}
+
+static inline void amx_zero(int t)
+{
+    memset(amx_tile[t], 0, sizeof amx_tile[t]);
 }
 
 static inline void amx_load(int t, const void *from, size_t stride)

@@ -35,23 +35,25 @@ void CPU(weight_unpack)(void *rows, const OpsWeight *w);
 void CPU(embed_fwd)(void *y, const OpsWeight *w, const int *ids, int rows);
 void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision);
 
-/* Rows of a task: as many as keep their inputs in the second-level cache beside a panel. */
-#define ROWS_MAX 96
-
-/* `panels` panels from `panel` on of x[i] W^T for `rows` rows, which are given by pointer so that
- * they may be gathered. out[i] is where the first of those columns goes. panels <= PANELS_MAX,
- * rows <= ROWS_MAX. */
+/* Rows and panels of a task: as many rows as keep their inputs in the second-level cache beside a
+ * panel. Rounding activations is worth more panels. */
 #ifdef CPU_AMX
-#define PANELS_MAX 8 /* rounding activations is worth more of them */
+#define ROWS_MAX   192
+#define PANELS_MAX 8
 #else
+#define ROWS_MAX   96
 #define PANELS_MAX 4
 #endif
-void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+
+/* `panels` panels from `panel` on of x[i] W^T for `rows` <= ROWS_MAX rows, which are given by
+ * pointer so that they may be gathered. Rows of out, `ldo` apart, begin with the first of those
+ * columns. */
+void CPU(gemm_panels)(float *out, size_t ldo, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels, GemmPrecision precision);
 /* The same of bf16 panels by tiles of AMX, activations rounded (amx.c), and that at best. */
-double CPU(amx_ceiling)(size_t rounds);
-void CPU(amx_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+void CPU(amx_panels)(float *out, size_t ldo, const float *const *x, int rows, const OpsWeight *w,
                      int panel, int panels);
+double CPU(amx_ceiling)(size_t rounds);
 
 /* Rows k .. k + kn - 1 of a panel in f32: to [kn][PANEL]. k is even. */
 void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn);

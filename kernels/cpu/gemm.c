@@ -17,6 +17,10 @@
 #include "kernels/cpu/vec.h"
 #include "kernels/quant.h"
 
+#ifdef CPU_AMX
+#include <omp.h>
+#endif
+
 static int panels_of(int n)
 {
     return (n + PANEL - 1) / PANEL;
@@ -102,8 +106,8 @@ void CPU(embed_fwd)(void *y, const OpsWeight *w, const int *ids, int rows)
             ((float *)y)[(size_t)t * w->k + k] = weight_at(w, ids[t], k);
 }
 
-/* mr rows times np panels, to column `to` of out; mr, np and bf16 are constants at every call. */
-INLINE void block(float *const *out, int to, const float *const *x, const OpsWeight *w, int panel,
+/* mr rows times np panels; mr, np and bf16 are constants at every call. */
+INLINE void block(float *out, size_t ldo, const float *const *x, const OpsWeight *w, int panel,
                   int mr, int np, int bf16)
 {
     vf acc[TILE_ROWS][TILE_COLS] = {0};
@@ -121,18 +125,18 @@ INLINE void block(float *const *out, int to, const float *const *x, const OpsWei
             int n = panel * PANEL + j * W;
 
             if (n < w->n)
-                vstore_n(out[i] + to + j * W, acc[i][j], w->n - n);
+                vstore_n(out + (size_t)i * ldo + j * W, acc[i][j], w->n - n);
         }
 }
 
 /* Few rows take many panels at once, to have enough chains in flight. */
 #define BLOCK_CASE(mr)                                                                             \
     case mr:                                                                                       \
-        bf16 ? block(out, to, x, w, panel, mr, 1, 1) : block(out, to, x, w, panel, mr, 1, 0);      \
+        bf16 ? block(out, ldo, x, w, panel, mr, 1, 1) : block(out, ldo, x, w, panel, mr, 1, 0);    \
         break;
 
-static void block_tall(float *const *out, int to, const float *const *x, const OpsWeight *w,
-                       int panel, int mr, int bf16)
+static void block_tall(float *out, size_t ldo, const float *const *x, const OpsWeight *w, int panel,
+                       int mr, int bf16)
 {
     switch (mr) {
         FOR_TILE_ROWS(BLOCK_CASE)
@@ -141,13 +145,13 @@ static void block_tall(float *const *out, int to, const float *const *x, const O
     }
 }
 
-static void block_wide(float *const *out, int to, const float *const *x, const OpsWeight *w,
-                       int panel, int mr, int bf16)
+static void block_wide(float *out, size_t ldo, const float *const *x, const OpsWeight *w, int panel,
+                       int mr, int bf16)
 {
     if (mr == 1)
-        bf16 ? block(out, to, x, w, panel, 1, 4, 1) : block(out, to, x, w, panel, 1, 4, 0);
+        bf16 ? block(out, ldo, x, w, panel, 1, 4, 1) : block(out, ldo, x, w, panel, 1, 4, 0);
     else
-        bf16 ? block(out, to, x, w, panel, 2, 2, 1) : block(out, to, x, w, panel, 2, 2, 0);
+        bf16 ? block(out, ldo, x, w, panel, 2, 2, 1) : block(out, ldo, x, w, panel, 2, 2, 0);
 }
 
 void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn)
@@ -173,8 +177,8 @@ void CPU(panel_widen)(float *to, const OpsWeight *w, int panel, int k, int kn)
 #define WIDEN_ROWS (2 * TILE_ROWS)
 #define WIDEN_K    192
 
-static void panels_widened(float *const *out, const float *const *x, int rows, const OpsWeight *w,
-                           int panel, int panels)
+static void panels_widened(float *out, size_t ldo, const float *const *x, int rows,
+                           const OpsWeight *w, int panel, int panels)
 {
     float wide[WIDEN_K * PANEL] __attribute__((aligned(64)));
     float *to[ROWS_MAX];
@@ -184,7 +188,7 @@ static void panels_widened(float *const *out, const float *const *x, int rows, c
         int n = w->n - (panel + p) * PANEL, cols = n < PANEL ? n : PANEL;
 
         for (int i = 0; i < rows; i++) {
-            to[i] = out[i] + p * PANEL;
+            to[i] = out + (size_t)i * ldo + p * PANEL;
             memset(to[i], 0, (size_t)cols * sizeof(float));
         }
         for (int k = 0; k < w->k; k += WIDEN_K) {
@@ -198,21 +202,21 @@ static void panels_widened(float *const *out, const float *const *x, int rows, c
     }
 }
 
-void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const OpsWeight *w,
+void CPU(gemm_panels)(float *out, size_t ldo, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels, GemmPrecision precision)
 {
     int bf16 = w->format == WEIGHT_BF16;
 
 #ifdef CPU_AMX
     if (bf16 && precision == GEMM_ROUNDED) {
-        CPU(amx_panels)(out, x, rows, w, panel, panels);
+        CPU(amx_panels)(out, ldo, x, rows, w, panel, panels);
         return;
     }
 #else
     (void)precision;
 #endif
     if (quant_is(w->format) || (bf16 && rows >= WIDEN_ROWS)) {
-        panels_widened(out, x, rows, w, panel, panels);
+        panels_widened(out, ldo, x, rows, w, panel, panels);
         return;
     }
 
@@ -221,31 +225,47 @@ void CPU(gemm_panels)(float *const *out, const float *const *x, int rows, const 
         int wide = mr == 1 ? 4 : mr == 2 ? 2 : 1, p = 0;
 
         for (; wide > 1 && p + wide <= panels; p += wide)
-            block_wide(out + t, p * PANEL, x + t, w, panel + p, mr, bf16);
+            block_wide(out + (size_t)t * ldo + p * PANEL, ldo, x + t, w, panel + p, mr, bf16);
         for (; p < panels; p++)
-            block_tall(out + t, p * PANEL, x + t, w, panel + p, mr, bf16);
+            block_tall(out + (size_t)t * ldo + p * PANEL, ldo, x + t, w, panel + p, mr, bf16);
     }
+}
+
+/* Panels of a task. Each task rounds its rows anew: there are as few as occupy all threads. */
+static int task_panels(const OpsWeight *w, int panels, int blocks, GemmPrecision precision)
+{
+#ifdef CPU_AMX
+    if (w->format == WEIGHT_BF16 && precision == GEMM_ROUNDED) {
+        int threads = omp_get_max_threads(), groups = 1;
+
+        while (blocks * groups % threads != 0 && blocks * groups < 4 * threads)
+            groups++;
+        return (panels + groups - 1) / groups;
+    }
+#else
+    (void)w;
+    (void)blocks;
+    (void)precision;
+#endif
+    return panels < PANELS_MAX ? panels : PANELS_MAX;
 }
 
 void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision)
 {
-    int panels = panels_of(w->n), groups = (panels + PANELS_MAX - 1) / PANELS_MAX;
-    int blocks = (rows + ROWS_MAX - 1) / ROWS_MAX;
+    int blocks = (rows + ROWS_MAX - 1) / ROWS_MAX, panels = panels_of(w->n);
+    int each = task_panels(w, panels, blocks, precision), groups = (panels + each - 1) / each;
     double work = (double)rows * w->n * w->k;
 
 #pragma omp parallel for schedule(static) if (work > CPU_PARALLEL_WORK)
     for (int task = 0; task < groups * blocks; task++) {
-        int panel = task % groups * PANELS_MAX, row0 = task / groups * ROWS_MAX;
+        int panel = task % groups * each, row0 = task / groups * ROWS_MAX;
         int count = rows - row0 < ROWS_MAX ? rows - row0 : ROWS_MAX;
         const float *in[ROWS_MAX] = {0};
-        float *out[ROWS_MAX] = {0};
 
-        for (int t = 0; t < count; t++) {
+        for (int t = 0; t < count; t++)
             in[t] = (const float *)x + (size_t)(row0 + t) * w->k;
-            out[t] = (float *)y + (size_t)(row0 + t) * w->n + panel * PANEL;
-        }
         CPU(gemm_panels)
-        (out, in, count, w, panel, panels - panel < PANELS_MAX ? panels - panel : PANELS_MAX,
-         precision);
+        ((float *)y + (size_t)row0 * w->n + panel * PANEL, w->n, in, count, w, panel,
+         panels - panel < each ? panels - panel : each, precision);
     }
 }

@@ -43,18 +43,14 @@ static void up_block(float *a, float *b, float *act, const float *x, const MoePl
                      int panels)
 {
     float gate[ROWS_MAX][PANELS_MAX * PANEL], up[ROWS_MAX][PANELS_MAX * PANEL];
-    float *gates[ROWS_MAX] = {0}, *ups[ROWS_MAX] = {0};
     const float *in[ROWS_MAX] = {0};
     int col = panel * PANEL, width = w1->n;
     int n = width - col < panels * PANEL ? width - col : panels * PANEL;
 
-    for (int i = 0; i < rows; i++) {
+    for (int i = 0; i < rows; i++)
         in[i] = x + (size_t)(plan->source[first + i] / plan->topk) * w1->k;
-        gates[i] = gate[i];
-        ups[i] = up[i];
-    }
-    CPU(gemm_panels)(gates, in, rows, w1, panel, panels, GEMM_ROUNDED);
-    CPU(gemm_panels)(ups, in, rows, w3, panel, panels, GEMM_ROUNDED);
+    CPU(gemm_panels)(gate[0], PANELS_MAX * PANEL, in, rows, w1, panel, panels, GEMM_ROUNDED);
+    CPU(gemm_panels)(up[0], PANELS_MAX * PANEL, in, rows, w3, panel, panels, GEMM_ROUNDED);
     for (int i = 0; i < rows; i++) {
         size_t at = (size_t)(first + i) * width + col;
 
@@ -111,17 +107,16 @@ void CPU(moe_down_fwd)(void *y, void *expert_out, const void *act, const void *w
     for (int task = 0; task < tasks.count * tasks.groups; task++) {
         int e = tasks.active[task / tasks.groups], panel = task % tasks.groups * PANELS_MAX;
         int panels = tasks.panels - panel < PANELS_MAX ? tasks.panels - panel : PANELS_MAX;
-        float *out[ROWS_MAX] = {0};
         const float *in[ROWS_MAX] = {0};
 
         for (int r = plan->offsets[e]; r < plan->offsets[e + 1]; r += ROWS_MAX) {
             int left = plan->offsets[e + 1] - r, count = left < ROWS_MAX ? left : ROWS_MAX;
 
-            for (int i = 0; i < count; i++) {
+            for (int i = 0; i < count; i++)
                 in[i] = (const float *)act + (size_t)(r + i) * inner;
-                out[i] = (float *)expert_out + (size_t)(r + i) * width + panel * PANEL;
-            }
-            CPU(gemm_panels)(out, in, count, &w->w2[e], panel, panels, GEMM_ROUNDED);
+            CPU(gemm_panels)
+            ((float *)expert_out + (size_t)r * width + panel * PANEL, width, in, count, &w->w2[e],
+             panel, panels, GEMM_ROUNDED);
         }
     }
 #pragma omp parallel for schedule(static) if ((double)rows * width > CPU_PARALLEL_WORK)

@@ -60,6 +60,57 @@ static void test_case(gconstpointer data)
     }
 }
 
+/* ---- products larger than any block of a table ---- */
+
+/* Whole numbers: every sum is exact, in whatever order and however activations are rounded. */
+static int whole_number(gsize i)
+{
+    return (int)(i * 2654435761u >> 7 & 7) - 3;
+}
+
+static void product_large(const Ops *ops, WeightFormat format, int rows, int n, int k)
+{
+    OpsWeight w = {.n = n, .k = k, .format = format};
+    g_autofree float *x = g_new(float, (gsize)rows *k), *y = g_new(float, (gsize)rows *n);
+    g_autofree float *wide = g_new(float, (gsize)n *k);
+
+    for (gsize i = 0; i < (gsize)rows * k; i++)
+        x[i] = (float)whole_number(i);
+    for (gsize i = 0; i < (gsize)n * k; i++)
+        wide[i] = (float)whole_number(i + 12345);
+    for (gsize i = 0; i < (gsize)rows * n; i++)
+        y[i] = NAN;
+    g_assert_cmpint(posix_memalign(&w.data, 64, ops->weight_bytes(format, n, k)), ==, 0);
+    ops->weight_pack(&w, wide);
+    ops->gemm_fwd(y, x, &w, rows, GEMM_ROUNDED);
+    for (int t = 0; t < rows; t++)
+        for (int j = 0; j < n; j++) {
+            int sum = 0;
+
+            for (int i = 0; i < k; i++)
+                sum += (int)x[(gsize)t * k + i] * (int)wide[(gsize)j * k + i];
+            if (y[(gsize)t * n + j] != (float)sum)
+                g_error("%s, %d x %d x %d, format %d: row %d, column %d is %g and not %d",
+                        ops->name, rows, k, n, format, t, j, (double)y[(gsize)t * n + j], sum);
+        }
+    free(w.data);
+}
+
+static void test_large(void)
+{
+    static const int shapes[][3] = {{200, 70, 300}, {33, 300, 257}, {49, 33, 4100}, {16, 64, 2049}};
+    Ops tables[G_N_ELEMENTS(isas) + 1];
+    guint count = 0;
+
+    cpu_table_amx_emulated(&tables[count++]);
+    for (guint i = 0; i < G_N_ELEMENTS(isas); i++)
+        count += ops_cpu_table(isas[i], &tables[count]);
+    for (guint i = 0; i < count; i++)
+        for (guint s = 0; s < G_N_ELEMENTS(shapes); s++)
+            for (WeightFormat format = WEIGHT_REAL; format <= WEIGHT_BF16; format++)
+                product_large(&tables[i], format, shapes[s][0], shapes[s][1], shapes[s][2]);
+}
+
 /* ---- identities ---- */
 
 static double dot(const double *a, const double *b, gsize rows, gsize stride, gsize from, gsize n)
@@ -228,6 +279,7 @@ int main(int argc, char **argv)
 
         g_test_add_data_func(path, GUINT_TO_POINTER(i), test_case);
     }
+    g_test_add_func("/ops/products/larger_than_any_block", test_large);
     g_test_add_func("/ops/lightning/sums_of_gradients_are_equal", test_lightning_identity);
     g_test_add_func("/ops/lightning/the_closed_form", test_lightning_closed_form);
     g_test_add_func("/ops/route/the_loss_of_uneven_loads", test_balance);
