@@ -109,8 +109,11 @@ static int lead(Cli *cli, Comm *comm)
             train->tasks->len, (gsize)tensors_params(&train->model->config),
             train->model->ops->name, config->loss_name);
     if (comm->size > 1)
-        cli_say(cli, "%d ranks, %d on this machine; %u shares of a minibatch", comm->size,
-                comm_here(comm), train->trainer->shares);
+        cli_say(
+            cli,
+            "%d ranks, %d on this machine: tp %u, ep %u, sp %u, dp %u; %u shares of a minibatch",
+            comm->size, comm_here(comm), train->trainer->layout.tp, train->trainer->layout.ep,
+            train->trainer->layout.sp, train->trainer->layout.dp, train->trainer->shares);
     if (*config->rollout_server)
         cli_say(cli, "rollouts from %s; its weights %s", config->rollout_server,
                 config->rollout_server_update ? "are given to it before each batch"

@@ -179,17 +179,10 @@ typedef struct {
 
 static void source_read(const Source *from, const TensorInfo *t, void *rows)
 {
-    char name[TENSOR_NAME_MAX];
-    const SafeTensor *tensor;
-
-    if (from->model) {
+    if (from->model)
         model_get(from->model, t, rows);
-        return;
-    }
-    tensors_name(t, name);
-    tensor = safetensors_find(from->files, name);
-    weights_convert(rows, from->ops->real == OPS_F64 ? TENSOR_F64 : TENSOR_F32,
-                    safetensors_data(from->files, tensor), tensor->dtype, t->count);
+    else
+        weights_read(from->files, t, from->ops->real == OPS_F64 ? TENSOR_F64 : TENSOR_F32, rows);
 }
 
 /* One whole tensor is in memory at a time. */
