@@ -39,7 +39,6 @@ typedef struct {
 typedef struct {
     ModelConfig config;
     WeightFormat format;
-    OpsReal real;
     char ops[32];
     int rows_max;
     ActsKeep keep;
@@ -181,9 +180,8 @@ static gboolean all_ready(Comm *comm, const char *why, GError **error)
 }
 
 /* This rank's part of a model that is empty so far, or of no part: `whole` itself. */
-static Model *model_part(const Trainer *t, const Shape *shape, GError **error)
+static Model *model_part(const Trainer *t, const Ops *ops, const Shape *shape, GError **error)
 {
-    const Ops *ops = shape->real == OPS_F64 ? &ops_ref_f64 : ops_cpu();
     const ModelConfig *config =
         &t->parts[t->comm->rank % (int)(t->layout.tp * t->layout.ep)].config;
     Model *model;
@@ -200,7 +198,7 @@ static Model *model_part(const Trainer *t, const Shape *shape, GError **error)
 }
 
 /* The same trainer on every rank, rank 0 having `whole`. */
-static Trainer *build(Comm *comm, const Shape *shape, Model *whole, GError **error)
+static Trainer *build(Comm *comm, const Ops *ops, const Shape *shape, Model *whole, GError **error)
 {
     const TrainerRanks ranks = {comm, shape->layout, shape->shares, shape->wait_s};
     g_autoptr(Trainer) t = trainer_begin(&shape->config, &ranks, error);
@@ -212,7 +210,7 @@ static Trainer *build(Comm *comm, const Shape *shape, Model *whole, GError **err
     if (!whole || trainer_is_cut(&t->layout)) {
         t->is_part = TRUE;
         t->follows = whole;
-        t->model = model = model_part(t, shape, &why);
+        t->model = model = model_part(t, ops, shape, &why);
     }
     if (model)
         trainer_build(t, model, shape->rows_max, shape->keep, &why);
@@ -224,7 +222,6 @@ Trainer *ranks_gather(Model *m, int rows_max, ActsKeep keep, const TrainerRanks 
 {
     Shape shape = {.config = m->config,
                    .format = m->format,
-                   .real = m->ops->real,
                    .rows_max = rows_max,
                    .keep = keep,
                    .layout = ranks->layout,
@@ -238,7 +235,7 @@ Trainer *ranks_gather(Model *m, int rows_max, ActsKeep keep, const TrainerRanks 
     if (!trainer_layout(&m->config, &ranks->layout, (guint)ranks->comm->size, &layout, error) ||
         !trainer_shares(layout.dp, ranks->shares, &shares, error) ||
         !ask_all(ranks->comm, ranks->wait_s, ORDER_SHAPE, &shape, sizeof shape, error) ||
-        !(t = build(ranks->comm, &shape, m, error)))
+        !(t = build(ranks->comm, m->ops, &shape, m, error)))
         return NULL;
     for (guint i = 0; i < tensors_count(&m->config); i++) {
         TensorInfo info = tensors_info(&m->config, i);
@@ -445,9 +442,9 @@ static gboolean follow_one(Trainer *t, const Order *order, const guint8 *data, G
     }
 }
 
-static gboolean follow_all(Comm *comm, const Shape *shape, GError **error)
+static gboolean follow_all(Comm *comm, const Ops *ops, const Shape *shape, GError **error)
 {
-    g_autoptr(Trainer) t = build(comm, shape, NULL, error);
+    g_autoptr(Trainer) t = build(comm, ops, shape, NULL, error);
 
     if (!t)
         return FALSE;
@@ -464,7 +461,7 @@ static gboolean follow_all(Comm *comm, const Shape *shape, GError **error)
     }
 }
 
-gboolean ranks_follow(Comm *comm, GError **error)
+gboolean ranks_follow(Comm *comm, const Ops *ops, GError **error)
 {
     Order order = {0};
     g_autofree guint8 *data = order_wait(comm, 0, &order, error);
@@ -475,5 +472,5 @@ gboolean ranks_follow(Comm *comm, GError **error)
     if (order.bytes != sizeof shape)
         return error_set(error, ASSAY_ERROR_INPUT, "rank 0 is of another version");
     memcpy(&shape, data, sizeof shape);
-    return follow_all(comm, &shape, error);
+    return follow_all(comm, ops, &shape, error);
 }

@@ -2,7 +2,7 @@
  * One trainer on many ranks: the first rank trains as if alone, the others follow.
  *
  *     rank 0                                        every other rank
- *     t = trainer_new_ranks(model, ..., &ranks)     ranks_follow(comm, error)
+ *     t = trainer_new_ranks(model, ..., &ranks)     ranks_follow(comm, ops, error)
  *     trainer_gradients(t, ...); trainer_step(t)        its shares, its part of the parameters
  *     trainer_free(t); ranks_dismiss(comm)              returns TRUE
  *
@@ -14,8 +14,9 @@
 
 #include "policy/trainer.h"
 
-/* Does what rank 0 says until it is dismissed. FALSE: it could not, or the ranks have failed. */
-gboolean ranks_follow(Comm *comm, GError **error);
+/* Does what rank 0 says, with the same ops, until it is dismissed. FALSE: it could not, or the
+ * ranks have failed. */
+gboolean ranks_follow(Comm *comm, const Ops *ops, GError **error);
 /* Ends every follower. Nothing where there are none. */
 void ranks_dismiss(Comm *comm);
 

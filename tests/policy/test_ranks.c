@@ -134,11 +134,13 @@ static void rank_trains(Comm *comm, gpointer user)
 {
     g_autoptr(GError) error = NULL;
 
+    const Training *what = user;
+
     if (comm->rank == 0) {
         lead(comm, user);
         ranks_dismiss(comm);
     } else {
-        ranks_follow(comm, &error);
+        ranks_follow(comm, what->ops, &error);
     }
 }
 
