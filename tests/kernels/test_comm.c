@@ -381,7 +381,7 @@ static void sum_fails(Comm *c)
     comm_timeout(c, 0.3);
     g_assert_false(comm_all_reduce(c, COMM_F64, x, n) && comm_all_reduce(c, COMM_F64, x, n));
     g_assert_true(comm_failed(c, &fail));
-    g_assert_cmpint(fail.rank, ==, 1 - c->rank);
+    g_assert_nonnull(strstr(fail.text, ": messages: ")); /* this rank's words, or the other's */
     g_test_message("%s", fail.text);
     g_assert_false(comm_barrier(c));
 }
