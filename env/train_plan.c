@@ -59,6 +59,11 @@ gboolean train_shape(const TrainConfig *c, guint vocab, ModelConfig *shape, GErr
     return TRUE;
 }
 
+gboolean train_holds_whole(const TrainConfig *c)
+{
+    return !*c->rollout_server || !*c->model_path || c->ranks_tp * c->ranks_ep * c->ranks_sp == 1;
+}
+
 static gboolean shape_of(const TrainConfig *c, ModelConfig *shape, GError **error)
 {
     g_autofree char *path = g_build_filename(c->model_path, "config.json", NULL);
@@ -135,7 +140,7 @@ gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan
     int rows = (int)c->optim_rows;
     ActsKeep keep = c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL;
     g_autoptr(Model) m = NULL, part = NULL;
-    guint64 params, acts, trainer, moments, sums, own, reference;
+    guint64 params, acts, trainer, moments, sums, whole, own, reference;
     ModelConfig shape, cut;
     Layout layout;
     guint shares;
@@ -152,10 +157,11 @@ gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan
     trainer = trainer_bytes(part, rows, keep, &layout, shares);
     moments = trainer_moments_bytes(part, &layout);
     sums = trainer_sums_bytes(part, &layout, shares);
+    whole = train_holds_whole(c) ? m->weights_bytes : 0;
     own = trainer_is_cut(&layout) ? part->weights_bytes : 0; /* beside the whole one */
     reference = strcmp(c->loss_kl, "none") != 0 ? part->weights_bytes : 0;
     *plan =
-        (TrainPlan){.parts = {{"weights", "ranks.tp, ranks.ep", m->weights_bytes + own},
+        (TrainPlan){.parts = {{"weights", "ranks.tp, ranks.ep", whole + own},
                               {"unrounded weights", "", params},
                               {"moments", "", moments},
                               {"gradients", "optim.shares", params + sums},

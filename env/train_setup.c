@@ -76,6 +76,12 @@ static Model *model_for(const Train *t, GError **error)
     g_autoptr(Weights) weights = NULL;
     ModelConfig config;
 
+    if (!train_holds_whole(t->config)) { /* its weights go to the ranks, one by one */
+        if (!model_config_read(t->config->model_path, &config, error))
+            return NULL;
+        config.chunk = (guint32)t->config->model_chunk;
+        return model_shape(backend_ops(), &config, WEIGHT_REAL);
+    }
     if (*t->config->model_path)
         return model_load(backend_ops(), t->config->model_path, WEIGHT_REAL,
                           (guint)t->config->model_chunk, error);
@@ -319,8 +325,13 @@ static Trainer *trainer_for(const Train *t, GError **error)
     const TrainerRanks ranks = {t->comm->size > 1 ? t->comm : NULL, train_config_layout(c),
                                 (guint)c->optim_shares, (double)c->run_ranks_wait_s};
 
-    return trainer_new_ranks(t->model, (int)c->optim_rows,
-                             c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, &ranks, error);
+    g_autoptr(Trainer) trainer =
+        trainer_new_ranks(t->model, (int)c->optim_rows,
+                          c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, &ranks, error);
+
+    if (trainer && !train_holds_whole(c) && !checkpoint_load(c->model_path, trainer, error))
+        return NULL;
+    return g_steal_pointer(&trainer);
 }
 
 static gboolean build(Train *t, GError **error)

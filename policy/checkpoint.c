@@ -244,22 +244,43 @@ json_t *checkpoint_read(const char *dir, Trainer *t, GError **error)
     return json_incref(json_object_get(all, "run"));
 }
 
-gboolean checkpoint_reference(const char *dir, Trainer *t, GError **error)
+/* Every tensor of a model directory to the ranks. */
+static gboolean model_put(const Safetensors *st, Trainer *t, TrainerKept kept, GError **error)
 {
-    const ModelConfig *config = &t->whole;
-    g_autoptr(Safetensors) st = safetensors_open(dir, error);
+    OpsReal real = t->model->ops->real;
 
-    if (!st || !tensors_check(config, st, error) || !ranks_reference(t, error)) {
-        g_prefix_error(error, "%s: ", dir);
-        return FALSE;
-    }
-    for (guint i = 0; i < tensors_count(config); i++) {
-        TensorInfo info = tensors_info(config, i);
-        g_autofree void *rows = g_malloc(info.count * ops_real_size(t->model->ops->real));
+    for (guint i = 0; i < tensors_count(&t->whole); i++) {
+        TensorInfo info = tensors_info(&t->whole, i);
+        g_autofree void *rows = g_malloc(info.count * ops_real_size(real));
 
-        weights_read(st, &info, t->model->ops->real == OPS_F64 ? TENSOR_F64 : TENSOR_F32, rows);
-        if (!ranks_put(t, KEPT_REFERENCE, i, rows, error))
+        weights_read(st, &info, real == OPS_F64 ? TENSOR_F64 : TENSOR_F32, rows);
+        if (!ranks_put(t, kept, i, rows, error))
             return FALSE;
     }
     return TRUE;
+}
+
+static Safetensors *model_files(const char *dir, const Trainer *t, GError **error)
+{
+    g_autoptr(Safetensors) st = safetensors_open(dir, error);
+
+    if (st && tensors_check(&t->whole, st, error))
+        return g_steal_pointer(&st);
+    g_prefix_error(error, "%s: ", dir);
+    return NULL;
+}
+
+gboolean checkpoint_load(const char *dir, Trainer *t, GError **error)
+{
+    g_autoptr(Safetensors) st = model_files(dir, t, error);
+
+    return st && model_put(st, t, KEPT_WEIGHTS, error) &&
+           ranks_restore(t, t->steps, t->model->version, error);
+}
+
+gboolean checkpoint_reference(const char *dir, Trainer *t, GError **error)
+{
+    g_autoptr(Safetensors) st = model_files(dir, t, error);
+
+    return st && ranks_reference(t, error) && model_put(st, t, KEPT_REFERENCE, error);
 }

@@ -23,6 +23,8 @@ gboolean checkpoint_write(const char *dir, Trainer *trainer, const json_t *state
 /* The model alone, in f32; whole or not at all. */
 gboolean checkpoint_write_model(const char *dir, Trainer *trainer, GError **error);
 
+/* The weights in `dir`, of the same shape, become those of all ranks. */
+gboolean checkpoint_load(const char *dir, Trainer *trainer, GError **error);
 /* The model in `dir`, of the same shape, is what ROLLOUT_REF means from now on. */
 gboolean checkpoint_reference(const char *dir, Trainer *trainer, GError **error);
 

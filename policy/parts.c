@@ -154,10 +154,9 @@ void parts_put(Trainer *t, TrainerKept kept, guint tensor, const void *rows)
 void parts_set(Trainer *t)
 {
     params_set(t->master, t->model);
-    for (guint i = 0; trainer_is_cut(&t->layout) && i < tensors_count(&t->whole); i++) {
+    for (guint i = 0; t->gives && i < tensors_count(&t->whole); i++) {
         TensorInfo info = tensors_info(&t->whole, i);
-        g_autofree void *rows =
-            g_malloc(t->follows ? info.count * ops_real_size(t->model->ops->real) : 1);
+        g_autofree void *rows = g_malloc(t->follows ? info.count * real_of(t) : 1);
 
         parts_get(t, KEPT_WEIGHTS, i, rows);
         if (t->follows)

@@ -43,6 +43,7 @@ typedef struct {
     int rows_max;
     ActsKeep keep;
     Layout layout;
+    gboolean gives;
     guint shares;
     double wait_s;
 } Shape;
@@ -209,6 +210,7 @@ static Trainer *build(Comm *comm, const Ops *ops, const Shape *shape, Model *who
         return NULL;
     if (!whole || trainer_is_cut(&t->layout)) {
         t->is_part = TRUE;
+        t->gives = shape->gives;
         t->follows = whole;
         t->model = model = model_part(t, ops, shape, &why);
     }
@@ -233,11 +235,14 @@ Trainer *ranks_gather(Model *m, int rows_max, ActsKeep keep, const TrainerRanks 
 
     g_strlcpy(shape.ops, m->ops->name, sizeof shape.ops);
     if (!trainer_layout(&m->config, &ranks->layout, (guint)ranks->comm->size, &layout, error) ||
-        !trainer_shares(layout.dp, ranks->shares, &shares, error) ||
-        !ask_all(ranks->comm, ranks->wait_s, ORDER_SHAPE, &shape, sizeof shape, error) ||
+        !trainer_shares(layout.dp, ranks->shares, &shares, error))
+        return NULL;
+    g_assert(m->weights || trainer_is_cut(&layout));
+    shape.gives = m->weights && trainer_is_cut(&layout);
+    if (!ask_all(ranks->comm, ranks->wait_s, ORDER_SHAPE, &shape, sizeof shape, error) ||
         !(t = build(ranks->comm, m->ops, &shape, m, error)))
         return NULL;
-    for (guint i = 0; i < tensors_count(&m->config); i++) {
+    for (guint i = 0; m->weights && i < tensors_count(&m->config); i++) {
         TensorInfo info = tensors_info(&m->config, i);
         g_autofree void *rows = g_malloc(info.count * ops_real_size(m->ops->real));
 

@@ -72,11 +72,12 @@ typedef struct TrainerPart {
 } TrainerPart;
 
 typedef struct Trainer {
-    Model *model;           /* what this rank computes with */
-    ModelConfig whole;      /* the shape that it is a part of, or has */
-    Model *follows;         /* the caller's whole model, given the weights; NULL: it is `model` */
-    Model *reference;       /* of ROLLOUT_REF, this rank's part; NULL: none */
-    gboolean is_part;       /* the model is the trainer's own */
+    Model *model;      /* what this rank computes with */
+    ModelConfig whole; /* the shape that it is a part of, or has */
+    Model *follows;    /* rank 0: the caller's whole model, or its shape; NULL: it is `model` */
+    gboolean gives;    /* rank 0's whole model has weights, and gets these after each step */
+    Model *reference;  /* of ROLLOUT_REF, this rank's part; NULL: none */
+    gboolean is_part;  /* the model is the trainer's own */
     Params *master, *grads; /* of `model` */
     TrainerBlock blocks[PARAMS_BLOCKS];
     gint64 steps; /* taken */
@@ -100,7 +101,8 @@ typedef struct Trainer {
  * rows_max rows, or each layer's input, from which the rest is made a second time: a third more
  * work, no other bits. */
 Trainer *trainer_new(Model *model, int rows_max, ActsKeep keep, GError **error);
-/* The same on several ranks: this one asks, the others follow (ranks.h) until it is freed. */
+/* The same on several ranks: this one asks, the others follow (ranks.h) until it is freed. Where
+ * they have parts of it, `model` may be a shape alone (model_shape): checkpoint_load is next. */
 Trainer *trainer_new_ranks(Model *model, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
                            GError **error);
 void trainer_free(Trainer *trainer);
