@@ -1,8 +1,7 @@
 /*
  * One trainer on many ranks, as threads: the same bits for one, two and four data ranks, the same
  * training within rounding where ranks share the model or the rows of a batch; checkpoints that
- * any layout goes on from, and what one rank's failure becomes. Started by mpirun with the word
- * "rank" it is one of the ranks.
+ * any layout goes on from, and what one rank's failure becomes.
  */
 #include "base/error.h"
 #include "base/tree.h"
@@ -117,6 +116,16 @@ static void keep_weights(Training *what, Trainer *trainer, const Model *model)
     g_assert_cmpuint(model->version, ==, trainer->model->version);
 }
 
+/* No rank's moments are more than a plan says. */
+static void check_plan(const Trainer *trainer)
+{
+    gsize bytes = 0;
+
+    for (guint b = 0; b < PARAMS_BLOCKS; b++)
+        bytes += 2 * params_bytes(trainer->blocks[b].moment1);
+    g_assert_cmpuint(bytes, <=, trainer_moments_bytes(trainer->model, &trainer->layout));
+}
+
 static void lead(Comm *comm, Training *what)
 {
     g_autoptr(GError) error = NULL;
@@ -134,6 +143,8 @@ static void lead(Comm *comm, Training *what)
     else
         model = model_shape(what->ops, &config, WEIGHT_REAL);
     trainer = trainer_new_ranks(model, 64, what->keep, &ranks, &error);
+    if (trainer)
+        check_plan(trainer);
     if (trainer && (model->weights || checkpoint_load(what->model, trainer, &error)) &&
         train_all(what, trainer, &error))
         keep_weights(what, trainer, model);
