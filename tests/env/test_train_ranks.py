@@ -134,6 +134,10 @@ def counts(lab):
     assert "3 ranks do not divide 4 shares" in plans[2].stderr, plans[2].stderr
     moments = [json.loads(p.stdout)["moments"] for p in plans[:2]]
     assert abs(moments[1] / moments[0] - 0.5) < 0.05, moments
+    cut = subprocess.run([*plan, "--json", "--ranks", "2", "--set", "ranks.tp=2", "--set", "loss.anchor=recomputed"],
+                         env=ENV, text=True, capture_output=True, timeout=60, check=True)
+    kept = [json.loads(done.stdout)["unrounded weights"] for done in (plans[0], cut)]
+    assert abs(kept[1] / kept[0] - 0.5) < 0.05, kept
 
 
 def unreached(lab):

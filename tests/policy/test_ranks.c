@@ -124,6 +124,8 @@ static void check_plan(const Trainer *trainer)
     for (guint b = 0; b < PARAMS_BLOCKS; b++)
         bytes += 2 * params_bytes(trainer->blocks[b].moment1);
     g_assert_cmpuint(bytes, <=, trainer_moments_bytes(trainer->model, &trainer->layout));
+    if (trainer->follows && trainer->layout.tp * trainer->layout.ep > 1)
+        g_assert_cmpuint(trainer->model->weights_bytes, <, trainer->follows->weights_bytes);
 }
 
 static void lead(Comm *comm, Training *what)
@@ -391,6 +393,7 @@ static void test_refused(void)
         int ranks;
         const char *says;
     } rows[] = {
+        {{.tp = 3}, 3, "tp = 3 does not divide 4 heads"},
         {{.tp = 2}, 3, "tp = 2 and sp = 1 want a multiple of 2 ranks, there are 3"},
         {{.tp = 4}, 4, "4 ranks cannot deal out 2 kv heads, or 4 ranks 4 experts"},
         {{.ep = 3}, 3, "tp x ep = 3 does not divide 4 experts"},
