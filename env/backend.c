@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/id.h"
+#include "kernels/comm_cards.h"
 #include "kernels/cuda_load.h"
 
 #include <string.h>
@@ -48,6 +49,28 @@ gboolean backend_choose(GError **error)
 const Ops *backend_ops(void)
 {
     return chosen != NULL ? chosen : ops_cpu();
+}
+
+gboolean backend_is_card(void)
+{
+    return chosen != NULL;
+}
+
+json_t *backend_ranks_check(void)
+{
+    gint64 start = clock_mono_ns();
+    char mpi[WHY_BYTES], why[WHY_BYTES] = "";
+    int nccl = comm_cards_version(NULL, why, sizeof why);
+    g_autofree char *cards =
+        nccl > 0 ? g_strdup_printf("NCCL %d.%d.%d", nccl / 10000, nccl / 100 % 100, nccl % 100)
+                 : g_strdup(why);
+    g_autofree char *detail = NULL;
+
+    comm_about(mpi, sizeof mpi);
+    detail = g_strdup_printf("%s; between cards: %s", mpi, cards);
+    return json_pack("{s:s,s:s,s:s,s:s,s:[],s:I}", "id", "ranks", "group", "policy", "status", "ok",
+                     "detail", detail, "fix", "ms",
+                     (json_int_t)((clock_mono_ns() - start) / 1000000));
 }
 
 static char *card_detail(const CudaCard *card)

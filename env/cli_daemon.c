@@ -239,6 +239,7 @@ int cli_doctor(Cli *cli)
     json_int_t failures =
         cli_json_int(report, "failures") + (strcmp(cli_json_str(ops, "status"), "fail") == 0);
     json_array_append_new(json_object_get(report, "checks"), ops);
+    json_array_append_new(json_object_get(report, "checks"), backend_ranks_check());
     json_object_set_new(report, "failures", json_integer(failures));
     if (cli->json) {
         cli_print_json(report);

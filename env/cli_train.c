@@ -4,6 +4,7 @@
  * 1. No daemon is asked: policy, boxes and trainer are of this process.
  * 2. Ctrl-C ends the run after the update under way, with a checkpoint; twice: at once.
  */
+#include "env/backend.h"
 #include "env/cli.h"
 
 #include "env/train.h"
@@ -11,6 +12,7 @@
 #include "env/train_plan.h"
 
 #include "base/error.h"
+#include "kernels/comm_cards.h"
 #include "policy/ranks.h"
 
 #include <glib-unix.h>
@@ -88,7 +90,7 @@ static int follow(Cli *cli, Comm *comm)
 
     sigaction(SIGINT, &ignore, NULL);
     sigaction(SIGTERM, &ignore, NULL);
-    return ranks_follow(comm, &error) ? CLI_OK : cli_error(cli, error, NULL);
+    return ranks_follow(comm, backend_ops(), &error) ? CLI_OK : cli_error(cli, error, NULL);
 }
 
 static int lead(Cli *cli, Comm *comm)
@@ -109,8 +111,11 @@ static int lead(Cli *cli, Comm *comm)
             train->tasks->len, (gsize)tensors_params(&train->model->config),
             train->model->ops->name, config->loss_name);
     if (comm->size > 1)
-        cli_say(cli, "%d ranks, %d on this machine; %u shares of a minibatch", comm->size,
-                comm_here(comm), train->trainer->shares);
+        cli_say(
+            cli,
+            "%d ranks, %d on this machine: tp %u, ep %u, sp %u, dp %u; %u shares of a minibatch",
+            comm->size, comm_here(comm), train->trainer->layout.tp, train->trainer->layout.ep,
+            train->trainer->layout.sp, train->trainer->layout.dp, train->trainer->shares);
     if (*config->rollout_server)
         cli_say(cli, "rollouts from %s; its weights %s", config->rollout_server,
                 config->rollout_server_update ? "are given to it before each batch"
@@ -119,6 +124,22 @@ static int lead(Cli *cli, Comm *comm)
     if (!train_run(train, &error))
         return cli_error(cli, error, NULL);
     return finish(cli, train);
+}
+
+/* Ranks whose models are on cards send arrays from card to card, where NCCL is there. */
+static void use_cards(Cli *cli, Comm *comm)
+{
+    char why[512];
+
+    if (comm->size == 1)
+        return;
+    comm_timeout(comm, LAUNCH_S);
+    if (comm_cards(comm, backend_is_card() ? NULL : "models run on the processor", NULL, why,
+                   sizeof why))
+        g_strlcpy(why, "NCCL", sizeof why);
+    if (backend_is_card() && comm->rank == 0)
+        cli_say(cli, "arrays between ranks: %s", why);
+    comm_timeout(comm, 0);
 }
 
 int cli_train(Cli *cli)
@@ -132,6 +153,7 @@ int cli_train(Cli *cli)
         error_set(&error, ASSAY_ERROR_SYSTEM, "%s", fail.text);
         return cli_error(cli, error, NULL);
     }
+    use_cards(cli, comm);
     code = comm->rank == 0 ? lead(cli, comm) : follow(cli, comm);
     ranks_dismiss(comm);
     comm_close(comm);

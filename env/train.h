@@ -43,7 +43,6 @@ typedef struct Train {
     Model *model;
     Comm *comm; /* the ranks that train; this one does all the rest alone */
     Trainer *trainer;
-    Model *reference; /* the weights before the first rollout, where loss.kl wants them */
     Sampler *sampler;
     Roller roller;
     TrainLog *log;

@@ -30,6 +30,12 @@ const TrainKey train_keys[] = {
     {"run.threads", TRAIN_INT, AT(run_threads), 0, 1024, "0", "threads of the maths; 0: all"},
     {"run.ranks_wait_s", TRAIN_INT, AT(run_ranks_wait_s), 1, 86400, "600",
      "how long a rank under mpirun may be silent while others wait for it"},
+    {"ranks.tp", TRAIN_INT, AT(ranks_tp), 1, 1024, "1",
+     "ranks that share heads, vocabulary and experts"},
+    {"ranks.ep", TRAIN_INT, AT(ranks_ep), 1, 1024, "1",
+     "ranks with other experts, out of those with other rows"},
+    {"ranks.sp", TRAIN_INT, AT(ranks_sp), 1, 1024, "1",
+     "ranks that share the rows of a batch; what tp and sp leave of the ranks share minibatches"},
     {"model.path", TRAIN_TEXT, AT(model_path), 0, 0, "",
      "a model with its tokenizer to begin with; else a random one of the shape below"},
     {"model.pattern", TRAIN_TEXT, AT(model_pattern), 0, 0, "llls",
@@ -419,6 +425,23 @@ static gboolean check_server(const TrainConfig *c, GError **error)
     return TRUE;
 }
 
+/* Where sums over heads or sequences are cut, training has other bits than sampling. */
+static gboolean check_ranks(const TrainConfig *c, GError **error)
+{
+    if (c->ranks_tp * c->ranks_sp > 1 && strcmp(c->loss_anchor, "recomputed") != 0)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "ranks.tp is %" G_GINT64_FORMAT ", ranks.sp %" G_GINT64_FORMAT
+                         ": loss.anchor must be recomputed, sampling's log-probabilities are of "
+                         "other sums than training's",
+                         c->ranks_tp, c->ranks_sp);
+    if (c->ranks_ep * c->ranks_sp > 1 && c->loss_balance > 0)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "ranks.ep is %" G_GINT64_FORMAT ", ranks.sp %" G_GINT64_FORMAT
+                         ": loss.balance looks at one rank's rows, it must be 0",
+                         c->ranks_ep, c->ranks_sp);
+    return TRUE;
+}
+
 static gboolean check(const TrainConfig *c, GError **error)
 {
     gboolean softmax = strspn(c->model_pattern, "ls") == strlen(c->model_pattern);
@@ -436,7 +459,7 @@ static gboolean check(const TrainConfig *c, GError **error)
                     error) ||
         !check_word("rollout.server_api", c->rollout_server_api, FALSE, name_api, REMOTE_APIS,
                     error) ||
-        !check_server(c, error) || !check_windows(c, error))
+        !check_server(c, error) || !check_ranks(c, error) || !check_windows(c, error))
         return FALSE;
     if (!*c->model_pattern || !softmax)
         return error_set(error, ASSAY_ERROR_INPUT,
@@ -562,4 +585,10 @@ NormOptions train_config_norm(const TrainConfig *c)
 RemoteApi train_config_api(const TrainConfig *c)
 {
     return (RemoteApi)word_index(c->rollout_server_api, name_api, REMOTE_APIS);
+}
+
+Layout train_config_layout(const TrainConfig *c)
+{
+    return (Layout){
+        .tp = (guint32)c->ranks_tp, .ep = (guint32)c->ranks_ep, .sp = (guint32)c->ranks_sp};
 }

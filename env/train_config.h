@@ -10,6 +10,7 @@
 #pragma once
 
 #include "policy/advantage.h"
+#include "policy/layout.h"
 #include "policy/loss.h"
 #include "policy/remote.h"
 
@@ -17,6 +18,8 @@ typedef struct TrainConfig {
     /* [run] */
     char *run_dir;
     gint64 run_seed, run_updates, run_checkpoint_every, run_threads, run_ranks_wait_s, run_behind;
+    /* [ranks] */
+    gint64 ranks_tp, ranks_ep, ranks_sp;
     /* [model] */
     char *model_path, *model_pattern;
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,
@@ -82,6 +85,8 @@ LossOptions train_config_loss(const TrainConfig *config, const Loss **ret_loss);
 AdvantageOptions train_config_advantage(const TrainConfig *config);
 NormOptions train_config_norm(const TrainConfig *config);
 RemoteApi train_config_api(const TrainConfig *config);
+/* dp is not said here: what the number of ranks leaves. */
+Layout train_config_layout(const TrainConfig *config);
 
 /* The limits of rollout.windows, shortest first; returns how many. */
 #define TRAIN_WINDOWS_MAX 16u

@@ -59,6 +59,11 @@ gboolean train_shape(const TrainConfig *c, guint vocab, ModelConfig *shape, GErr
     return TRUE;
 }
 
+gboolean train_holds_whole(const TrainConfig *c)
+{
+    return !*c->rollout_server || !*c->model_path || c->ranks_tp * c->ranks_ep * c->ranks_sp == 1;
+}
+
 static gboolean shape_of(const TrainConfig *c, ModelConfig *shape, GError **error)
 {
     g_autofree char *path = g_build_filename(c->model_path, "config.json", NULL);
@@ -131,40 +136,47 @@ static guint64 engine_bytes(const TrainConfig *c, const Model *m)
 gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan *plan,
                     GError **error)
 {
+    const Layout wanted = train_config_layout(c);
     int rows = (int)c->optim_rows;
     ActsKeep keep = c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL;
-    g_autoptr(Model) m = NULL;
-    guint64 params, acts, back, trainer, moments, sums;
-    ModelConfig shape;
+    g_autoptr(Model) m = NULL, part = NULL;
+    guint64 params, acts, trainer, moments, sums, whole, own, reference;
+    ModelConfig shape, cut;
+    Layout layout;
     guint shares;
 
-    if (!trainer_shares(ranks->all, (guint)c->optim_shares, &shares, error) ||
-        !shape_of(c, &shape, error))
+    if (!shape_of(c, &shape, error) ||
+        !trainer_layout(&shape, &wanted, ranks->all, &layout, error) ||
+        !trainer_shares(layout.dp, (guint)c->optim_shares, &shares, error) ||
+        !layout_part(&shape, &layout, layout.tp - 1, &cut, error)) /* the largest part */
         return FALSE;
     m = model_shape(backend_ops(), &shape, WEIGHT_REAL);
-    params = params_count(m) * ops_real_size(m->ops->real);
-    acts = acts_bytes(m, rows, keep);
-    back = backward_bytes(m, rows, rows);
-    trainer = trainer_bytes(m, rows, keep, ranks->all, shares);
-    moments = trainer_moments_bytes(m, ranks->all);
-    sums = shares > 1 ? moments / 2 : 0;
-    *plan = (TrainPlan){
-        .parts = {{"weights", "", m->weights_bytes},
-                  {"unrounded weights", "", params},
-                  {"moments", "", moments},
-                  {"gradients", "optim.shares", params + sums},
-                  {"activations", "optim.rows, optim.recompute", acts},
-                  {"backward pass and head", "optim.rows",
-                   trainer - 2 * params - moments - sums - acts},
-                  {"reference weights", "loss.kl",
-                   strcmp(c->loss_kl, "none") != 0 ? m->weights_bytes : 0},
-                  {"engine", "rollout.cache_mib, rollout.rows",
-                   *c->rollout_server ? 0 : engine_bytes(c, m)},
-                  {"episodes", "rollout.groups, rollout.samples, rollout.refill",
-                   episodes_bytes(c, &shape)},
-                  {"other ranks", "optim.rows", (ranks->here - 1) * (m->weights_bytes + trainer)}},
-        .available = memory_available()};
-    g_assert(trainer >= 2 * params + moments + sums + acts + back);
+    part = model_shape(backend_ops(), &cut, WEIGHT_REAL);
+    params = params_count(part) * ops_real_size(m->ops->real);
+    acts = acts_bytes(part, (rows + (int)layout.sp - 1) / (int)layout.sp, keep);
+    trainer = trainer_bytes(part, rows, keep, &layout, shares);
+    moments = trainer_moments_bytes(part, &layout);
+    sums = trainer_sums_bytes(part, &layout, shares);
+    whole = train_holds_whole(c) ? m->weights_bytes : 0;
+    own = trainer_is_cut(&layout) ? part->weights_bytes : 0; /* beside the whole one */
+    reference = strcmp(c->loss_kl, "none") != 0 ? part->weights_bytes : 0;
+    *plan =
+        (TrainPlan){.parts = {{"weights", "ranks.tp, ranks.ep", whole + own},
+                              {"unrounded weights", "", params},
+                              {"moments", "", moments},
+                              {"gradients", "optim.shares", params + sums},
+                              {"activations", "optim.rows, optim.recompute", acts},
+                              {"backward pass and head", "optim.rows",
+                               trainer - 2 * params - moments - sums - acts},
+                              {"reference weights", "loss.kl", reference},
+                              {"engine", "rollout.cache_mib, rollout.rows",
+                               *c->rollout_server ? 0 : engine_bytes(c, m)},
+                              {"episodes", "rollout.groups, rollout.samples, rollout.refill",
+                               episodes_bytes(c, &shape)},
+                              {"other ranks", "optim.rows",
+                               (ranks->here - 1) * (part->weights_bytes + reference + trainer)}},
+                    .available = memory_available()};
+    g_assert(trainer >= 2 * params + moments + sums + acts);
     for (guint i = 0; i < TRAIN_PLAN_PARTS; i++)
         plan->total += plan->parts[i].bytes;
     return TRUE;

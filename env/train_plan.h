@@ -25,6 +25,9 @@ typedef struct TrainPlan {
 /* The shape under [model], with a vocabulary of `vocab`. */
 gboolean train_shape(const TrainConfig *config, guint vocab, ModelConfig *shape, GError **error);
 
+/* Does the first rank hold all weights? Where it samples, or makes them, or shares no model. */
+gboolean train_holds_whole(const TrainConfig *config);
+
 /* How many ranks train, and how many of them use this machine's memory. */
 typedef struct TrainPlanRanks {
     guint all, here;

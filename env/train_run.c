@@ -4,7 +4,8 @@
  * 1. All that is drawn comes from the seed, the phase and the number of the update, so a run that
  *    goes on from a checkpoint draws the same.
  * 2. The first minibatch after a rollout must have the very log-probabilities that sampling
- *    recorded; anything else is an error of ours, and the run stops.
+ *    recorded; anything else is an error of ours, and the run stops. Where training's sums are cut
+ *    (ranks.tp, ranks.sp) or a server samples, the difference is logged instead.
  * 3. An update that is not finite changes nothing and ends the run.
  *
  * Not here: how a batch is sampled (train_batch.c), files (train_setup.c), measuring
@@ -62,7 +63,8 @@ TrainerLoss train_loss(const TrainConfig *c, TrainPhase phase, NormOptions *ret_
 static gboolean check_mismatch(const Train *t, const LossStats *stats, GError **error)
 {
     if (!sampler_is_exact(t->sampler) || t->config->run_behind ||
-        t->config->rollout_temperature != 1 || stats->mismatch_max == 0)
+        t->config->ranks_tp * t->config->ranks_sp > 1 || t->config->rollout_temperature != 1 ||
+        stats->mismatch_max == 0)
         return TRUE;
     return error_set(error, ASSAY_ERROR_SYSTEM,
                      "update %" G_GINT64_FORMAT
@@ -173,10 +175,10 @@ static gboolean anchors(Train *t, GPtrArray *groups, GError **error)
     RolloutGroup **all = (RolloutGroup **)groups->pdata;
 
     return (strcmp(c->loss_anchor, "recomputed") != 0 ||
-            trainer_logprobs(t->trainer, NULL, all, groups->len, c->rollout_temperature,
-                             ROLLOUT_ANCHOR, error)) &&
-           (!t->reference || trainer_logprobs(t->trainer, t->reference, all, groups->len,
-                                              c->rollout_temperature, ROLLOUT_REF, error));
+            trainer_logprobs(t->trainer, all, groups->len, c->rollout_temperature, ROLLOUT_ANCHOR,
+                             error)) &&
+           (!t->trainer->reference || trainer_logprobs(t->trainer, all, groups->len,
+                                                       c->rollout_temperature, ROLLOUT_REF, error));
 }
 
 /* Every pass over the batch, in minibatches of whole groups. */

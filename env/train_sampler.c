@@ -88,7 +88,7 @@ void sampler_weights_changed(Sampler *s)
         engine_weights_changed(s->engine, FALSE);
 }
 
-gboolean sampler_ready(Sampler *s, const Trainer *trainer, GError **error)
+gboolean sampler_ready(Sampler *s, Trainer *trainer, GError **error)
 {
     g_autofree char *path = NULL;
 

@@ -21,7 +21,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Sampler, sampler_free)
 /* After an update. */
 void sampler_weights_changed(Sampler *sampler);
 /* Before a batch: a server is given the weights, where rollout.server_update says so. */
-gboolean sampler_ready(Sampler *sampler, const Trainer *trainer, GError **error);
+gboolean sampler_ready(Sampler *sampler, Trainer *trainer, GError **error);
 
 gboolean sampler_submit(Sampler *sampler, const EngineRequest *request, GError **error);
 /* One step of the engine, or what a server says within a few milliseconds; returns how many

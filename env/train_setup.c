@@ -76,6 +76,12 @@ static Model *model_for(const Train *t, GError **error)
     g_autoptr(Weights) weights = NULL;
     ModelConfig config;
 
+    if (!train_holds_whole(t->config)) { /* its weights go to the ranks, one by one */
+        if (!model_config_read(t->config->model_path, &config, error))
+            return NULL;
+        config.chunk = (guint32)t->config->model_chunk;
+        return model_shape(backend_ops(), &config, WEIGHT_REAL);
+    }
     if (*t->config->model_path)
         return model_load(backend_ops(), t->config->model_path, WEIGHT_REAL,
                           (guint)t->config->model_chunk, error);
@@ -176,11 +182,9 @@ gboolean train_reference(Train *t, GError **error)
 
     if (!strcmp(t->config->loss_kl, "none"))
         return TRUE;
-    if (!g_file_test(dir, G_FILE_TEST_IS_DIR) && !checkpoint_write_model(dir, t->trainer, error))
-        return FALSE;
-    t->reference =
-        model_load(backend_ops(), dir, WEIGHT_REAL, (guint)t->config->model_chunk, error);
-    return t->reference != NULL;
+    return (g_file_test(dir, G_FILE_TEST_IS_DIR) ||
+            checkpoint_write_model(dir, t->trainer, error)) &&
+           checkpoint_reference(dir, t->trainer, error);
 }
 
 /* ---- the run's directory ---- */
@@ -192,6 +196,9 @@ static gboolean may_change(const char *name)
                                         "run.checkpoint_every",
                                         "run.threads",
                                         "run.ranks_wait_s",
+                                        "ranks.tp",
+                                        "ranks.ep",
+                                        "ranks.sp",
                                         "run.dir",
                                         "eval.every",
                                         "eval.samples",
@@ -315,11 +322,16 @@ static gboolean check_routes(const Train *t, GError **error)
 static Trainer *trainer_for(const Train *t, GError **error)
 {
     const TrainConfig *c = t->config;
-    const TrainerRanks ranks = {t->comm->size > 1 ? t->comm : NULL, (guint)c->optim_shares,
-                                (double)c->run_ranks_wait_s};
+    const TrainerRanks ranks = {t->comm->size > 1 ? t->comm : NULL, train_config_layout(c),
+                                (guint)c->optim_shares, (double)c->run_ranks_wait_s};
 
-    return trainer_new_ranks(t->model, (int)c->optim_rows,
-                             c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, &ranks, error);
+    g_autoptr(Trainer) trainer =
+        trainer_new_ranks(t->model, (int)c->optim_rows,
+                          c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, &ranks, error);
+
+    if (trainer && !train_holds_whole(c) && !checkpoint_load(c->model_path, trainer, error))
+        return NULL;
+    return g_steal_pointer(&trainer);
 }
 
 static gboolean build(Train *t, GError **error)
@@ -389,7 +401,6 @@ void train_free(Train *t)
     window_clear(&t->window);
     sampler_free(t->sampler);
     trainer_free(t->trainer);
-    model_free(t->reference);
     model_free(t->model);
     tokenizer_free(t->tokenizer);
     for (guint i = 0; i < t->sets->len; i++) {

@@ -51,6 +51,10 @@ Comm *comm_split(Comm *comm, int color);
  * every process of it. */
 void comm_close(Comm *comm);
 
+/* Who carries messages between launched ranks: the MPI library's own word on itself, or that this
+ * build has none. */
+void comm_about(char *text, size_t size);
+
 /* Ranks of the world on this machine, this one included. */
 int comm_here(const Comm *comm);
 /* How long a rank waits for the others before it fails, in seconds; 0, at first: for ever. */

@@ -19,14 +19,14 @@
 
 /* What lies between two ranks. */
 typedef struct {
-    const void *data; /* NULL: nothing */
+    pthread_cond_t change; /* one of the two waits for it: full, or empty */
+    const void *data;      /* NULL: nothing */
     size_t bytes;
     int group;
 } Slot;
 
 typedef struct {
     pthread_mutex_t lock;
-    pthread_cond_t change;
     int size, open; /* ranks, and those not ended */
     Slot *slots;    /* [from * size + to] */
     bool failed;
@@ -52,6 +52,12 @@ static struct timespec deadline_of(const CommWorld *w)
     return at;
 }
 
+static void wake_all(Hub *hub)
+{
+    for (int i = 0; i < hub->size * hub->size; i++)
+        pthread_cond_signal(&hub->slots[i].change);
+}
+
 /* With the lock held: this rank's failure becomes everybody's, or the other way round. */
 static bool fail_here(LocalWorld *w, const char *what, int rank, const char *why)
 {
@@ -63,12 +69,12 @@ static bool fail_here(LocalWorld *w, const char *what, int rank, const char *why
     comm_world_fail(&w->world, what, rank, why);
     w->hub->failed = true;
     w->hub->fail = w->world.fail;
-    pthread_cond_broadcast(&w->hub->change);
+    wake_all(w->hub);
     return false;
 }
 
 /* Waits until the slot holds something, or nothing; with the lock held. */
-static bool wait_slot(LocalWorld *w, const char *what, const Slot *slot, bool full, int peer,
+static bool wait_slot(LocalWorld *w, const char *what, Slot *slot, bool full, int peer,
                       const struct timespec *deadline)
 {
     Hub *hub = w->hub;
@@ -76,8 +82,8 @@ static bool wait_slot(LocalWorld *w, const char *what, const Slot *slot, bool fu
     char why[64];
 
     while ((slot->data != NULL) != full && !hub->failed && late == 0)
-        late = w->world.wait_s > 0 ? pthread_cond_timedwait(&hub->change, &hub->lock, deadline)
-                                   : pthread_cond_wait(&hub->change, &hub->lock);
+        late = w->world.wait_s > 0 ? pthread_cond_timedwait(&slot->change, &hub->lock, deadline)
+                                   : pthread_cond_wait(&slot->change, &hub->lock);
     if ((slot->data != NULL) == full && !hub->failed)
         return true;
     snprintf(why, sizeof why, "rank %d is silent for %g s", peer, w->world.wait_s);
@@ -99,7 +105,7 @@ static bool take(LocalWorld *w, const char *what, int group, const CommPart *par
     }
     memcpy(part->data, slot->data, part->bytes);
     slot->data = NULL;
-    pthread_cond_broadcast(&w->hub->change);
+    pthread_cond_signal(&slot->change);
     return true;
 }
 
@@ -113,15 +119,29 @@ static bool local_exchange(CommWorld *world, int group, const char *what, const 
     bool ok = true;
 
     pthread_mutex_lock(&hub->lock);
-    for (int i = 0; i < n_sends; i++)
-        mine[sends[i].peer] = (Slot){sends[i].data, sends[i].bytes, group};
-    pthread_cond_broadcast(&hub->change);
+    for (int i = 0; i < n_sends; i++) {
+        Slot *slot = &mine[sends[i].peer];
+
+        slot->data = sends[i].data;
+        slot->bytes = sends[i].bytes;
+        slot->group = group;
+        pthread_cond_signal(&slot->change);
+    }
     for (int i = 0; ok && i < n_recvs; i++)
         ok = take(w, what, group, &recvs[i], &deadline);
     for (int i = 0; ok && i < n_sends; i++)
         ok = wait_slot(w, what, &mine[sends[i].peer], false, sends[i].peer, &deadline);
     pthread_mutex_unlock(&hub->lock);
     return ok;
+}
+
+static void hub_free(Hub *hub)
+{
+    pthread_mutex_destroy(&hub->lock);
+    for (int i = 0; i < hub->size * hub->size; i++)
+        pthread_cond_destroy(&hub->slots[i].change);
+    free(hub->slots);
+    free(hub);
 }
 
 static void local_end(CommWorld *world)
@@ -134,17 +154,13 @@ static void local_end(CommWorld *world)
     if (world->failed && !hub->failed) { /* for a reason of its own */
         hub->failed = true;
         hub->fail = world->fail;
-        pthread_cond_broadcast(&hub->change);
+        wake_all(hub);
     }
     last = --hub->open == 0;
     pthread_mutex_unlock(&hub->lock);
     free(w);
-    if (!last)
-        return;
-    pthread_mutex_destroy(&hub->lock);
-    pthread_cond_destroy(&hub->change);
-    free(hub->slots);
-    free(hub);
+    if (last)
+        hub_free(hub);
 }
 
 static Hub *hub_new(int size)
@@ -161,7 +177,8 @@ static Hub *hub_new(int size)
     hub->open = 1; /* until all ranks are made */
     hub->slots = slots;
     pthread_mutex_init(&hub->lock, NULL);
-    pthread_cond_init(&hub->change, NULL);
+    for (int i = 0; i < size * size; i++)
+        pthread_cond_init(&slots[i].change, NULL);
     return hub;
 }
 
@@ -195,9 +212,7 @@ bool comm_local(int size, Comm **ret)
         comm_close(ret[r]);
         ret[r] = NULL;
     }
-    if (hub && --hub->open == 0) { /* not one was made */
-        free(hub->slots);
-        free(hub);
-    }
+    if (hub && --hub->open == 0) /* not one was made */
+        hub_free(hub);
     return ok;
 }

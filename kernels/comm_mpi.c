@@ -238,6 +238,16 @@ static bool count_here(Comm *c)
     return ok;
 }
 
+void comm_about(char *text, size_t size)
+{
+    char about[MPI_MAX_LIBRARY_VERSION_STRING] = "MPI";
+    int length = 0;
+
+    MPI_Get_library_version(about, &length); /* may be asked before MPI begins */
+    about[strcspn(about, ",\n")] = '\0';
+    snprintf(text, size, "%s", about);
+}
+
 Comm *comm_launched(double wait_s, CommFail *fail)
 {
     CommWorld *w = world_new(wait_s, fail);

@@ -20,7 +20,8 @@ struct CommWorld {
     double wait_s; /* 0: for ever */
     bool failed;
     CommFail fail;
-    char *scratch; /* of sums */
+    struct CommCards *cards; /* of comm_cards.c; NULL: none */
+    char *scratch;           /* of sums */
     size_t scratch_bytes;
     /* Sends and receives all parts, or fails by comm_world_fail within wait_s. */
     bool (*exchange)(CommWorld *world, int group, const char *what, const CommPart *sends,

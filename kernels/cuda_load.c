@@ -4,23 +4,17 @@
  * Invariants
  *  1. A program without a card, a driver or the library runs as if this file were not there.
  *  2. A refusal names what was found and what is asked for, in numbers.
- *  3. Nothing is closed again: threads of the driver may live until the program ends.
  *
  * Not here: the kernels (cuda/), whether a program wants them (env/).
  */
 #include "kernels/cuda_load.h"
 
+#include "kernels/library.h"
+
 #include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
-
-#ifndef ASSAY_LIBDIR
-#error "the build says where libraries are installed"
-#endif
-
-#define PATH_BYTES 4096
 
 /* The driver's interface, as far as it is used; values as in cuda.h, which is not needed here. */
 enum {
@@ -121,27 +115,6 @@ int cuda_card(CudaCard *card, const char *driver, char *why, size_t why_size)
     return 1;
 }
 
-/* Beside the program, as in a build tree; else where it was installed. */
-static void *library_open(const char *path, char *why, size_t why_size)
-{
-    char exe[PATH_BYTES], beside[PATH_BYTES + 64];
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    char *dir_end;
-    void *library;
-
-    exe[n > 0 ? n : 0] = '\0';
-    dir_end = strrchr(exe, '/');
-    if (dir_end)
-        *dir_end = '\0';
-    snprintf(beside, sizeof beside, "%s/../kernels/libassay-cuda.so", exe);
-    if (!path)
-        path = access(beside, R_OK) == 0 ? beside : ASSAY_LIBDIR "/libassay-cuda.so";
-    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!library)
-        refuse(why, why_size, "no CUDA backend: %s", dlerror());
-    return library;
-}
-
 const Ops *cuda_load(CudaCard *card, const char *driver, const char *library, char *why,
                      size_t why_size)
 {
@@ -151,7 +124,7 @@ const Ops *cuda_load(CudaCard *card, const char *driver, const char *library, ch
 
     if (!cuda_card(card, driver, why, why_size))
         return NULL;
-    opened = library_open(library, why, why_size);
+    opened = library_open(library, "libassay-cuda.so", "CUDA backend", why, why_size);
     if (!opened)
         return NULL;
     entry = dlsym(opened, "cuda_ops");

@@ -4,6 +4,7 @@
  * Invariants
  *  1. Reading gives the very bits that were written: unrounded weights, both moments, steps.
  *  2. A directory that does not belong to the trainer's shape is refused before anything is set.
+ *  3. Tensors are whole, whatever the ranks have of them; one is in memory at a time.
  *
  * Not here: when to write one, and what the run remembers (env/).
  */
@@ -22,19 +23,18 @@
 
 #define STATE_BYTES_MAX (64u << 20)
 
-enum { MASTER, MOMENT1, MOMENT2, PARTS };
+static const struct {
+    const char *name;
+    TrainerKept kept;
+} parts[] = {{"master", KEPT_WEIGHTS}, {"moment1", KEPT_MOMENT1}, {"moment2", KEPT_MOMENT2}};
 
-static const char *const part_names[PARTS] = {"master", "moment1", "moment2"};
-
-/* What the optimiser's file is written from, or read into. */
+/* What files are written from: the tensor that was asked for last. */
 typedef struct {
-    const Params *parts[PARTS];
-} Optimizer;
-
-static Optimizer optimizer_of(const Trainer *t, const RanksMoments *moments)
-{
-    return (Optimizer){{t->master, moments->first, moments->second}};
-}
+    Trainer *trainer;
+    guint got; /* its number in the file, plus 1; 0: none yet */
+    float *rows;
+    GError *error; /* ranks that failed: the file goes on with zeros and is thrown away */
+} Writing;
 
 /* Tensor number `i` of the optimiser's file is part i / tensors of tensor i % tensors. */
 static GArray *optimizer_plan(const ModelConfig *config)
@@ -42,13 +42,13 @@ static GArray *optimizer_plan(const ModelConfig *config)
     GArray *plan = g_array_new(FALSE, FALSE, sizeof(SafeTensor));
     guint tensors = tensors_count(config);
 
-    for (guint i = 0; i < PARTS * tensors; i++) {
+    for (guint i = 0; i < G_N_ELEMENTS(parts) * tensors; i++) {
         TensorInfo info = tensors_info(config, i % tensors);
         SafeTensor tensor = {.dtype = TENSOR_F32, .rank = (guint8)info.rank, .count = info.count};
         char name[TENSOR_NAME_MAX];
 
         tensors_name(&info, name);
-        tensor.name = g_strdup_printf("%s.%s", part_names[i / tensors], name);
+        tensor.name = g_strdup_printf("%s.%s", parts[i / tensors].name, name);
         for (guint d = 0; d < info.rank; d++)
             tensor.dims[d] = info.dims[d];
         g_array_append_val(plan, tensor);
@@ -65,26 +65,41 @@ static void plan_free(GArray *plan)
 
 static void fill(guint i, guint64 first, guint64 count, gpointer out, gpointer data)
 {
-    const Optimizer *o = data;
-    guint tensors = tensors_count(&o->parts[MASTER]->model->config);
-    const float *from = params_at(o->parts[i / tensors], i % tensors);
+    Writing *w = data;
+    const ModelConfig *config = &w->trainer->whole;
+    guint tensors = tensors_count(config), tensor = i % tensors;
 
-    memcpy(out, from + first, count * sizeof(float));
+    if (w->got != i + 1) {
+        w->rows = g_realloc_n(w->rows, tensors_info(config, tensor).count, sizeof *w->rows);
+        memset(w->rows, 0, tensors_info(config, tensor).count * sizeof *w->rows);
+        if (!w->error)
+            ranks_get(w->trainer, parts[i / tensors].kept, tensor, w->rows, &w->error);
+        w->got = i + 1;
+    }
+    memcpy(out, w->rows + first, count * sizeof *w->rows);
+}
+
+/* Tensors of the plan, asked of the ranks one by one. */
+static gboolean tensors_write(const char *dir, Trainer *t, const GArray *plan, GError **error)
+{
+    Writing writing = {.trainer = t};
+    gboolean ok = safetensors_write(dir, (const SafeTensor *)(gpointer)plan->data, plan->len,
+                                    SAFETENSORS_SHARD_BYTES, NULL, fill, &writing, error);
+
+    g_free(writing.rows);
+    if (ok && writing.error) {
+        g_propagate_error(error, writing.error);
+        return FALSE;
+    }
+    g_clear_error(&writing.error);
+    return ok;
 }
 
 static gboolean optimizer_write(const char *dir, Trainer *t, GError **error)
 {
-    g_auto(RanksMoments) moments = {0};
-    Optimizer optimizer;
-    GArray *plan;
-    gboolean ok;
+    GArray *plan = optimizer_plan(&t->whole);
+    gboolean ok = tensors_write(dir, t, plan, error);
 
-    if (!ranks_moments(t, TRUE, &moments, error))
-        return FALSE;
-    optimizer = optimizer_of(t, &moments);
-    plan = optimizer_plan(&t->model->config);
-    ok = safetensors_write(dir, (const SafeTensor *)(gpointer)plan->data, plan->len,
-                           SAFETENSORS_SHARD_BYTES, NULL, fill, &optimizer, error);
     plan_free(plan);
     return ok;
 }
@@ -96,19 +111,13 @@ static gboolean put_in_place(const char *half, const char *dir, GError **error)
            (rename(half, dir) == 0 || error_set_errno(error, errno, "%s", dir));
 }
 
-gboolean checkpoint_write_model(const char *dir, const Trainer *t, GError **error)
+gboolean checkpoint_write_model(const char *dir, Trainer *t, GError **error)
 {
-    const ModelConfig *config = &t->model->config;
-    g_autoptr(Weights) weights = weights_new(config, TENSOR_F32, error);
+    g_autoptr(GArray) plan = tensors_plan(&t->whole, TENSOR_F32);
     g_autofree char *half = g_strconcat(dir, ".half", NULL);
 
-    if (!weights)
-        return FALSE;
-    for (guint i = 0; i < tensors_count(config); i++)
-        memcpy(weights_at(weights, i), params_at(t->master, i),
-               tensors_info(config, i).count * sizeof(float));
-    return tree_remove(AT_FDCWD, half, error) && weights_save(weights, half, TENSOR_F32, error) &&
-           put_in_place(half, dir, error);
+    return tree_remove(AT_FDCWD, half, error) && tensors_write(half, t, plan, error) &&
+           model_config_write(&t->whole, half, error) && put_in_place(half, dir, error);
 }
 
 static gboolean state_write(const char *dir, const Trainer *t, const json_t *state, GError **error)
@@ -173,29 +182,37 @@ gboolean checkpoint_write(const char *dir, Trainer *t, const json_t *state,
 
 /* ---- reading ---- */
 
-static gboolean optimizer_read(const char *dir, const Optimizer *o, GError **error)
+static gboolean optimizer_check(const Safetensors *st, const GArray *plan, GError **error)
 {
-    const ModelConfig *config = &o->parts[MASTER]->model->config;
+    for (guint i = 0; i < plan->len; i++) {
+        const SafeTensor *want = &g_array_index(plan, SafeTensor, i);
+        const SafeTensor *got = safetensors_find(st, want->name);
+
+        if (!got || got->dtype != want->dtype || got->count != want->count)
+            return error_set(error, ASSAY_ERROR_INPUT, "tensor %s is missing or of another shape",
+                             want->name);
+    }
+    return TRUE;
+}
+
+static gboolean optimizer_read(const char *dir, Trainer *t, GError **error)
+{
     g_autoptr(Safetensors) st = safetensors_open(dir, error);
-    guint tensors = tensors_count(config);
+    guint tensors = tensors_count(&t->whole);
     GArray *plan;
-    gboolean ok = st != NULL;
+    gboolean ok;
 
     if (!st)
         return FALSE;
-    plan = optimizer_plan(config);
-    for (guint pass = 0; ok && pass < 2; pass++) /* all is checked before anything is set */
-        for (guint i = 0; ok && i < plan->len; i++) {
-            const SafeTensor *want = &g_array_index(plan, SafeTensor, i);
-            const SafeTensor *got = safetensors_find(st, want->name);
+    plan = optimizer_plan(&t->whole);
+    ok = optimizer_check(st, plan, error); /* all of it, before anything is set */
+    if (!ok)
+        g_prefix_error(error, "%s: ", dir);
+    for (guint i = 0; ok && i < plan->len; i++) {
+        const SafeTensor *got = safetensors_find(st, g_array_index(plan, SafeTensor, i).name);
 
-            if (!got || got->dtype != want->dtype || got->count != want->count)
-                ok = error_set(error, ASSAY_ERROR_INPUT,
-                               "%s: tensor %s is missing or of another shape", dir, want->name);
-            else if (pass == 1)
-                memcpy(params_at(o->parts[i / tensors], i % tensors), safetensors_data(st, got),
-                       got->count * sizeof(float));
-        }
+        ok = ranks_put(t, parts[i / tensors].kept, i % tensors, safetensors_data(st, got), error);
+    }
     plan_free(plan);
     return ok;
 }
@@ -216,21 +233,54 @@ json_t *checkpoint_read(const char *dir, Trainer *t, GError **error)
 {
     g_autofree char *optimizer = g_build_filename(dir, "optimizer", NULL);
     g_autoptr(json_t) all = state_read(dir, error);
-    g_auto(RanksMoments) moments = {0};
     gint64 steps, version;
-    Optimizer whole;
 
     if (!all || !json_opt_int(all, "steps", 0, G_MAXINT64, 0, &steps, error) ||
         !json_opt_int(all, "version", 1, G_MAXINT64, 1, &version, error) ||
-        !ranks_moments(t, FALSE, &moments, error)) {
-        g_prefix_error(error, "checkpoint %s: ", dir);
-        return NULL;
-    }
-    whole = optimizer_of(t, &moments);
-    if (!optimizer_read(optimizer, &whole, error) ||
-        !ranks_restore(t, &moments, steps, (guint64)version, error)) {
+        !optimizer_read(optimizer, t, error) || !ranks_restore(t, steps, (guint64)version, error)) {
         g_prefix_error(error, "checkpoint %s: ", dir);
         return NULL;
     }
     return json_incref(json_object_get(all, "run"));
+}
+
+/* Every tensor of a model directory to the ranks. */
+static gboolean model_put(const Safetensors *st, Trainer *t, TrainerKept kept, GError **error)
+{
+    OpsReal real = t->model->ops->real;
+
+    for (guint i = 0; i < tensors_count(&t->whole); i++) {
+        TensorInfo info = tensors_info(&t->whole, i);
+        g_autofree void *rows = g_malloc(info.count * ops_real_size(real));
+
+        weights_read(st, &info, real == OPS_F64 ? TENSOR_F64 : TENSOR_F32, rows);
+        if (!ranks_put(t, kept, i, rows, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+static Safetensors *model_files(const char *dir, const Trainer *t, GError **error)
+{
+    g_autoptr(Safetensors) st = safetensors_open(dir, error);
+
+    if (st && tensors_check(&t->whole, st, error))
+        return g_steal_pointer(&st);
+    g_prefix_error(error, "%s: ", dir);
+    return NULL;
+}
+
+gboolean checkpoint_load(const char *dir, Trainer *t, GError **error)
+{
+    g_autoptr(Safetensors) st = model_files(dir, t, error);
+
+    return st && model_put(st, t, KEPT_WEIGHTS, error) &&
+           ranks_restore(t, t->steps, t->model->version, error);
+}
+
+gboolean checkpoint_reference(const char *dir, Trainer *t, GError **error)
+{
+    g_autoptr(Safetensors) st = model_files(dir, t, error);
+
+    return st && ranks_reference(t, error) && model_put(st, t, KEPT_REFERENCE, error);
 }

@@ -7,7 +7,7 @@
  *     DIR/state.json       steps taken, and the caller's own numbers
  *
  * A checkpoint appears under its name only when complete. It says nothing of how many ranks wrote
- * it: any number goes on from it.
+ * it, nor of what each had of the model: any number in any layout goes on from it.
  */
 #pragma once
 
@@ -21,7 +21,12 @@ gboolean checkpoint_write(const char *dir, Trainer *trainer, const json_t *state
                           const char *tokenizer_dir, GError **error);
 
 /* The model alone, in f32; whole or not at all. */
-gboolean checkpoint_write_model(const char *dir, const Trainer *trainer, GError **error);
+gboolean checkpoint_write_model(const char *dir, Trainer *trainer, GError **error);
+
+/* The weights in `dir`, of the same shape, become those of all ranks. */
+gboolean checkpoint_load(const char *dir, Trainer *trainer, GError **error);
+/* The model in `dir`, of the same shape, is what ROLLOUT_REF means from now on. */
+gboolean checkpoint_reference(const char *dir, Trainer *trainer, GError **error);
 
 /* Weights and optimiser into a trainer of the same shape. The caller's state, or NULL. */
 json_t *checkpoint_read(const char *dir, Trainer *trainer, GError **error);

@@ -55,14 +55,6 @@ guint32 layout_ranks(const Layout *l)
     return l->tp * l->sp * l->dp;
 }
 
-gboolean layout_fits(const Layout *l, guint32 ranks, GError **error)
-{
-    return layout_ranks(l) == ranks ||
-           error_set(error, ASSAY_ERROR_INPUT,
-                     "tp = %u, sp = %u, dp = %u are %u ranks, there are %u", l->tp, l->sp, l->dp,
-                     layout_ranks(l), ranks);
-}
-
 /* ---- a part ---- */
 
 gboolean layout_part(const ModelConfig *whole, const Layout *l, guint32 rank, ModelConfig *ret,
@@ -133,7 +125,7 @@ void layout_copy(const ModelConfig *whole, const ModelConfig *part, const Tensor
     }
 }
 
-/* ---- groups and models ---- */
+/* ---- groups ---- */
 
 gboolean layout_groups(const Layout *l, Comm *world, ModelGroups *ret, GError **error)
 {
@@ -168,83 +160,4 @@ void layout_groups_clear(ModelGroups *groups)
     comm_close(groups->data);
     comm_close(groups->replicas);
     *groups = (ModelGroups){0};
-}
-
-/* Where whole tensors come from: rows in the type of the ops. */
-typedef struct {
-    const Ops *ops;
-    const Model *model; /* or, where there is none: */
-    const Safetensors *files;
-} Source;
-
-static void source_read(const Source *from, const TensorInfo *t, void *rows)
-{
-    char name[TENSOR_NAME_MAX];
-    const SafeTensor *tensor;
-
-    if (from->model) {
-        model_get(from->model, t, rows);
-        return;
-    }
-    tensors_name(t, name);
-    tensor = safetensors_find(from->files, name);
-    weights_convert(rows, from->ops->real == OPS_F64 ? TENSOR_F64 : TENSOR_F32,
-                    safetensors_data(from->files, tensor), tensor->dtype, t->count);
-}
-
-/* One whole tensor is in memory at a time. */
-static Model *part_new(const ModelConfig *whole, const Source *from, WeightFormat format,
-                       const ModelConfig *part, GError **error)
-{
-    gsize real = ops_real_size(from->ops->real);
-    Model *m = model_new(from->ops, part, format, error);
-
-    for (guint i = 0; m && i < tensors_count(part); i++) {
-        TensorInfo t = tensors_info(part, i);
-        TensorInfo all = tensors_info(whole, layout_tensor(whole, part, &t));
-        g_autofree void *rows = g_malloc(all.count * real), *cut = g_malloc(t.count * real);
-
-        source_read(from, &all, rows);
-        layout_copy(whole, part, &t, rows, cut, real, LAYOUT_CUT);
-        model_set(m, &t, cut);
-    }
-    return m;
-}
-
-static Model *with_groups(Model *m, const Layout *l, Comm *world, GError **error)
-{
-    if (m && !layout_groups(l, world, &m->groups, error))
-        g_clear_pointer(&m, model_free);
-    return m;
-}
-
-Model *layout_model(const Model *whole, const Layout *l, Comm *world, GError **error)
-{
-    const Source from = {.ops = whole->ops, .model = whole};
-    ModelConfig part;
-
-    if (!layout_fits(l, (guint32)world->size, error) ||
-        !layout_part(&whole->config, l, (guint32)world->rank, &part, error))
-        return NULL;
-    return with_groups(part_new(&whole->config, &from, whole->format, &part, error), l, world,
-                       error);
-}
-
-Model *layout_load(const Ops *ops, const char *dir, WeightFormat format, guint chunk,
-                   const Layout *layout, Comm *world, GError **error)
-{
-    g_autoptr(Safetensors) files = NULL;
-    Source from = {.ops = ops};
-    ModelConfig whole, part;
-    Layout l;
-
-    if (!model_config_read(dir, &whole, error) || !layout_check(&whole, layout, &l, error) ||
-        !layout_fits(&l, (guint32)world->size, error))
-        return NULL;
-    whole.chunk = chunk ? chunk : whole.chunk;
-    if (!layout_part(&whole, &l, (guint32)world->rank, &part, error) ||
-        !(files = safetensors_open(dir, error)) || !tensors_check(&whole, files, error))
-        return NULL;
-    from.files = files;
-    return with_groups(part_new(&whole, &from, format, &part, error), &l, world, error);
 }

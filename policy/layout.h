@@ -26,8 +26,6 @@ typedef struct Layout {
  * one the other, tp ep and experts one the other, ep the sp dp. */
 gboolean layout_check(const ModelConfig *config, const Layout *layout, Layout *ret, GError **error);
 guint32 layout_ranks(const Layout *layout);
-/* That many ranks and no other: the message has both numbers. */
-gboolean layout_fits(const Layout *layout, guint32 ranks, GError **error);
 
 /* The config of rank `rank`'s part. Refuses more ranks than kv heads or experts to deal out, which
  * can be planned for and not yet be run. */
@@ -40,12 +38,6 @@ void layout_copy(const ModelConfig *whole, const ModelConfig *part, const Tensor
 /* The number in the whole model of the part's tensor. */
 guint layout_tensor(const ModelConfig *whole, const ModelConfig *part, const TensorInfo *of_part);
 
-/* A rank's part of `whole`, with groups over `world`, which stay the caller's to close. */
-Model *layout_model(const Model *whole, const Layout *layout, Comm *world, GError **error);
-/* The same from a checkpoint, of which no rank holds more than its part and one tensor. What the
- * ranks cannot share is refused before any weight is read. As model_load otherwise. */
-Model *layout_load(const Ops *ops, const char *dir, WeightFormat format, guint chunk,
-                   const Layout *layout, Comm *world, GError **error);
 /* Splits `world`; FALSE when it has failed. Every group is closed by layout_groups_clear. */
 gboolean layout_groups(const Layout *layout, Comm *world, ModelGroups *ret, GError **error);
 void layout_groups_clear(ModelGroups *groups);

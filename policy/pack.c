@@ -10,6 +10,8 @@
  */
 #include "policy/pack.h"
 
+#include "policy/sequence.h"
+
 #include "base/error.h"
 
 #include <errno.h>
@@ -50,6 +52,8 @@ Packer *packer_new(const Model *m, int rows_max, GError **error)
     p->spans = g_new(OpsSpan, rows_max);
     p->cache_grads = g_new(OpsSpanGrad, rows_max);
     p->state_grads = g_new0(void *, rows_max);
+    p->cut_spans = g_new(OpsSpan, rows_max);
+    p->cut_grads = g_new(OpsSpanGrad, rows_max);
     p->targets = g_new(PackTarget, rows_max);
     p->page_lists = g_ptr_array_new_with_free_func(g_free);
     p->blocks = g_new0(struct PackBlocks, KINDS);
@@ -72,6 +76,9 @@ void packer_free(Packer *p)
     g_free(p->cache_grads);
     g_free(p->state_grads);
     g_free(p->spans);
+    g_free(p->cut_spans);
+    g_free(p->cut_grads);
+    g_free(p->target_ends);
     g_free(p->positions);
     g_free(p->given);
     g_free(p->ids);
@@ -150,7 +157,9 @@ static gboolean add_span(Packer *p, int row0, int rows, int64_t pos0, int before
 
 int pack_shared(const Model *m, const RolloutGroup *group)
 {
-    return (group->prompt_n - 1) / (int)m->config.chunk * (int)m->config.chunk;
+    int chunk = (int)m->config.chunk;
+
+    return seq_is_needed(m) ? 0 : (group->prompt_n - 1) / chunk * chunk;
 }
 
 static gboolean is_trained(const Rollout *r, int at)
@@ -268,6 +277,7 @@ static void batch_clear(Packer *p)
         p->blocks[k].used = 0;
     g_ptr_array_set_size(p->page_lists, 0);
     p->n_targets = p->n_rollouts = 0;
+    p->padding = 0;
     p->batch = (Batch){.ids = p->ids, .positions = p->positions, .spans = p->spans};
 }
 
@@ -349,4 +359,70 @@ gboolean packer_next(Packer *p, GError **error)
         return FALSE;
     }
     return p->batch.rows > 0;
+}
+
+gboolean packer_pad(Packer *p, int rows, GError **error)
+{
+    gsize width = (gsize)p->model->config.layers * p->model->config.experts_per_token;
+
+    while (p->batch.rows < rows) {
+        int row = p->batch.rows;
+
+        p->ids[row] = 0;
+        p->positions[row] = 0;
+        if (p->batch.given)
+            memset(p->given + (gsize)row * width, 0xff, width * sizeof *p->given);
+        if (!add_span(p, row, 1, 0, -1))
+            return error_set_errno(error, ENOMEM, "caches of %d rows", row);
+        p->padding++;
+    }
+    return TRUE;
+}
+
+/* The spans of rows from .. to, which may begin and end within one. */
+static void cut_spans(Packer *p, int from, int to)
+{
+    Batch *piece = &p->piece;
+
+    for (int s = 0; s < p->batch.n_spans; s++) {
+        OpsSpan span = p->spans[s];
+        int first = MAX(span.row0, from), end = MIN(span.row0 + span.rows, to);
+
+        if (first >= end)
+            continue;
+        piece->goes_on = end < span.row0 + span.rows;
+        span.pos0 += first - span.row0;
+        span.rows = end - first;
+        span.row0 = first - from;
+        p->cut_spans[piece->n_spans] = span;
+        p->cut_grads[piece->n_spans++] = p->cache_grads[s];
+    }
+}
+
+void packer_cut(Packer *p, guint rank, guint ranks)
+{
+    gsize rows = (gsize)p->batch.rows, width = p->model->config.experts_per_token;
+    int from = (int)(rows * rank / ranks), to = (int)(rows * (rank + 1) / ranks);
+
+    p->target_ends = g_renew(guint, p->target_ends, ranks);
+    for (guint r = 0, n = 0; r < ranks; r++) {
+        while (n < p->n_targets && p->targets[n].row < (int)(rows * (r + 1) / ranks))
+            n++;
+        p->target_ends[r] = n;
+    }
+    p->target_first = rank > 0 ? p->target_ends[rank - 1] : 0;
+    p->target_end = p->target_ends[rank];
+    p->piece = p->batch;
+    p->piece_grads = p->cache_grads;
+    p->piece_row = from;
+    if (ranks == 1)
+        return;
+    p->piece = (Batch){.rows = to - from,
+                       .ids = p->ids + from,
+                       .positions = p->positions + from,
+                       .spans = p->cut_spans};
+    if (p->batch.given)
+        p->piece.given = p->given + (gsize)from * p->model->config.layers * width;
+    p->piece_grads = p->cut_grads;
+    cut_spans(p, from, to);
 }

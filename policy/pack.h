@@ -36,6 +36,16 @@ typedef struct Packer {
     OpsSpan *spans;
     void **state_grads;    /* [n_spans] of the state after a prompt's span; NULL: not continued */
     GPtrArray *page_lists; /* what spans[].pages and cache_grads[].dpages point to */
+    int padding;           /* rows of the batch that are nobody's */
+
+    /* One rank's rows of the batch, see packer_cut. */
+    Batch piece;
+    int piece_row;            /* of the batch, its first */
+    OpsSpanGrad *piece_grads; /* [piece.n_spans] */
+    guint target_first, target_end;
+    guint *target_ends; /* [ranks] of all of them */
+    OpsSpan *cut_spans; /* room for pieces */
+    OpsSpanGrad *cut_grads;
     struct PackBlocks *blocks;
     RolloutGroup *const *groups;
     guint n_groups, group, next; /* cursor: rollout `next` of `group` */
@@ -50,10 +60,16 @@ void packer_begin(Packer *packer, RolloutGroup *const *groups, guint n);
  * long, or memory is short. Skipped groups and rollouts without trained tokens take no rows. */
 gboolean packer_next(Packer *packer, GError **error);
 
+/* Adds rows that predict nothing, until there are `rows` of them at least. FALSE: no memory. */
+gboolean packer_pad(Packer *packer, int rows, GError **error);
+/* The piece of rank `rank` of `ranks` that share the batch's rows evenly, each at least one. */
+void packer_cut(Packer *packer, guint rank, guint ranks);
+
 /* Cuts the groups into `shares` runs of about as many rows: share s is groups ends[s - 1] ..
  * ends[s], from 0 for s = 0. A function of the groups alone. */
 void pack_shares(const Model *model, RolloutGroup *const *groups, guint n, guint shares,
                  guint *ends);
 
-/* Rows of the prompt that its rollouts share: whole chunks, the last token never among them. */
+/* Rows of the prompt that its rollouts share: whole chunks, the last token never among them; none
+ * where ranks share the rows of a batch. */
 int pack_shared(const Model *model, const RolloutGroup *group);

@@ -11,31 +11,47 @@
 
 #define PARAMS_PAD 16 /* elements: tensors begin at multiples of 64 bytes */
 
-static gsize padded(const Model *m, guint tensor)
+ParamsBlock params_block(const TensorInfo *tensor)
 {
-    return (tensors_info(&m->config, tensor).count + PARAMS_PAD - 1) / PARAMS_PAD * PARAMS_PAD;
+    if (tensor->split == SPLIT_EXPERTS)
+        return PARAMS_EXPERTS;
+    return tensor->split == SPLIT_NONE ? PARAMS_WHOLE : PARAMS_SPLIT;
+}
+
+gsize *params_offsets(const ModelConfig *config, gsize ends[PARAMS_BLOCKS])
+{
+    guint tensors = tensors_count(config);
+    gsize *offset = g_new0(gsize, tensors), at = 0;
+
+    for (guint b = 0; b < PARAMS_BLOCKS; b++) {
+        for (guint i = 0; i < tensors; i++) {
+            TensorInfo info = tensors_info(config, i);
+
+            if (params_block(&info) != b)
+                continue;
+            offset[i] = at;
+            at += (info.count + PARAMS_PAD - 1) / PARAMS_PAD * PARAMS_PAD;
+        }
+        ends[b] = at;
+    }
+    return offset;
 }
 
 gsize params_count(const Model *m)
 {
-    gsize count = 0;
+    gsize ends[PARAMS_BLOCKS];
 
-    for (guint i = 0; i < tensors_count(&m->config); i++)
-        count += padded(m, i);
-    return count;
+    g_free(params_offsets(&m->config, ends));
+    return ends[PARAMS_BLOCKS - 1];
 }
 
 Params *params_part(const Model *m, gsize first, gsize end, GError **error)
 {
-    guint tensors = tensors_count(&m->config);
     g_autoptr(Params) params = g_new0(Params, 1);
 
     params->model = m;
-    params->offset = g_new0(gsize, tensors);
-    for (guint i = 0; i < tensors; i++) {
-        params->offset[i] = params->count;
-        params->count += padded(m, i);
-    }
+    params->offset = params_offsets(&m->config, params->ends);
+    params->count = params->ends[PARAMS_BLOCKS - 1];
     params->held = end - first;
     if (posix_memalign(&params->data, 64, params_bytes(params) + 1)) {
         params->data = NULL;

@@ -5,13 +5,23 @@
 
 #include "policy/model.h"
 
-/* All tensors, real, row-major, in the order of tensors.h; one allocation, 64-byte aligned. */
+/* Tensors that the same ranks have lie together. */
+typedef enum ParamsBlock {
+    PARAMS_WHOLE = 0, /* not cut by tensor parallel ranks */
+    PARAMS_SPLIT,     /* cut */
+    PARAMS_EXPERTS,   /* dealt out */
+    PARAMS_BLOCKS,
+} ParamsBlock;
+
+/* All tensors, real, row-major, by block and then in the order of tensors.h; one allocation,
+ * 64-byte aligned. */
 typedef struct Params {
     const Model *model;
     gsize count; /* elements, the padding between tensors (always 0) included */
     gsize held;  /* of them, in data: all, or a part (params_part) */
     void *data;
-    gsize *offset; /* [tensors] in elements */
+    gsize *offset;             /* [tensors] in elements */
+    gsize ends[PARAMS_BLOCKS]; /* of blocks, in elements */
 } Params;
 
 /* All zero. */
@@ -20,6 +30,9 @@ Params *params_new(const Model *model, GError **error);
 Params *params_part(const Model *model, gsize first, gsize end, GError **error);
 /* Elements of all tensors, padding included. */
 gsize params_count(const Model *model);
+ParamsBlock params_block(const TensorInfo *tensor);
+/* Where every tensor of a model of this shape begins, and its blocks end, in elements. */
+gsize *params_offsets(const ModelConfig *config, gsize ends[PARAMS_BLOCKS]);
 void params_free(Params *params);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Params, params_free)
 void params_zero(Params *params);

@@ -6,7 +6,7 @@
  *     do the same collectives.
  *  2. A follower waits for an order as long as it takes, and for everything else as long as
  *     TrainerRanks says.
- *  3. Moments lie on the rank that steps with them; they are in one place only for a checkpoint.
+ *  3. A follower builds its part of the model empty; every weight comes as a tensor that is put.
  *
  * Not here: gradients and steps (trainer.c), how messages travel (kernels/comm.h).
  */
@@ -23,8 +23,10 @@ typedef enum {
     ORDER_GRADIENTS,
     ORDER_STEP,
     ORDER_LOGPROBS,
-    ORDER_MOMENTS,
+    ORDER_GET,
+    ORDER_PUT,
     ORDER_RESTORE,
+    ORDER_REFERENCE,
     ORDER_END
 } OrderKind;
 
@@ -37,10 +39,11 @@ typedef struct {
 typedef struct {
     ModelConfig config;
     WeightFormat format;
-    OpsReal real;
     char ops[32];
     int rows_max;
     ActsKeep keep;
+    Layout layout;
+    gboolean gives;
     guint shares;
     double wait_s;
 } Shape;
@@ -61,18 +64,30 @@ typedef struct {
     guint64 version;
 } Counts;
 
+typedef struct {
+    TrainerKept kept;
+    guint tensor;
+} TensorWords;
+
 /* ---- orders ---- */
+
+static gboolean ask_all(Comm *comm, double wait_s, OrderKind kind, const void *data, gsize bytes,
+                        GError **error)
+{
+    Order order = {kind, bytes};
+    CommFail fail;
+
+    if (comm->size == 1)
+        return TRUE;
+    comm_timeout(comm, wait_s);
+    comm_broadcast(comm, 0, &order, sizeof order);
+    comm_broadcast(comm, 0, (gpointer)(gsize)data, bytes);
+    return !comm_failed(comm, &fail) || error_set(error, ASSAY_ERROR_SYSTEM, "%s", fail.text);
+}
 
 static gboolean ask(Trainer *t, OrderKind kind, const void *data, gsize bytes, GError **error)
 {
-    Order order = {kind, bytes};
-
-    if (t->comm->size == 1)
-        return TRUE;
-    comm_timeout(t->comm, t->wait_s);
-    comm_broadcast(t->comm, 0, &order, sizeof order);
-    comm_broadcast(t->comm, 0, (gpointer)(gsize)data, bytes);
-    return trainer_joined(t, error);
+    return ask_all(t->comm, t->wait_s, kind, data, bytes, error);
 }
 
 gboolean ranks_ask_gradients(Trainer *t, RolloutGroup *const *groups, guint n,
@@ -103,77 +118,43 @@ void ranks_dismiss(Comm *comm)
         comm_broadcast(comm, 0, &order, sizeof order);
 }
 
-/* ---- moments ---- */
+/* ---- tensors ---- */
 
-/* Every rank's part of `whole` goes from rank 0, or there. */
-static void parts_move(Trainer *t, Params *whole, Params *part, gboolean out)
+gboolean ranks_get(Trainer *t, TrainerKept kept, guint tensor, void *rows, GError **error)
 {
-    guint ranks = (guint)t->comm->size;
-    gsize real = ops_real_size(t->model->ops->real);
-    g_autofree gsize *cut = g_new0(gsize, ranks), *own = g_new0(gsize, ranks);
-    gboolean first = t->comm->rank == 0;
+    TensorWords words = {kept, tensor};
 
-    for (guint r = 0; r < ranks; r++) {
-        cut[r] = first ? t->ends[r] * real : 0;
-        own[r] = params_bytes(part); /* all of it with rank 0 */
-    }
-    if (out)
-        comm_all_to_all(t->comm, first ? whole->data : NULL, cut, part->data, own);
-    else
-        comm_all_to_all(t->comm, part->data, own, first ? whole->data : NULL, cut);
-}
-
-static void moments_move(Trainer *t, const RanksMoments *moments, gboolean out)
-{
-    parts_move(t, moments->first, t->moment1, out);
-    parts_move(t, moments->second, t->moment2, out);
-}
-
-gboolean ranks_moments(Trainer *t, gboolean fill, RanksMoments *ret, GError **error)
-{
-    *ret = (RanksMoments){t->moment1, t->moment2, TRUE};
-    if (t->comm->size == 1)
-        return TRUE;
-    *ret = (RanksMoments){0};
-    if (!(ret->first = params_new(t->model, error)) || !(ret->second = params_new(t->model, error)))
+    if (!ask(t, ORDER_GET, &words, sizeof words, error))
         return FALSE;
-    if (!fill)
-        return TRUE;
-    if (!ask(t, ORDER_MOMENTS, NULL, 0, error))
-        return FALSE;
-    moments_move(t, ret, FALSE);
+    parts_get(t, kept, tensor, rows);
     return trainer_joined(t, error);
 }
 
-void ranks_moments_clear(RanksMoments *moments)
+gboolean ranks_put(Trainer *t, TrainerKept kept, guint tensor, const void *rows, GError **error)
 {
-    if (!moments->lent) {
-        params_free(moments->first);
-        params_free(moments->second);
-    }
-    *moments = (RanksMoments){0};
+    TensorWords words = {kept, tensor};
+
+    if (!ask(t, ORDER_PUT, &words, sizeof words, error))
+        return FALSE;
+    parts_put(t, kept, tensor, rows);
+    return trainer_joined(t, error);
 }
 
 /* On every rank. */
-static void restore_here(Trainer *t, const RanksMoments *moments, const Counts *counts)
+static void restore_here(Trainer *t, const Counts *counts)
 {
-    if (t->comm->size > 1) {
-        comm_broadcast(t->comm, 0, t->master->data, params_bytes(t->master));
-        moments_move(t, moments, TRUE);
-    }
     t->steps = counts->steps;
     t->model->version = counts->version;
-    params_set(t->master, t->model);
+    parts_set(t);
 }
 
-gboolean ranks_restore(Trainer *t, const RanksMoments *moments, gint64 steps, guint64 version,
-                       GError **error)
+gboolean ranks_restore(Trainer *t, gint64 steps, guint64 version, GError **error)
 {
     Counts counts = {steps, version};
 
     if (!ask(t, ORDER_RESTORE, &counts, sizeof counts, error))
         return FALSE;
-    restore_here(t, moments, &counts);
+    restore_here(t, &counts);
     return trainer_joined(t, error);
 }
 
@@ -199,21 +180,94 @@ static gboolean all_ready(Comm *comm, const char *why, GError **error)
     return TRUE;
 }
 
-gboolean ranks_gather(Trainer *t, ActsKeep keep, GError **error)
+/* This rank's part of a model that is empty so far, or of no part: `whole` itself. */
+static Model *model_part(const Trainer *t, const Ops *ops, const Shape *shape, GError **error)
 {
-    Shape shape = {.config = t->model->config,
-                   .format = t->model->format,
-                   .real = t->model->ops->real,
-                   .rows_max = t->packer->rows_max,
-                   .keep = keep,
-                   .shares = t->shares,
-                   .wait_s = t->wait_s};
-    g_auto(RanksMoments) none = {0};
+    const ModelConfig *config =
+        &t->parts[t->comm->rank % (int)(t->layout.tp * t->layout.ep)].config;
+    Model *model;
 
-    g_strlcpy(shape.ops, t->model->ops->name, sizeof shape.ops);
-    return ask(t, ORDER_SHAPE, &shape, sizeof shape, error) && all_ready(t->comm, "", error) &&
-           ranks_moments(t, FALSE, &none, error) &&
-           ranks_restore(t, &none, t->steps, t->model->version, error);
+    if (strcmp(ops->name, shape->ops) != 0) {
+        error_set(error, ASSAY_ERROR_SYSTEM, "computes with %s, rank 0 with %s: bits would differ",
+                  ops->name, shape->ops);
+        return NULL;
+    }
+    model = model_new(ops, config, shape->format, error);
+    if (model && trainer_is_cut(&t->layout))
+        model->groups = t->groups;
+    return model;
+}
+
+/* The same trainer on every rank, rank 0 having `whole`. */
+static Trainer *build(Comm *comm, const Ops *ops, const Shape *shape, Model *whole, GError **error)
+{
+    const TrainerRanks ranks = {comm, shape->layout, shape->shares, shape->wait_s};
+    g_autoptr(Trainer) t = trainer_begin(&shape->config, &ranks, error);
+    g_autoptr(GError) why = NULL;
+    Model *model = whole;
+
+    if (!t)
+        return NULL;
+    if (!whole || trainer_is_cut(&t->layout)) {
+        t->is_part = TRUE;
+        t->gives = shape->gives;
+        t->follows = whole;
+        t->model = model = model_part(t, ops, shape, &why);
+    }
+    if (model)
+        trainer_build(t, model, shape->rows_max, shape->keep, &why);
+    return all_ready(comm, why ? why->message : "", error) ? g_steal_pointer(&t) : NULL;
+}
+
+Trainer *ranks_gather(Model *m, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
+                      GError **error)
+{
+    Shape shape = {.config = m->config,
+                   .format = m->format,
+                   .rows_max = rows_max,
+                   .keep = keep,
+                   .layout = ranks->layout,
+                   .shares = ranks->shares,
+                   .wait_s = ranks->wait_s};
+    g_autoptr(Trainer) t = NULL;
+    Layout layout;
+    guint shares;
+
+    g_strlcpy(shape.ops, m->ops->name, sizeof shape.ops);
+    if (!trainer_layout(&m->config, &ranks->layout, (guint)ranks->comm->size, &layout, error) ||
+        !trainer_shares(layout.dp, ranks->shares, &shares, error))
+        return NULL;
+    g_assert(m->weights || trainer_is_cut(&layout));
+    shape.gives = m->weights && trainer_is_cut(&layout);
+    if (!ask_all(ranks->comm, ranks->wait_s, ORDER_SHAPE, &shape, sizeof shape, error) ||
+        !(t = build(ranks->comm, m->ops, &shape, m, error)))
+        return NULL;
+    for (guint i = 0; m->weights && i < tensors_count(&m->config); i++) {
+        TensorInfo info = tensors_info(&m->config, i);
+        g_autofree void *rows = g_malloc(info.count * ops_real_size(m->ops->real));
+
+        model_get(m, &info, rows);
+        if (!ranks_put(t, KEPT_WEIGHTS, i, rows, error))
+            return NULL;
+    }
+    return ranks_restore(t, 0, m->version, error) ? g_steal_pointer(&t) : NULL;
+}
+
+/* On every rank. */
+static gboolean reference_here(Trainer *t, GError **error)
+{
+    g_autoptr(GError) why = NULL;
+
+    g_clear_pointer(&t->reference, model_free);
+    t->reference = model_new(t->model->ops, &t->model->config, t->model->format, &why);
+    if (t->reference)
+        t->reference->groups = t->model->groups;
+    return all_ready(t->comm, why ? why->message : "", error);
+}
+
+gboolean ranks_reference(Trainer *t, GError **error)
+{
+    return ask(t, ORDER_REFERENCE, NULL, 0, error) && reference_here(t, error);
 }
 
 /* ---- log-probabilities ---- */
@@ -236,41 +290,44 @@ static void field_move(RolloutGroup *const *groups, guint from, guint to, Rollou
         }
 }
 
-/* Where the rollouts of each part of the groups end in field_move's array, in bytes. */
-static gsize *field_ends(RolloutGroup *const *groups, const guint *cut, guint parts)
+/* Where the rollouts of each part of the groups end in field_move's array, in bytes: by rank, of
+ * the ranks that work on a part the first has it. */
+static gsize *field_ends(const Trainer *t, RolloutGroup *const *groups, const guint *cut)
 {
-    gsize *ends = g_new0(gsize, parts), tokens = 0;
+    guint ranks = (guint)t->comm->size, each = ranks / t->layout.dp;
+    gsize *ends = g_new0(gsize, ranks), tokens = 0;
 
-    for (guint p = 0, g = 0; p < parts; p++) {
-        for (; g < cut[p]; g++)
+    for (guint r = 0, g = 0; r < ranks; r++) {
+        for (; g < cut[r / each]; g++)
             for (guint i = 0; i < groups[g]->n; i++)
                 tokens += (gsize)groups[g]->rollouts[i].n;
-        ends[p] = tokens * sizeof(float);
+        ends[r] = tokens * sizeof(float);
     }
     return ends;
 }
 
-/* On every rank: part r of the groups is rank r's, then all have all. No row's number depends on
- * the cut. */
+/* On every rank: part r of the groups is data rank r's, then all have all. No row's number depends
+ * on the cut. */
 static gboolean logprobs_here(Trainer *t, RolloutGroup *const *groups, guint n,
                               const LogprobWords *words, GError **error)
 {
-    guint ranks = (guint)t->comm->size, me = (guint)t->comm->rank, from;
-    g_autofree guint *cut = g_new0(guint, ranks);
+    guint ranks = (guint)t->comm->size, each = ranks / t->layout.dp, from;
+    guint rank = (guint)t->comm->rank, me = rank / each;
+    g_autofree guint *cut = g_new0(guint, t->layout.dp);
     g_autofree gsize *ends = NULL;
     g_autofree float *flat = NULL;
     g_autoptr(GError) own = NULL;
 
-    pack_shares(t->model, groups, n, ranks, cut);
-    ends = field_ends(groups, cut, ranks);
+    pack_shares(t->model, groups, n, t->layout.dp, cut);
+    ends = field_ends(t, groups, cut);
     from = me > 0 ? cut[me - 1] : 0;
-    trainer_logprobs_here(t, NULL, groups + from, cut[me] - from, words->temperature, words->field,
-                          &own);
+    trainer_logprobs_here(t, groups + from, cut[me] - from, words->temperature, words->field, &own);
     if (!all_ready(t->comm, own ? own->message : "", error))
         return FALSE;
     flat = g_malloc0(ends[ranks - 1] + sizeof *flat);
-    field_move(groups, from, cut[me], words->field,
-               flat + (me > 0 ? ends[me - 1] / sizeof *flat : 0), FALSE);
+    if (rank % each == 0)
+        field_move(groups, from, cut[me], words->field,
+                   flat + (rank > 0 ? ends[rank - 1] / sizeof *flat : 0), FALSE);
     comm_all_gather(t->comm, flat, ends);
     field_move(groups, 0, n, words->field, flat, TRUE);
     return trainer_joined(t, error);
@@ -309,19 +366,6 @@ static guint8 *order_wait(Comm *comm, double wait_s, Order *order, GError **erro
         return g_steal_pointer(&data);
     error_set(error, ASSAY_ERROR_SYSTEM, "%s", fail.text);
     return NULL;
-}
-
-static Model *model_like(const Shape *shape, GError **error)
-{
-    const Ops *ops = shape->real == OPS_F64 ? &ops_ref_f64 : ops_cpu();
-    Model *model = model_new(ops, &shape->config, shape->format, error);
-
-    if (model && strcmp(ops->name, shape->ops) != 0) {
-        error_set(error, ASSAY_ERROR_SYSTEM, "computes with %s, rank 0 with %s: bits would differ",
-                  ops->name, shape->ops);
-        g_clear_pointer(&model, model_free);
-    }
-    return model;
 }
 
 static gboolean follow_gradients(Trainer *t, const guint8 *data, gsize bytes, GError **error)
@@ -366,10 +410,10 @@ static gboolean follow_logprobs(Trainer *t, const guint8 *data, gsize bytes, GEr
 /* TRUE: whatever came of it, the next order may come. */
 static gboolean follow_one(Trainer *t, const Order *order, const guint8 *data, GError **error)
 {
-    const RanksMoments none = {0};
     TrainerStats stats = {0};
     g_autoptr(GError) told = NULL;
     TrainerStep step;
+    TensorWords words;
     Counts counts;
 
     switch (order->kind) {
@@ -381,12 +425,20 @@ static gboolean follow_one(Trainer *t, const Order *order, const guint8 *data, G
         return TRUE;
     case ORDER_LOGPROBS:
         return follow_logprobs(t, data, order->bytes, error);
-    case ORDER_MOMENTS:
-        moments_move(t, &none, FALSE);
+    case ORDER_GET:
+    case ORDER_PUT:
+        memcpy(&words, data, sizeof words);
+        if (order->kind == ORDER_GET)
+            parts_get(t, words.kept, words.tensor, NULL);
+        else
+            parts_put(t, words.kept, words.tensor, NULL);
         return TRUE;
     case ORDER_RESTORE:
         memcpy(&counts, data, sizeof counts);
-        restore_here(t, &none, &counts);
+        restore_here(t, &counts);
+        return TRUE;
+    case ORDER_REFERENCE:
+        reference_here(t, &told);
         return TRUE;
     case ORDER_SHAPE:
     case ORDER_END:
@@ -395,15 +447,11 @@ static gboolean follow_one(Trainer *t, const Order *order, const guint8 *data, G
     }
 }
 
-static gboolean follow_all(Comm *comm, const Shape *shape, GError **error)
+static gboolean follow_all(Comm *comm, const Ops *ops, const Shape *shape, GError **error)
 {
-    TrainerRanks ranks = {comm, shape->shares, shape->wait_s};
-    g_autoptr(GError) why = NULL;
-    g_autoptr(Model) model = model_like(shape, &why);
-    g_autoptr(Trainer) t =
-        model ? trainer_part(model, shape->rows_max, shape->keep, &ranks, &why) : NULL;
+    g_autoptr(Trainer) t = build(comm, ops, shape, NULL, error);
 
-    if (!all_ready(comm, t ? "" : why->message, error))
+    if (!t)
         return FALSE;
     for (;;) {
         Order order = {0};
@@ -418,7 +466,7 @@ static gboolean follow_all(Comm *comm, const Shape *shape, GError **error)
     }
 }
 
-gboolean ranks_follow(Comm *comm, GError **error)
+gboolean ranks_follow(Comm *comm, const Ops *ops, GError **error)
 {
     Order order = {0};
     g_autofree guint8 *data = order_wait(comm, 0, &order, error);
@@ -429,5 +477,5 @@ gboolean ranks_follow(Comm *comm, GError **error)
     if (order.bytes != sizeof shape)
         return error_set(error, ASSAY_ERROR_INPUT, "rank 0 is of another version");
     memcpy(&shape, data, sizeof shape);
-    return follow_all(comm, &shape, error);
+    return follow_all(comm, ops, &shape, error);
 }

@@ -245,16 +245,3 @@ void shard_logprob_bwd(const Model *m, void *logits, const void *lse, const int 
     m->ops->logprob_bwd(logits, lse, here, coef, bonus, entropy, rows, (int)c->vocab,
                         (int)c->vocab_valid, temperature);
 }
-
-/* ---- gradients ---- */
-
-void shard_gradients(const Model *m, Params *grads)
-{
-    for (guint i = 0; i < tensors_count(&m->config); i++) {
-        TensorInfo t = tensors_info(&m->config, i);
-        Comm *comm = t.class == CLASS_EXPERT ? m->groups.replicas : m->groups.data;
-
-        if (comm)
-            comm_all_reduce(comm, kind_of(m), params_at(grads, i), t.count);
-    }
-}

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "policy/forward.h"
-#include "policy/params.h"
 
 /* x [n] becomes its sum over the tensor group: outputs of rows that each rank made in part, or
  * gradients of what all of them read. */
@@ -33,6 +32,3 @@ void shard_logprob_fwd(const Model *model, void *logp, void *lse, void *entropy,
 void shard_logprob_bwd(const Model *model, void *logits, const void *lse, const int *ids,
                        const void *coef, const void *bonus, const void *entropy, int rows,
                        double temperature);
-
-/* After a pass: every gradient becomes its sum over the ranks that saw other rows. */
-void shard_gradients(const Model *model, Params *grads);

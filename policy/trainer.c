@@ -6,16 +6,17 @@
  *
  * Invariants
  *  1. Gradients only ever add onto what stands, in the order of rows: no cut shows in the sum.
- *  2. Weights, moments and version change together in trainer_step, or not at all.
- *  3. All ranks take part in every sum over ranks, a rank whose share failed with zeros.
- *  4. The gradient's norm is a sum of SEGMENTS sums, cut by the number of parameters alone.
+ *  2. All ranks take part in every sum over ranks, a rank whose share failed with zeros.
+ *  3. Ranks that meet within a pass make as many passes: who has no rows left works on padding,
+ *     who failed goes on to the end of the pass and says so before the next.
  *
- * Not here: what a loss is (loss.c), how rows are laid out (pack.c), what ranks are told (ranks.c),
- * schedules (env/).
+ * Not here: what a loss is (loss.c), how rows are laid out (pack.c), the optimiser (step.c), what
+ * ranks are told (ranks.c), schedules (env/).
  */
 #include "policy/trainer.h"
 
 #include "policy/ranks.h"
+#include "policy/sequence.h"
 #include "policy/shard.h"
 
 #include "base/error.h"
@@ -28,83 +29,112 @@
 
 #define LOGITS_MAX    (4u << 20) /* elements of a tile */
 #define HEAD_ROWS_MAX 1024
-#define SEGMENTS      64u /* of the parameters; a rank has whole ones */
-#define SEGMENT_ALIGN 16u
 
 /* Numbers by target, in `scratch`. */
 enum { LOGP, LSE, ENTROPY, COEF, BONUS, SCRATCHES };
 
-static int head_rows(const Model *m, int rows_max)
+/* The same on all ranks that share the vocabulary. */
+static int head_rows(const ModelConfig *whole, int rows)
 {
-    int fit = (int)(LOGITS_MAX / m->config.vocab);
+    int fit = (int)(LOGITS_MAX / whole->vocab);
 
-    return CLAMP(fit, 16, MIN(rows_max, HEAD_ROWS_MAX));
+    return CLAMP(fit, 16, MAX(16, MIN(rows, HEAD_ROWS_MAX)));
+}
+
+/* Rows of a batch that are this rank's. */
+static int rows_here(const Layout *l, int rows_max)
+{
+    return (rows_max + (int)l->sp - 1) / (int)l->sp;
 }
 
 typedef struct {
     gsize hidden, logits, scratch;
 } Sizes;
 
-static Sizes sizes_of(const Model *m, int rows_max)
+static Sizes sizes_of(const Model *m, int tile, const Layout *l, int rows_max)
 {
-    gsize real = ops_real_size(m->ops->real), rows = (gsize)rows_max;
+    gsize real = ops_real_size(m->ops->real), rows = (gsize)rows_here(l, rows_max);
 
     return (Sizes){.hidden = rows * m->config.hidden * real,
-                   .logits = (gsize)head_rows(m, rows_max) * m->config.vocab * real,
-                   .scratch = SCRATCHES * rows * real};
+                   .logits = (gsize)tile * m->config.vocab * real,
+                   .scratch = SCRATCHES * (gsize)rows_max * real};
 }
 
-/* Where segment i of the parameters ends. */
-static gsize segment_end(gsize count, guint i)
+gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, const Layout *l, guint shares)
 {
-    gsize segment = (count / SEGMENTS / SEGMENT_ALIGN + 1) * SEGMENT_ALIGN;
+    int rows = rows_here(l, rows_max);
+    Sizes s = sizes_of(m, head_rows(&m->config, rows), l, rows_max);
 
-    return MIN(count, segment * (i + 1));
+    return 2 * params_count(m) * ops_real_size(m->ops->real) + trainer_moments_bytes(m, l) +
+           trainer_sums_bytes(m, l, shares) + acts_bytes(m, rows, keep) +
+           backward_bytes(m, rows, rows_max) + 2 * s.hidden + s.logits + s.scratch +
+           (gsize)rows_max * sizeof(LossToken);
 }
 
-/* Rank r of R has the segments before number r + 1 that no rank before has. */
-static guint segments_before(guint rank, guint ranks)
+/* ---- ranks ---- */
+
+gboolean trainer_is_cut(const Layout *l)
 {
-    return SEGMENTS * rank / ranks;
+    return l->tp * l->ep * l->sp > 1;
 }
 
-static gsize part_first(const Trainer *t)
+gboolean trainer_layout(const ModelConfig *whole, const Layout *wanted, guint ranks, Layout *ret,
+                        GError **error)
 {
-    return t->comm->rank > 0 ? t->ends[t->comm->rank - 1] : 0;
+    Layout l = *wanted;
+    guint64 each = (guint64)MAX(l.tp, 1) * MAX(l.sp, 1);
+    ModelConfig part;
+
+    if (ranks % each != 0)
+        return error_set(error, ASSAY_ERROR_INPUT,
+                         "tp = %u and sp = %u want a multiple of %" G_GUINT64_FORMAT
+                         " ranks, there are %u",
+                         MAX(l.tp, 1), MAX(l.sp, 1), each, ranks);
+    l.dp = ranks / (guint)each;
+    return layout_check(whole, &l, ret, error) && layout_part(whole, ret, 0, &part, error);
 }
 
-gsize trainer_moments_bytes(const Model *m, guint ranks)
+static gboolean parts_make(Trainer *t, GError **error)
 {
-    gsize count = params_count(m), most = 0;
+    guint parts = t->layout.tp * t->layout.ep;
 
-    for (guint r = 0; r < ranks; r++) {
-        guint first = segments_before(r, ranks), end = segments_before(r + 1, ranks);
-        gsize from = first > 0 ? segment_end(count, first - 1) : 0;
-
-        most = MAX(most, end > first ? segment_end(count, end - 1) - from : 0);
+    t->parts = g_new0(TrainerPart, parts);
+    for (guint p = 0; p < parts; p++) {
+        if (!layout_part(&t->whole, &t->layout, p, &t->parts[p].config, error))
+            return FALSE;
+        t->parts[p].offset = params_offsets(&t->parts[p].config, t->parts[p].ends);
     }
-    return 2 * most * ops_real_size(m->ops->real);
+    return TRUE;
 }
 
-gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, guint shares)
+Trainer *trainer_begin(const ModelConfig *whole, const TrainerRanks *ranks, GError **error)
 {
-    Sizes s = sizes_of(m, rows_max);
+    g_autoptr(Trainer) t = g_new0(Trainer, 1);
 
-    return 2 * params_count(m) * ops_real_size(m->ops->real) +
-           trainer_moments_bytes(m, ranks) * (shares > 1 ? 3 : 2) / 2 +
-           acts_bytes(m, rows_max, keep) + backward_bytes(m, rows_max, rows_max) + 2 * s.hidden +
-           s.logits + s.scratch + (gsize)rows_max * sizeof(LossToken);
+    t->whole = *whole;
+    t->alone = ranks->comm == NULL;
+    t->comm = ranks->comm;
+    t->wait_s = ranks->wait_s;
+    if (t->alone && !comm_local(1, &t->comm)) {
+        error_set_errno(error, ENOMEM, "a group of one rank");
+        return NULL;
+    }
+    if (!trainer_layout(whole, &ranks->layout, (guint)t->comm->size, &t->layout, error) ||
+        !trainer_shares(t->layout.dp, ranks->shares, &t->shares, error) || !parts_make(t, error) ||
+        !layout_groups(&t->layout, t->comm, &t->groups, error))
+        return NULL;
+    return g_steal_pointer(&t);
 }
 
-gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error)
+/* Which of the ranks that work on the same shares this is; the first speaks for them. */
+static guint mate_of(const Trainer *t, guint rank)
 {
-    *ret_shares = shares > 0 ? shares : ranks;
-    if (ranks > SEGMENTS)
-        return error_set(error, ASSAY_ERROR_LIMIT, "%u ranks, at most %u share a trainer", ranks,
-                         SEGMENTS);
-    return *ret_shares % ranks == 0 ||
-           error_set(error, ASSAY_ERROR_INPUT, "%u ranks do not divide %u shares of a minibatch",
-                     ranks, shares);
+    return rank % (t->layout.tp * t->layout.sp);
+}
+
+static guint worker_of(const Trainer *t, guint rank)
+{
+    return rank / (t->layout.tp * t->layout.sp);
 }
 
 static char *room(gsize bytes, GError **error)
@@ -118,71 +148,38 @@ static char *room(gsize bytes, GError **error)
     return memory;
 }
 
-/* The group, the shares, and which parameters are this rank's. */
-static gboolean join(Trainer *t, const TrainerRanks *ranks, GError **error)
+gboolean trainer_build(Trainer *t, Model *m, int rows_max, ActsKeep keep, GError **error)
 {
-    gsize count = params_count(t->model);
+    int rows = rows_here(&t->layout, rows_max);
+    Sizes s;
 
-    t->alone = ranks->comm == NULL;
-    t->comm = ranks->comm;
-    t->wait_s = ranks->wait_s;
-    if (t->alone && !comm_local(1, &t->comm))
-        return error_set_errno(error, ENOMEM, "a group of one rank");
-    if (!trainer_shares((guint)t->comm->size, ranks->shares, &t->shares, error))
-        return FALSE;
-    t->ends = g_new0(gsize, t->comm->size);
-    for (int r = 0; r < t->comm->size; r++) {
-        guint end = segments_before((guint)r + 1, (guint)t->comm->size);
-
-        t->ends[r] = end > 0 ? segment_end(count, end - 1) : 0;
-    }
-    return TRUE;
-}
-
-/* The optimiser's numbers. */
-static gboolean hold(Trainer *t, GError **error)
-{
-    const Model *m = t->model;
-    gsize first = part_first(t), end = t->ends[t->comm->rank];
-
-    return (t->master = params_new(m, error)) && (t->grads = params_new(m, error)) &&
-           (t->moment1 = params_part(m, first, end, error)) &&
-           (t->moment2 = params_part(m, first, end, error)) &&
-           (t->shares == 1 || (t->sum = params_part(m, first, end, error)));
-}
-
-Trainer *trainer_part(Model *m, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
-                      GError **error)
-{
-    g_autoptr(Trainer) t = g_new0(Trainer, 1);
-    Sizes s = sizes_of(m, rows_max);
-
-    if (quant_is(m->format)) {
-        error_set(error, ASSAY_ERROR_UNSUPPORTED, "weights of codes cannot be trained");
-        return NULL;
-    }
+    if (quant_is(m->format))
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED, "weights of codes cannot be trained");
+    if (rows_max < (int)t->layout.sp)
+        return error_set(error, ASSAY_ERROR_INPUT, "%d rows cannot be shared by sp = %u", rows_max,
+                         t->layout.sp);
     t->model = m;
-    t->head_rows = head_rows(m, rows_max);
-    if (!join(t, ranks, error) || !hold(t, error) ||
-        !(t->packer = packer_new(m, rows_max, error)) ||
-        !(t->acts = acts_new(m, rows_max, keep, error)) ||
-        !(t->backward = backward_new(m, rows_max, rows_max, error)) ||
+    t->head_rows = head_rows(&t->whole, rows);
+    s = sizes_of(m, t->head_rows, &t->layout, rows_max);
+    if (!trainer_hold(t, error) || !(t->packer = packer_new(m, rows_max, error)) ||
+        !(t->acts = acts_new(m, rows, keep, error)) ||
+        !(t->backward = backward_new(m, rows, rows_max, error)) ||
         !(t->hidden = room(s.hidden, error)) || !(t->dhidden = room(s.hidden, error)) ||
         !(t->logits = room(s.logits, error)) || !(t->scratch = room(s.scratch, error)))
-        return NULL;
+        return FALSE;
     t->tokens = g_new0(LossToken, rows_max);
-    params_get(t->master);
-    return g_steal_pointer(&t);
+    return TRUE;
 }
 
 Trainer *trainer_new_ranks(Model *m, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
                            GError **error)
 {
-    g_autoptr(Trainer) t = trainer_part(m, rows_max, keep, ranks, error);
+    g_autoptr(Trainer) t = NULL;
 
-    if (t && t->comm->size > 1 && !ranks_gather(t, keep, error))
-        return NULL;
-    return g_steal_pointer(&t);
+    if (ranks->comm && ranks->comm->size > 1)
+        return ranks_gather(m, rows_max, keep, ranks, error);
+    t = trainer_begin(&m->config, ranks, error);
+    return t && trainer_build(t, m, rows_max, keep, error) ? g_steal_pointer(&t) : NULL;
 }
 
 Trainer *trainer_new(Model *m, int rows_max, ActsKeep keep, GError **error)
@@ -194,14 +191,7 @@ void trainer_free(Trainer *t)
 {
     if (!t)
         return;
-    params_free(t->master);
-    params_free(t->moment1);
-    params_free(t->moment2);
-    params_free(t->grads);
-    params_free(t->sum);
-    if (t->alone)
-        comm_close(t->comm);
-    g_free(t->ends);
+    trainer_let_go(t);
     packer_free(t->packer);
     acts_free(t->acts);
     backward_free(t->backward);
@@ -210,25 +200,47 @@ void trainer_free(Trainer *t)
     free(t->logits);
     free(t->scratch);
     g_free(t->tokens);
+    model_free(t->reference);
+    if (t->is_part)
+        model_free(t->model);
+    layout_groups_clear(&t->groups);
+    for (guint p = 0; t->parts && p < t->layout.tp * t->layout.ep; p++)
+        g_free(t->parts[p].offset);
+    g_free(t->parts);
+    if (t->alone)
+        comm_close(t->comm);
     g_free(t);
 }
 
 /* ---- the head, over the rows that predict trained tokens ---- */
 
+/* Of a number for each target. */
+static gsize numbers_bytes(const Trainer *t)
+{
+    return (gsize)t->packer->rows_max * ops_real_size(t->model->ops->real);
+}
+
 static char *scratch_at(const Trainer *t, int which, guint i)
 {
-    gsize real = ops_real_size(t->model->ops->real);
+    return t->scratch + (gsize)which * numbers_bytes(t) + i * ops_real_size(t->model->ops->real);
+}
 
-    return t->scratch + ((gsize)which * (gsize)t->packer->rows_max + i) * real;
+/* The targets in this rank's rows. */
+static const PackTarget *targets_here(const Trainer *t, guint *n)
+{
+    *n = t->packer->target_end - t->packer->target_first;
+    return t->packer->targets + t->packer->target_first;
 }
 
 /* The targets' rows of [rows, D], one after the other, or back. */
 static void gather(const Trainer *t, char *packed, char *rows, gboolean back)
 {
     gsize width = t->model->config.hidden * ops_real_size(t->model->ops->real);
+    guint n;
+    const PackTarget *targets = targets_here(t, &n);
 
-    for (guint i = 0; i < t->packer->n_targets; i++) {
-        char *row = rows + (gsize)t->packer->targets[i].row * width;
+    for (guint i = 0; i < n; i++) {
+        char *row = rows + (gsize)(targets[i].row - t->packer->piece_row) * width;
 
         memcpy(back ? row : packed + i * width, back ? packed + i * width : row, width);
     }
@@ -238,48 +250,70 @@ static void gather(const Trainer *t, char *packed, char *rows, gboolean back)
 static int tile_logits(Trainer *t, const Model *m, guint from, int *ids)
 {
     gsize width = m->config.hidden * ops_real_size(m->ops->real);
-    int n = (int)MIN((guint)t->head_rows, t->packer->n_targets - from);
+    guint all;
+    const PackTarget *targets = targets_here(t, &all);
+    int n = (int)MIN((guint)t->head_rows, all - from);
 
     for (int i = 0; i < n; i++)
-        ids[i] = t->packer->targets[from + (guint)i].id;
+        ids[i] = targets[from + (guint)i].id;
     forward_logits(m, t->logits, t->hidden + from * width, n);
     return n;
+}
+
+/* What other ranks found of the targets in their rows. */
+static void targets_meet(Trainer *t)
+{
+    static const int told[] = {LOGP, ENTROPY};
+    Comm *comm = t->groups.sequence;
+    g_autofree gsize *ends = g_new(gsize, comm->size);
+
+    for (int r = 0; r < comm->size; r++)
+        ends[r] = t->packer->target_ends[r] * ops_real_size(t->model->ops->real);
+    for (guint i = 0; i < G_N_ELEMENTS(told); i++)
+        comm_all_gather(comm, scratch_at(t, told[i], 0), ends);
 }
 
 static void head_forward(Trainer *t, const Model *m, double temperature)
 {
     int ids[HEAD_ROWS_MAX], n;
+    guint all, first = t->packer->target_first;
 
+    targets_here(t, &all);
     gather(t, t->hidden, t->acts->hidden, FALSE);
-    for (guint from = 0; from < t->packer->n_targets; from += (guint)n) {
+    for (guint from = 0; from < all; from += (guint)n) {
         n = tile_logits(t, m, from, ids);
-        shard_logprob_fwd(m, scratch_at(t, LOGP, from), scratch_at(t, LSE, from),
-                          scratch_at(t, ENTROPY, from), t->logits, ids, n, temperature);
+        shard_logprob_fwd(m, scratch_at(t, LOGP, first + from), scratch_at(t, LSE, first + from),
+                          scratch_at(t, ENTROPY, first + from), t->logits, ids, n, temperature);
     }
+    targets_meet(t);
 }
 
 static void head_backward(Trainer *t, double temperature, gboolean bonus)
 {
     gsize width = t->model->config.hidden * ops_real_size(t->model->ops->real);
-    gboolean again = t->packer->n_targets > (guint)t->head_rows;
+    guint all;
+    const PackTarget *targets = targets_here(t, &all);
+    gboolean again = all > (guint)t->head_rows;
     int ids[HEAD_ROWS_MAX], n;
 
-    for (guint from = 0; from < t->packer->n_targets; from += (guint)n) {
+    for (guint from = 0; from < all; from += (guint)n) {
+        guint at = t->packer->target_first + from;
+
         if (again) {
             n = tile_logits(t, t->model, from, ids);
         } else { /* the one tile still stands */
-            n = (int)t->packer->n_targets;
+            n = (int)all;
             for (int i = 0; i < n; i++)
-                ids[i] = t->packer->targets[i].id;
+                ids[i] = targets[i].id;
         }
-        shard_logprob_bwd(t->model, t->logits, scratch_at(t, LSE, from), ids,
-                          scratch_at(t, COEF, from), bonus ? scratch_at(t, BONUS, from) : NULL,
-                          scratch_at(t, ENTROPY, from), n, temperature);
+        shard_logprob_bwd(t->model, t->logits, scratch_at(t, LSE, at), ids, scratch_at(t, COEF, at),
+                          bonus ? scratch_at(t, BONUS, at) : NULL, scratch_at(t, ENTROPY, at), n,
+                          temperature);
         /* the tile's gradient goes where its hidden states were: they are read first */
         backward_logits(t->model, t->grads, t->dhidden, t->logits, t->hidden + from * width, n);
         memcpy(t->hidden + from * width, t->dhidden, (gsize)n * width);
     }
-    memset(t->dhidden, 0, (gsize)t->packer->batch.rows * width);
+    memset(t->dhidden, 0, (gsize)t->packer->piece.rows * width);
     gather(t, t->hidden, t->dhidden, TRUE);
 }
 
@@ -297,7 +331,7 @@ static double lap(gint64 *since)
  * layer alone where the others' are not kept. */
 static double router_peak(const Trainer *t, const Model *m)
 {
-    double even = (double)t->packer->batch.rows * m->config.experts_per_token / m->config.experts;
+    double even = (double)t->packer->piece.rows * m->config.experts_per_token / m->config.experts;
     int most = 0;
 
     for (guint l = 0; l < m->config.layers; l++) {
@@ -309,20 +343,60 @@ static double router_peak(const Trainer *t, const Model *m)
     return most / even;
 }
 
+/* This rank's rows of the batch that are not padding. */
+static int rows_true(const Trainer *t)
+{
+    const Packer *p = t->packer;
+
+    return CLAMP(p->batch.rows - p->padding - p->piece_row, 0, p->piece.rows);
+}
+
 static void batch_forward(Trainer *t, const Model *m, double temperature, TrainerStats *stats)
 {
     gint64 since = g_get_monotonic_time();
+    int rows = rows_true(t);
 
     if (m != t->model)
-        t->packer->batch.given = NULL; /* another model has a routing of its own */
-    forward(m, t->acts, &t->packer->batch);
+        t->packer->piece.given = NULL; /* another model has a routing of its own */
+    forward(m, t->acts, &t->packer->piece);
     stats->rerouted += t->acts->rerouted;
     stats->forward_s += lap(&since);
     head_forward(t, m, temperature);
     stats->head_s += lap(&since);
-    stats->rows += (guint64)t->packer->batch.rows;
-    stats->batches++;
-    stats->router_peak = MAX(stats->router_peak, router_peak(t, m));
+    stats->rows += (guint64)rows;
+    stats->batches += rows > 0;
+    if (rows > 0)
+        stats->router_peak = MAX(stats->router_peak, router_peak(t, m));
+}
+
+typedef enum { BATCH_NONE = 0, BATCH_THERE, BATCH_FAILED } BatchState;
+
+/* The next batch and this rank's piece of it. Ranks that meet within a pass go on while one of them
+ * has a batch and none has failed; `own` is this rank's failure, which may be set already. */
+static gboolean batch_next(Trainer *t, GError **own)
+{
+    guint ranks = (guint)t->comm->size;
+    g_autofree guint8 *states = g_new0(guint8, ranks);
+    g_autofree gsize *ends = g_new(gsize, ranks);
+    BatchState mine = *own ? BATCH_FAILED : packer_next(t->packer, own) ? BATCH_THERE : BATCH_NONE;
+    gboolean any = mine == BATCH_THERE, failed;
+
+    if (trainer_is_cut(&t->layout)) {
+        if (*own || !packer_pad(t->packer, (int)t->layout.sp, own))
+            mine = BATCH_FAILED;
+        states[t->comm->rank] = (guint8)mine;
+        for (guint r = 0; r < ranks; r++)
+            ends[r] = r + 1;
+        failed = !comm_all_gather(t->comm, states, ends);
+        for (guint r = 0; r < ranks; r++) {
+            any |= states[r] == BATCH_THERE;
+            failed |= states[r] == BATCH_FAILED;
+        }
+        any = any && !failed;
+    }
+    if (any)
+        packer_cut(t->packer, (guint)t->groups.sequence->rank, t->layout.sp);
+    return any && !*own;
 }
 
 float **trainer_field(Rollout *r, RolloutField field)
@@ -330,15 +404,16 @@ float **trainer_field(Rollout *r, RolloutField field)
     return field == ROLLOUT_ANCHOR ? &r->anchor : &r->ref;
 }
 
-gboolean trainer_logprobs_here(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
-                               double temperature, RolloutField field, GError **error)
+gboolean trainer_logprobs_here(Trainer *t, RolloutGroup *const *groups, guint n, double temperature,
+                               RolloutField field, GError **error)
 {
+    const Model *m = field == ROLLOUT_REF && t->reference ? t->reference : t->model;
     GError *local = NULL;
     TrainerStats stats = {0};
 
     packer_begin(t->packer, groups, n);
-    while (packer_next(t->packer, &local)) {
-        batch_forward(t, model ? model : t->model, temperature > 0 ? temperature : 1, &stats);
+    while (batch_next(t, &local)) {
+        batch_forward(t, m, temperature > 0 ? temperature : 1, &stats);
         for (guint i = 0; i < t->packer->n_targets; i++) {
             const PackTarget *target = &t->packer->targets[i];
             float **to = trainer_field(target->rollout, field);
@@ -353,12 +428,11 @@ gboolean trainer_logprobs_here(Trainer *t, const Model *model, RolloutGroup *con
     return !local;
 }
 
-gboolean trainer_logprobs(Trainer *t, const Model *model, RolloutGroup *const *groups, guint n,
-                          double temperature, RolloutField field, GError **error)
+gboolean trainer_logprobs(Trainer *t, RolloutGroup *const *groups, guint n, double temperature,
+                          RolloutField field, GError **error)
 {
-    return model || t->comm->size == 1
-               ? trainer_logprobs_here(t, model, groups, n, temperature, field, error)
-               : ranks_logprobs(t, groups, n, temperature, field, error);
+    return t->comm->size == 1 ? trainer_logprobs_here(t, groups, n, temperature, field, error)
+                              : ranks_logprobs(t, groups, n, temperature, field, error);
 }
 
 /* What the loss is told of each target, and the coefficients it answers with. */
@@ -401,19 +475,19 @@ static gboolean share_gradients(Trainer *t, RolloutGroup *const *groups, guint n
     GError *local = NULL;
 
     packer_begin(t->packer, groups, n);
-    while (packer_next(t->packer, &local)) {
+    while (batch_next(t, &local)) {
         gint64 since;
 
         batch_forward(t, t->model, temperature, stats);
-        if (!coefficients(t, loss, stats, &local))
-            break;
-        if (func)
+        if (!coefficients(t, loss, stats, &local)) /* to the end of the pass, for the others */
+            memset(scratch_at(t, COEF, 0), 0, (BONUS + 1 - COEF) * numbers_bytes(t));
+        else if (func)
             func(t->packer, t->tokens, user);
         since = g_get_monotonic_time();
         head_backward(t, temperature, loss->options.entropy != 0);
         stats->head_s += lap(&since);
-        backward(t->backward, t->model, t->grads, t->acts, &t->packer->batch,
-                 t->packer->cache_grads, t->dhidden);
+        backward(t->backward, t->model, t->grads, t->acts, &t->packer->piece,
+                 t->packer->piece_grads, t->dhidden);
         stats->backward_s += lap(&since);
     }
     if (local)
@@ -428,13 +502,19 @@ typedef struct {
     char why[256];
 } ShareReport;
 
-static void stats_add(TrainerStats *sum, const TrainerStats *part)
+/* Adds what a rank found. All tensor parallel ranks say the same of the same rows; those of a
+ * sequence the same of all targets. */
+static void stats_add(const Trainer *t, guint rank, TrainerStats *sum, const TrainerStats *part)
 {
-    loss_stats_add(&sum->loss, &part->loss);
+    if (mate_of(t, rank) == 0) {
+        loss_stats_add(&sum->loss, &part->loss);
+        sum->batches += part->batches;
+    }
+    if (rank % t->layout.tp == 0) {
+        sum->rerouted += part->rerouted;
+        sum->rows += part->rows;
+    }
     sum->router_peak = MAX(sum->router_peak, part->router_peak);
-    sum->rerouted += part->rerouted;
-    sum->rows += part->rows;
-    sum->batches += part->batches;
 }
 
 /* The ranks' reports of one round, in the order of shares. `own` is this rank's error, taken. */
@@ -452,7 +532,7 @@ static gboolean round_end(Trainer *t, const TrainerStats *one, GError *own, Trai
     g_strlcpy(reports[me].why, own ? own->message : "", sizeof reports[me].why);
     comm_all_gather(t->comm, reports, ends);
     for (guint r = 0; r < ranks; r++)
-        stats_add(stats, &reports[r].stats);
+        stats_add(t, r, stats, &reports[r].stats);
     stats->forward_s += one->forward_s;
     stats->head_s += one->head_s;
     stats->backward_s += one->backward_s;
@@ -475,42 +555,37 @@ gboolean trainer_joined(const Trainer *t, GError **error)
     return !comm_failed(t->comm, &fail) || error_set(error, ASSAY_ERROR_SYSTEM, "%s", fail.text);
 }
 
-static void gradients_zero(Trainer *t)
-{
-    params_zero(t->grads);
-    if (t->sum)
-        params_zero(t->sum);
-}
-
 gboolean trainer_gradients_here(Trainer *t, RolloutGroup *const *groups, guint n,
                                 const TrainerLoss *loss, TrainerTokensFunc func, gpointer user,
                                 TrainerStats *stats, GError **error)
 {
-    CommReal real = t->model->ops->real == OPS_F64 ? COMM_F64 : COMM_F32;
+    gboolean summed = trainer_sums_bytes(t->model, &t->layout, t->shares) > 0;
     g_autofree guint *ends = g_new0(guint, t->shares);
-    guint ranks = (guint)t->comm->size;
     gboolean ok = TRUE;
 
+    if (loss->balance > 0 && t->layout.ep * t->layout.sp > 1)
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED,
+                         "even loads of experts are those of one rank's rows: not with ep or sp");
     backward_balance(t->backward, loss->balance);
     pack_shares(t->model, groups, n, t->shares, ends);
-    for (guint first = 0; ok && first < t->shares; first += ranks) {
-        guint share = first + (guint)t->comm->rank, from = share > 0 ? ends[share - 1] : 0;
+    for (guint first = 0; ok && first < t->shares; first += t->layout.dp) {
+        guint share = first + worker_of(t, (guint)t->comm->rank);
+        guint from = share > 0 ? ends[share - 1] : 0;
         TrainerStats one = {0};
         GError *own = NULL;
         gint64 since;
 
-        if (t->sum)
+        if (summed)
             params_zero(t->grads);
         if (!share_gradients(t, groups + from, ends[share] - from, loss, func, user, &one, &own))
             params_zero(t->grads);
         since = g_get_monotonic_time();
-        if (t->sum)
-            comm_reduce_scatter(t->comm, real, t->sum->data, t->grads->data, t->ends);
+        trainer_reduce(t);
         ok = round_end(t, &one, own, stats, error);
         stats->step_s += lap(&since);
     }
     if (!ok)
-        gradients_zero(t);
+        trainer_gradients_zero(t);
     return ok;
 }
 
@@ -523,108 +598,6 @@ gboolean trainer_gradients(Trainer *t, RolloutGroup *const *groups, guint n,
 }
 
 /* ---- the step ---- */
-
-/* A sum of squares of elements from .. end of the weights; those of one segment. */
-typedef double (*SegmentSum)(Trainer *t, gsize from, gsize end, gconstpointer data);
-
-/* The root of all ranks' sums: every rank its own segments. */
-static double norm_of(Trainer *t, SegmentSum sum_of, gconstpointer data)
-{
-    guint ranks = (guint)t->comm->size, me = (guint)t->comm->rank;
-    g_autofree gsize *ends = g_new(gsize, ranks);
-    double sums[SEGMENTS] = {0}, sum = 0;
-
-    for (guint i = segments_before(me, ranks); i < segments_before(me + 1, ranks); i++)
-        sums[i] = sum_of(t, i > 0 ? segment_end(t->master->count, i - 1) : 0,
-                         segment_end(t->master->count, i), data);
-    for (guint r = 0; r < ranks; r++)
-        ends[r] = segments_before(r + 1, ranks) * sizeof *sums;
-    comm_all_gather(t->comm, sums, ends);
-    for (guint i = 0; i < SEGMENTS; i++)
-        sum += sums[i];
-    return sqrt(sum);
-}
-
-/* The sum of all ranks' gradients, this rank's part of it. */
-static Params *gradients_own(const Trainer *t)
-{
-    return t->sum ? t->sum : t->grads;
-}
-
-static char *own_at(const Trainer *t, const Params *params, gsize element)
-{
-    return (char *)params->data + (element - part_first(t)) * ops_real_size(t->model->ops->real);
-}
-
-static double gradient_squares(Trainer *t, gsize from, gsize end, gconstpointer unused)
-{
-    (void)unused;
-    return t->model->ops->sumsq(own_at(t, gradients_own(t), from), end - from);
-}
-
-/* Takes the step, and how far the weights go by it. Each weight's is its own: pieces change no
- * bit. */
-static double step_squares(Trainer *t, gsize from, gsize end, gconstpointer adamw)
-{
-    const Ops *ops = t->model->ops;
-    gsize real = ops_real_size(ops->real), piece = (gsize)t->head_rows * t->model->config.vocab;
-    double far = 0;
-
-    for (; from < end; from += piece) {
-        gsize n = MIN(piece, end - from);
-        char *w = (char *)t->master->data + from * real;
-
-        memcpy(t->logits, w, n * real);
-        ops->adamw(w, own_at(t, t->moment1, from), own_at(t, t->moment2, from),
-                   own_at(t, gradients_own(t), from), n, adamw);
-        ops->axpby(t->logits, 1, w, -1, n);
-        far += ops->sumsq(t->logits, n);
-    }
-    return far;
-}
-
-/* The ranks' parts of the stepped weights become everybody's. */
-static void weights_gather(Trainer *t)
-{
-    gsize real = ops_real_size(t->model->ops->real);
-    g_autofree gsize *ends = g_new(gsize, t->comm->size);
-
-    for (int r = 0; r < t->comm->size; r++)
-        ends[r] = t->ends[r] * real;
-    comm_all_gather(t->comm, t->master->data, ends);
-}
-
-gboolean trainer_step_here(Trainer *t, const TrainerStep *step, TrainerStats *stats, GError **error)
-{
-    const Ops *ops = t->model->ops;
-    Params *grads = gradients_own(t);
-    gsize n = grads->held;
-    char *master = (char *)t->master->data + part_first(t) * ops_real_size(ops->real);
-    AdamwStep adamw = step->adamw;
-    gint64 since = g_get_monotonic_time();
-
-    stats->grad_norm = norm_of(t, gradient_squares, NULL);
-    if (!trainer_joined(t, error))
-        return FALSE;
-    if (!isfinite(stats->grad_norm)) {
-        gradients_zero(t);
-        return error_set(error, ASSAY_ERROR_INPUT, "gradient norm %g: weights are left alone",
-                         stats->grad_norm);
-    }
-    if (step->clip_norm > 0 && stats->grad_norm > step->clip_norm)
-        ops->axpby(grads->data, 0, master, step->clip_norm / stats->grad_norm, n);
-    adamw.step = ++t->steps;
-    stats->update_norm = norm_of(t, step_squares, &adamw);
-    weights_gather(t);
-    if (!trainer_joined(t, error))
-        return FALSE;
-    params_set(t->master, t->model);
-    gradients_zero(t);
-    t->model->version++;
-    stats->stepped = TRUE;
-    stats->step_s += lap(&since);
-    return TRUE;
-}
 
 gboolean trainer_step(Trainer *t, const TrainerStep *step, TrainerStats *stats, GError **error)
 {

@@ -10,16 +10,17 @@
  * A minibatch is cut into batches of at most rows_max rows; gradients add up over them in order, so
  * the cut changes no bit. The model's weights change in place at a step, and its version rises.
  *
- * Several ranks share the work (ranks.h): a minibatch is cut into shares, rank r of R works on
+ * Several ranks share the work (ranks.h): a minibatch is cut into shares, data rank r of R works on
  * shares r, r + R, ..., and the gradients of shares are added in the order of shares. So the bits
- * depend on the number of shares, never on that of ranks. Each rank keeps the moments of its part
- * of the parameters, steps that part and gives its weights to the others (ZeRO-1: arXiv
- * 1910.02054).
+ * depend on the number of shares, never on that of data ranks. Ranks that have the same parameters
+ * keep the moments of a part of them each, step that part and give its weights to the others
+ * (ZeRO-1: arXiv 1910.02054). With tp, ep or sp (layout.h) a data rank is several ranks, and what
+ * a rank computes with is its part of the model.
  */
 #pragma once
 
-#include "kernels/comm.h"
 #include "policy/backward.h"
+#include "policy/layout.h"
 #include "policy/loss.h"
 #include "policy/pack.h"
 
@@ -50,21 +51,43 @@ typedef struct TrainerStats {
 /* Who trains, and in how many shares. Zero: one rank, one share. */
 typedef struct TrainerRanks {
     Comm *comm;    /* NULL: one rank. The caller's, for longer than the trainer */
-    guint shares;  /* a multiple of the ranks; 0: as many as ranks */
+    Layout layout; /* dp is what tp and sp leave of the ranks, whatever is said */
+    guint shares;  /* a multiple of dp; 0: dp */
     double wait_s; /* how long ranks wait for each other's work; 0: for ever */
 } TrainerRanks;
 
-typedef struct Trainer {
-    Model *model;
-    Params *master, *grads;    /* whole */
+/* Parameters that all ranks of a group have: each of them steps with a part. */
+typedef struct TrainerBlock {
+    Comm *comm;
+    gsize first;               /* element of Params */
+    gsize *ends;               /* [ranks] from `first`: rank r has ends[r - 1] .. ends[r] */
     Params *moment1, *moment2; /* of this rank's part */
-    Params *sum;  /* of the gradients of shares, this part; NULL: one share, in grads */
+    Params *sum;               /* of all gradients, this part; NULL: those in grads are it */
+} TrainerBlock;
+
+/* The shape of one of the tp x ep different parts of a model. */
+typedef struct TrainerPart {
+    ModelConfig config;
+    gsize *offset, ends[PARAMS_BLOCKS]; /* as in Params */
+} TrainerPart;
+
+typedef struct Trainer {
+    Model *model;      /* what this rank computes with */
+    ModelConfig whole; /* the shape that it is a part of, or has */
+    Model *follows;    /* rank 0: the caller's whole model, or its shape; NULL: it is `model` */
+    gboolean gives;    /* rank 0's whole model has weights, and gets these after each step */
+    Model *reference;  /* of ROLLOUT_REF, this rank's part; NULL: none */
+    gboolean is_part;  /* the model is the trainer's own */
+    Params *master, *grads; /* of `model` */
+    TrainerBlock blocks[PARAMS_BLOCKS];
     gint64 steps; /* taken */
     Comm *comm;
     gboolean alone; /* the group is the trainer's own */
+    Layout layout;
+    ModelGroups groups;
+    TrainerPart *parts; /* [tp ep] */
     guint shares;
     double wait_s;
-    gsize *ends; /* [ranks] rank r's part is elements ends[r - 1] .. ends[r] */
 
     Packer *packer;
     Acts *acts;
@@ -78,25 +101,34 @@ typedef struct Trainer {
  * rows_max rows, or each layer's input, from which the rest is made a second time: a third more
  * work, no other bits. */
 Trainer *trainer_new(Model *model, int rows_max, ActsKeep keep, GError **error);
-/* The same on several ranks: this one asks, the others follow (ranks.h) until it is freed. */
+/* The same on several ranks: this one asks, the others follow (ranks.h) until it is freed. Where
+ * they have parts of it, `model` may be a shape alone (model_shape): checkpoint_load is next. */
 Trainer *trainer_new_ranks(Model *model, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
                            GError **error);
 void trainer_free(Trainer *trainer);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Trainer, trainer_free)
 
-/* Bytes that each rank's trainer of this shape takes, the model apart. */
-gsize trainer_bytes(const Model *model, int rows_max, ActsKeep keep, guint ranks, guint shares);
-/* What of it are moments: less, the more ranks there are. */
-gsize trainer_moments_bytes(const Model *model, guint ranks);
-/* Refuses shares that ranks cannot deal out evenly, with both numbers. */
+/* Bytes that each rank's trainer takes, the model apart; `part`: what a rank of the layout has of
+ * it. */
+gsize trainer_bytes(const Model *part, int rows_max, ActsKeep keep, const Layout *layout,
+                    guint shares);
+/* What of it are moments, and sums of gradients: less, the more ranks there are. */
+gsize trainer_moments_bytes(const Model *part, const Layout *layout);
+gsize trainer_sums_bytes(const Model *part, const Layout *layout, guint shares);
+/* The layout that `ranks` ranks make with these tp, ep and sp. Refuses what cannot be shared so,
+ * with the numbers. */
+gboolean trainer_layout(const ModelConfig *whole, const Layout *wanted, guint ranks, Layout *ret,
+                        GError **error);
+/* Do its ranks meet within a pass? */
+gboolean trainer_is_cut(const Layout *layout);
+/* Refuses shares that data ranks cannot deal out evenly, with both numbers. */
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error);
 
-/* Log-probabilities of all trained tokens into a field of each rollout that is made if need be,
- * under the present weights, or those of `model`, of the same shape and ops. Ranks share the work
- * under the trainer's own weights. */
+/* Log-probabilities of all trained tokens into a field of each rollout that is made if need be:
+ * under the present weights, or for ROLLOUT_REF under the reference's where there is one. */
 typedef enum RolloutField { ROLLOUT_ANCHOR, ROLLOUT_REF } RolloutField;
-gboolean trainer_logprobs(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
-                          guint n, double temperature, RolloutField field, GError **error);
+gboolean trainer_logprobs(Trainer *trainer, RolloutGroup *const *groups, guint n,
+                          double temperature, RolloutField field, GError **error);
 
 /* Called with the tokens of each batch once their coefficients stand: assay train explain. */
 typedef void (*TrainerTokensFunc)(const Packer *packer, const LossToken *tokens, gpointer user);
@@ -112,15 +144,14 @@ gboolean trainer_gradients(Trainer *trainer, RolloutGroup *const *groups, guint 
 gboolean trainer_step(Trainer *trainer, const TrainerStep *step, TrainerStats *stats,
                       GError **error);
 
-/* ---- what ranks.c and checkpoint.c are made of ---- */
+/* ---- what ranks.c and checkpoint.c are made of; all of it on every rank at once ---- */
 
-/* This rank's part of a trainer over `ranks`, whichever rank it is. */
-Trainer *trainer_part(Model *model, int rows_max, ActsKeep keep, const TrainerRanks *ranks,
-                      GError **error);
-/* What trainer_gradients and trainer_step do on each of the ranks at once, and trainer_logprobs for
- * some of the groups. */
-gboolean trainer_logprobs_here(Trainer *trainer, const Model *model, RolloutGroup *const *groups,
-                               guint n, double temperature, RolloutField field, GError **error);
+/* A trainer that has joined its ranks, to be built with this rank's part of the model. */
+Trainer *trainer_begin(const ModelConfig *whole, const TrainerRanks *ranks, GError **error);
+gboolean trainer_build(Trainer *trainer, Model *model, int rows_max, ActsKeep keep, GError **error);
+/* What trainer_gradients and trainer_step do, and trainer_logprobs for some of the groups. */
+gboolean trainer_logprobs_here(Trainer *trainer, RolloutGroup *const *groups, guint n,
+                               double temperature, RolloutField field, GError **error);
 /* The field of a rollout, NULL until it is made. */
 float **trainer_field(Rollout *rollout, RolloutField field);
 gboolean trainer_gradients_here(Trainer *trainer, RolloutGroup *const *groups, guint n,
@@ -130,3 +161,29 @@ gboolean trainer_step_here(Trainer *trainer, const TrainerStep *step, TrainerSta
                            GError **error);
 /* FALSE with the reason once the ranks have failed. */
 gboolean trainer_joined(const Trainer *trainer, GError **error);
+
+/* --- step.c */
+
+gboolean trainer_hold(Trainer *trainer, GError **error); /* the optimiser's numbers */
+void trainer_let_go(Trainer *trainer);
+/* Where the part of rank `rank` of `ranks` ends in a block of `count` elements. */
+gsize trainer_part_end(gsize count, guint rank, guint ranks);
+/* This rank's gradients into the sums over ranks; nothing where grads are the sum. */
+void trainer_reduce(Trainer *trainer);
+void trainer_gradients_zero(Trainer *trainer);
+
+/* --- parts.c: whole tensors out of all ranks' parts, and into them */
+
+typedef enum TrainerKept {
+    KEPT_WEIGHTS = 0, /* unrounded */
+    KEPT_MOMENT1,
+    KEPT_MOMENT2,
+    KEPT_REFERENCE, /* only put */
+} TrainerKept;
+
+/* Tensor number `tensor` of the whole model: rows [its count] of rank 0, in the type of the ops.
+ * The model's own weights are set by parts_set and read by nobody here. */
+void parts_get(Trainer *trainer, TrainerKept kept, guint tensor, void *rows);
+void parts_put(Trainer *trainer, TrainerKept kept, guint tensor, const void *rows);
+/* The unrounded weights become the model's, and the followed one's. */
+void parts_set(Trainer *trainer);

@@ -162,22 +162,20 @@ void weights_values(const Safetensors *st, const TensorInfo *info, const SafeTen
                  safetensors_data(st, safetensors_find(st, name)), first, n, values);
 }
 
-static void load_one(Weights *w, guint number, const Safetensors *st)
+void weights_read(const Safetensors *st, const TensorInfo *info, TensorDtype dtype, void *rows)
 {
-    TensorInfo info = tensors_info(&w->config, number);
     char name[TENSOR_NAME_MAX];
     double block[BLOCK];
-    tensors_name(&info, name);
+    tensors_name(info, name);
     const SafeTensor *tensor = safetensors_find(st, name);
-    if (tensor->dtype == w->dtype) {
-        memcpy(weights_at(w, number), safetensors_data(st, tensor),
-               info.count * tensor_dtype_bytes(w->dtype));
+    if (tensor->dtype == dtype) {
+        memcpy(rows, safetensors_data(st, tensor), info->count * tensor_dtype_bytes(dtype));
         return;
     }
-    for (guint64 first = 0; first < info.count; first += BLOCK) {
-        gsize n = (gsize)MIN(info.count - first, BLOCK);
-        weights_values(st, &info, tensor, first, n, block);
-        encode(weights_at(w, number), w->dtype, first, block, n);
+    for (guint64 first = 0; first < info->count; first += BLOCK) {
+        gsize n = (gsize)MIN(info->count - first, BLOCK);
+        weights_values(st, info, tensor, first, n, block);
+        encode(rows, dtype, first, block, n);
     }
 }
 
@@ -191,8 +189,10 @@ static Weights *load(const ModelConfig *config, const char *dir, TensorDtype dty
         return NULL;
     }
     Weights *w = weights_new(config, dtype, error);
-    for (guint i = 0; w != NULL && i < tensors_count(config); i++)
-        load_one(w, i, st);
+    for (guint i = 0; w != NULL && i < tensors_count(config); i++) {
+        TensorInfo info = tensors_info(config, i);
+        weights_read(st, &info, dtype, weights_at(w, i));
+    }
     return w;
 }
 

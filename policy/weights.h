@@ -30,6 +30,8 @@ gsize weights_bytes(const Weights *weights);
 /* Elements first .. first + n - 1 of a checked checkpoint's tensor, codes decoded. */
 void weights_values(const Safetensors *st, const TensorInfo *info, const SafeTensor *tensor,
                     guint64 first, gsize n, double *values);
+/* One tensor of a checked checkpoint, whole, as `dtype`. */
+void weights_read(const Safetensors *st, const TensorInfo *info, TensorDtype dtype, void *rows);
 /* dst[i] = src[i], rounded to nearest even where dst is narrower; NaN stays NaN. */
 void weights_convert(gpointer dst, TensorDtype dst_dtype, gconstpointer src, TensorDtype src_dtype,
                      guint64 count);

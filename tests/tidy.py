@@ -33,6 +33,7 @@ FOREIGN = {
     "libsoup/soup.h": ("env/",),
     "archive.h": ("sandbox/",),
     "mpi.h": ("kernels/",),
+    "nccl.h": ("kernels/comm_nccl",), "cuda_runtime_api.h": ("kernels/comm_nccl",),
     "curl/curl.h": ("env/client.c", "sandbox/", "tasks/", "policy/"),
 }
 

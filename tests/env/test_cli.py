@@ -84,6 +84,8 @@ def what_models_run_on_is_said_and_may_be_asked_for():
         checks = {row["id"]: row for row in json.loads(assay("doctor", "--json").stdout)["checks"]}
         same(checks["ops"]["status"], "ok")
         has(checks["ops"]["detail"], "models run on cpu-")
+        same(checks["ranks"]["status"], "ok")
+        has(checks["ranks"]["detail"], "between cards: ")
         result = assay("train", "ls", ASSAY_OPS="cude")
         same((result.returncode, result.stdout), (2, ""))
         has(result.stderr, "cude is neither cpu nor cuda")

@@ -4,10 +4,12 @@
  *
  * Started by mpirun it is a rank itself: `test_comm collectives`, `silent`, `killed`, `absent`.
  */
+#include "kernels/comm_cards.h"
 #include "tests/kernels/rank_lab.h"
 
 #include <glib.h>
 
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -291,6 +293,135 @@ static void test_alone(void)
     comm_close(c);
 }
 
+/* ---- cards, by the fake of NCCL ---- */
+
+typedef struct {
+    const char *library, *refusal;
+    const char *says; /* why ranks go on as they did; NULL: they change over */
+    void (*then)(Comm *c);
+} Cards;
+
+static void rank_cards(Comm *c, gpointer user)
+{
+    const Cards *what = user;
+    char why[512] = "";
+    gboolean changed =
+        comm_cards(c, c->rank == 1 ? what->refusal : NULL, what->library, why, sizeof why);
+
+    g_assert_cmpint(changed, ==, what->says == NULL);
+    if (what->says)
+        g_assert_cmpstr(why, ==, what->says);
+    what->then(c);
+}
+
+static void checks(Comm *c)
+{
+    check_all(c);
+    check_splits(c);
+}
+
+/* The fake's variable of that name; NULL: the test is skipped. */
+static void *fake(Cards *what, const char *name)
+{
+    what->library = g_getenv("ASSAY_FAKE_NCCL");
+    if (what->library)
+        return dlsym(dlopen(what->library, RTLD_NOW), name);
+    g_test_skip("ASSAY_FAKE_NCCL does not say where the fake is");
+    return NULL;
+}
+
+/* The same sums as without; small messages stay where they were. */
+static void test_cards(void)
+{
+    Cards what = {.then = checks};
+    const gsize *smallest = fake(&what, "fake_nccl_smallest");
+    const gsize *pieces = fake(&what, "fake_nccl_pieces");
+
+    if (!pieces)
+        return;
+    for (int ranks = 1; ranks <= RANKS_MAX; ranks++)
+        lab_ranks(ranks, rank_cards, &what);
+    g_assert_cmpuint(*pieces, >, 1000);
+    g_assert_cmpuint(*smallest, <, 65536); /* the end of one that was cut */
+}
+
+static void test_cards_refused(void)
+{
+    static const struct {
+        const char *fake, *refusal, *says;
+    } rows[] = {
+        {"none", NULL, "rank 0: NCCL: cards: none is seen"},
+        {"begin 1", NULL, "rank 1: NCCL: begin: internal error (at the beginning)"},
+        {NULL, "models run on a processor", "rank 1: models run on a processor"},
+    };
+    Cards what = {.then = checks};
+    const char **wrong = fake(&what, "fake_nccl_wrong");
+
+    for (guint i = 0; wrong && i < G_N_ELEMENTS(rows); i++) {
+        what.refusal = rows[i].refusal;
+        what.says = rows[i].says;
+        *wrong = rows[i].fake;
+        lab_ranks(2, rank_cards, &what);
+        *wrong = NULL;
+    }
+    what = (Cards){.library = "/nowhere.so",
+                   .then = checks,
+                   .says = "rank 0: no card messages: /nowhere.so: cannot open shared object file: "
+                           "No such file or directory"};
+    lab_ranks(2, rank_cards, &what);
+}
+
+/* Rank 1 fails within a sum over cards: what NCCL says, or nothing for a while. */
+static void sum_fails(Comm *c)
+{
+    gsize n = 100000;
+    g_autofree double *x = g_new0(double, n);
+    CommFail fail;
+
+    comm_timeout(c, 0.3);
+    g_assert_false(comm_all_reduce(c, COMM_F64, x, n) && comm_all_reduce(c, COMM_F64, x, n));
+    g_assert_true(comm_failed(c, &fail));
+    g_assert_nonnull(strstr(fail.text, ": messages: ")); /* this rank's words, or the other's */
+    g_test_message("%s", fail.text);
+    g_assert_false(comm_barrier(c));
+}
+
+static void test_cards_fail(void)
+{
+    static const char *const ways[] = {"async 1", "stuck 1"};
+    Cards what = {.then = sum_fails};
+    const char **wrong = fake(&what, "fake_nccl_wrong");
+
+    for (guint i = 0; wrong && i < G_N_ELEMENTS(ways); i++) {
+        *wrong = ways[i];
+        lab_ranks(2, rank_cards, &what);
+        *wrong = NULL;
+    }
+}
+
+/* A rank that never comes is named, and nothing was given to a card. */
+static void third_silent(Comm *c)
+{
+    g_autofree float *x = g_new0(float, 100000);
+    CommFail fail;
+
+    if (c->rank == 2)
+        return;
+    comm_timeout(c, 0.2);
+    g_assert_false(comm_all_reduce(c, COMM_F32, x, 100000));
+    g_assert_true(comm_failed(c, &fail));
+    g_assert_cmpint(fail.rank, ==, 2);
+    g_assert_nonnull(strstr(fail.text, "rank 2 is silent for 0.2 s"));
+}
+
+static void test_cards_silent(void)
+{
+    Cards what = {.then = third_silent};
+
+    if (fake(&what, "fake_nccl_wrong"))
+        lab_ranks(3, rank_cards, &what);
+}
+
 /* ---- processes ---- */
 
 static char *self;
@@ -375,6 +506,10 @@ int main(int argc, char **argv)
     g_test_add_func("/comm/wrong", test_wrong);
     g_test_add_func("/comm/gives-up", test_gives_up);
     g_test_add_func("/comm/alone", test_alone);
+    g_test_add_func("/comm/cards/collectives", test_cards);
+    g_test_add_func("/comm/cards/refused", test_cards_refused);
+    g_test_add_func("/comm/cards/fail", test_cards_fail);
+    g_test_add_func("/comm/cards/silent", test_cards_silent);
     g_test_add_data_func("/comm/processes/2", "2", test_processes);
     g_test_add_data_func("/comm/processes/4", "4", test_processes);
     g_test_add_func("/comm/absent", test_absent);

@@ -69,7 +69,7 @@ static double frozen_loss(Trainer *trainer, RolloutGroup *group, const double *c
     g_autoptr(GError) error = NULL;
     double loss = 0;
 
-    g_assert_true(trainer_logprobs(trainer, NULL, &group, 1, 1, ROLLOUT_REF, &error));
+    g_assert_true(trainer_logprobs(trainer, &group, 1, 1, ROLLOUT_REF, &error));
     for (int i = 0; i < 12; i++)
         loss -= coef[i] * group->rollouts[0].ref[i];
     return loss;
@@ -325,10 +325,11 @@ static void check_recompute(const Ops *ops)
     guint64 batches;
     g_autoptr(Params) kept = bits_of(model, 600, ACTS_KEEP_ALL, groups, 2, &batches);
     g_autoptr(Params) made = bits_of(model, 600, ACTS_KEEP_INPUTS, groups, 2, &batches);
+    const Layout one = {1, 1, 1, 1};
 
     g_assert_true(memcmp(kept->data, made->data, params_bytes(kept)) == 0);
-    g_assert_cmpuint(trainer_bytes(model, 600, ACTS_KEEP_INPUTS, 1, 1), <,
-                     trainer_bytes(model, 600, ACTS_KEEP_ALL, 1, 1) * 2 / 3);
+    g_assert_cmpuint(trainer_bytes(model, 600, ACTS_KEEP_INPUTS, &one, 1), <,
+                     trainer_bytes(model, 600, ACTS_KEEP_ALL, &one, 1) * 2 / 3);
     rollout_group_free(groups[0]);
     rollout_group_free(groups[1]);
 }
@@ -556,7 +557,7 @@ static void test_observations(void)
 
     rollout_fill(&group->rollouts[0], (const int[]){4, 5, 6, 7, 8}, mask, NULL, 5);
     rollout_fill(&group->rollouts[1], (const int[]){4, 5, 9, 7, 8}, mask, NULL, 5);
-    g_assert_true(trainer_logprobs(trainer, NULL, &group, 1, 1, ROLLOUT_ANCHOR, &error));
+    g_assert_true(trainer_logprobs(trainer, &group, 1, 1, ROLLOUT_ANCHOR, &error));
     a = group->rollouts[0].anchor;
     b = group->rollouts[1].anchor;
     g_assert_cmpfloat(a[0], ==, b[0]);
