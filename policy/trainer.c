@@ -1,8 +1,8 @@
 /*
  * One minibatch: forward, log-probabilities, coefficients, backward, step.
  *
- * The head is worked in tiles of rows, twice: coefficients need every log-probability of a rollout
- * before the first gradient, and logits of all rows would not fit.
+ * The head is worked twice: coefficients need every log-probability of a rollout before the first
+ * gradient, and logits are not kept.
  *
  * Invariants
  *  1. Gradients only ever add onto what stands, in the order of rows: no cut shows in the sum.
@@ -26,23 +26,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOGITS_MAX    (4u << 20) /* elements of a tile */
-#define HEAD_ROWS_MAX 1024
-#define SEGMENTS      64u /* of the parameters; a rank has whole ones */
+#define HEAD_ROWS_MAX 1024 /* of the head at once: bounds its scratch */
+#define SEGMENTS      64u  /* of the parameters; a rank has whole ones */
 #define SEGMENT_ALIGN 16u
 
 /* Numbers by target, in `scratch`. */
 enum { LOGP, LSE, ENTROPY, COEF, BONUS, SCRATCHES };
 
-static int head_rows(const Model *m, int rows_max)
+/* Of the scratch of Ops.head_fwd. */
+static gsize head_numbers(int rows_max)
 {
-    int fit = (int)(LOGITS_MAX / m->config.vocab);
-
-    return CLAMP(fit, 16, MIN(rows_max, HEAD_ROWS_MAX));
+    return (gsize)MIN(rows_max, HEAD_ROWS_MAX) * (OPS_HEAD_TILE + 3);
 }
 
 typedef struct {
-    gsize hidden, logits, scratch;
+    gsize hidden, head, scratch;
 } Sizes;
 
 static Sizes sizes_of(const Model *m, int rows_max)
@@ -50,7 +48,7 @@ static Sizes sizes_of(const Model *m, int rows_max)
     gsize real = ops_real_size(m->ops->real), rows = (gsize)rows_max;
 
     return (Sizes){.hidden = rows * m->config.hidden * real,
-                   .logits = (gsize)head_rows(m, rows_max) * m->config.vocab * real,
+                   .head = head_numbers(rows_max) * real,
                    .scratch = SCRATCHES * rows * real};
 }
 
@@ -93,7 +91,7 @@ gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, guint ranks, gu
     return 2 * params_count(m) * ops_real_size(m->ops->real) +
            trainer_moments_bytes(m, ranks) * (shares > 1 ? 3 : 2) / 2 +
            acts_bytes(m, rows_max, keep) + backward_bytes(m, rows_max, rows_max) + 2 * s.hidden +
-           s.logits + s.scratch + (gsize)rows_max * sizeof(LossToken);
+           s.head + s.scratch + (gsize)rows_max * sizeof(LossToken);
 }
 
 gboolean trainer_shares(guint ranks, guint shares, guint *ret_shares, GError **error)
@@ -162,13 +160,12 @@ Trainer *trainer_part(Model *m, int rows_max, ActsKeep keep, const TrainerRanks 
         return NULL;
     }
     t->model = m;
-    t->head_rows = head_rows(m, rows_max);
     if (!join(t, ranks, error) || !hold(t, error) ||
         !(t->packer = packer_new(m, rows_max, error)) ||
         !(t->acts = acts_new(m, rows_max, keep, error)) ||
         !(t->backward = backward_new(m, rows_max, rows_max, error)) ||
         !(t->hidden = room(s.hidden, error)) || !(t->dhidden = room(s.hidden, error)) ||
-        !(t->logits = room(s.logits, error)) || !(t->scratch = room(s.scratch, error)))
+        !(t->head = room(s.head, error)) || !(t->scratch = room(s.scratch, error)))
         return NULL;
     t->tokens = g_new0(LossToken, rows_max);
     params_get(t->master);
@@ -207,7 +204,7 @@ void trainer_free(Trainer *t)
     backward_free(t->backward);
     free(t->hidden);
     free(t->dhidden);
-    free(t->logits);
+    free(t->head);
     free(t->scratch);
     g_free(t->tokens);
     g_free(t);
@@ -234,49 +231,47 @@ static void gather(const Trainer *t, char *packed, char *rows, gboolean back)
     }
 }
 
-/* Logits of the targets from `from` on, in t->logits; returns how many. */
-static int tile_logits(Trainer *t, const Model *m, guint from, int *ids)
+/* The ids of the targets from `from` on, HEAD_ROWS_MAX at most; returns how many. */
+static int slice_ids(const Trainer *t, guint from, int *ids)
 {
-    gsize width = m->config.hidden * ops_real_size(m->ops->real);
-    int n = (int)MIN((guint)t->head_rows, t->packer->n_targets - from);
+    int n = (int)MIN(HEAD_ROWS_MAX, t->packer->n_targets - from);
 
     for (int i = 0; i < n; i++)
         ids[i] = t->packer->targets[from + (guint)i].id;
-    forward_logits(m, t->logits, t->hidden + from * width, n);
     return n;
 }
 
 static void head_forward(Trainer *t, const Model *m, double temperature)
 {
+    gsize width = m->config.hidden * ops_real_size(m->ops->real);
     int ids[HEAD_ROWS_MAX], n;
 
     gather(t, t->hidden, t->acts->hidden, FALSE);
     for (guint from = 0; from < t->packer->n_targets; from += (guint)n) {
-        n = tile_logits(t, m, from, ids);
-        shard_logprob_fwd(m, scratch_at(t, LOGP, from), scratch_at(t, LSE, from),
-                          scratch_at(t, ENTROPY, from), t->logits, ids, n, temperature);
+        n = slice_ids(t, from, ids);
+        shard_head_fwd(m, scratch_at(t, LOGP, from), scratch_at(t, LSE, from),
+                       scratch_at(t, ENTROPY, from), t->hidden + from * width, ids, n, temperature,
+                       t->head);
     }
 }
 
 static void head_backward(Trainer *t, double temperature, gboolean bonus)
 {
     gsize width = t->model->config.hidden * ops_real_size(t->model->ops->real);
-    gboolean again = t->packer->n_targets > (guint)t->head_rows;
+    void *dw = params_tensor(t->grads, 0, SLOT_HEAD, 0);
     int ids[HEAD_ROWS_MAX], n;
 
     for (guint from = 0; from < t->packer->n_targets; from += (guint)n) {
-        if (again) {
-            n = tile_logits(t, t->model, from, ids);
-        } else { /* the one tile still stands */
-            n = (int)t->packer->n_targets;
-            for (int i = 0; i < n; i++)
-                ids[i] = t->packer->targets[i].id;
-        }
-        shard_logprob_bwd(t->model, t->logits, scratch_at(t, LSE, from), ids,
-                          scratch_at(t, COEF, from), bonus ? scratch_at(t, BONUS, from) : NULL,
-                          scratch_at(t, ENTROPY, from), n, temperature);
-        /* the tile's gradient goes where its hidden states were: they are read first */
-        backward_logits(t->model, t->grads, t->dhidden, t->logits, t->hidden + from * width, n);
+        HeadGrad grad = {.lse = scratch_at(t, LSE, from),
+                         .ids = ids,
+                         .coef = scratch_at(t, COEF, from),
+                         .bonus = bonus ? scratch_at(t, BONUS, from) : NULL,
+                         .entropy = scratch_at(t, ENTROPY, from)};
+
+        n = slice_ids(t, from, ids);
+        /* the slice's gradient goes where its hidden states were: they are read first */
+        shard_head_bwd(t->model, t->dhidden, dw, t->hidden + from * width, &grad, n, temperature,
+                       t->head);
         memcpy(t->hidden + from * width, t->dhidden, (gsize)n * width);
     }
     memset(t->dhidden, 0, (gsize)t->packer->batch.rows * width);
@@ -567,18 +562,18 @@ static double gradient_squares(Trainer *t, gsize from, gsize end, gconstpointer 
 static double step_squares(Trainer *t, gsize from, gsize end, gconstpointer adamw)
 {
     const Ops *ops = t->model->ops;
-    gsize real = ops_real_size(ops->real), piece = (gsize)t->head_rows * t->model->config.vocab;
+    gsize real = ops_real_size(ops->real), piece = head_numbers(t->packer->rows_max);
     double far = 0;
 
     for (; from < end; from += piece) {
         gsize n = MIN(piece, end - from);
         char *w = (char *)t->master->data + from * real;
 
-        memcpy(t->logits, w, n * real);
+        memcpy(t->head, w, n * real);
         ops->adamw(w, own_at(t, t->moment1, from), own_at(t, t->moment2, from),
                    own_at(t, gradients_own(t), from), n, adamw);
-        ops->axpby(t->logits, 1, w, -1, n);
-        far += ops->sumsq(t->logits, n);
+        ops->axpby(t->head, 1, w, -1, n);
+        far += ops->sumsq(t->head, n);
     }
     return far;
 }

@@ -239,9 +239,7 @@ void cuda_embed_fwd(void *y, const OpsWeight *w, const int *ids, int rows)
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
+    staged = cuda_begin_put(ids, bytes, 0);
     LAUNCH(embed_kernel, (unsigned)rows, EMBED_BLOCK, 0, cuda_stream(), (float *)y, w->data,
            w->format == WEIGHT_BF16, cuda_weight_stride(w->k), (const int *)staged, w->k);
     cuda_end("embed_fwd");
@@ -254,9 +252,7 @@ void cuda_embed_bwd(void *dw, const void *dy, const int *ids, int rows, int widt
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
+    staged = cuda_begin_put(ids, bytes, 0);
     LAUNCH(embed_bwd_kernel, dim3(blocks_for((size_t)width, EMBED_BLOCK, SIZE_MAX), EMBED_SHARES),
            EMBED_BLOCK, 0, cuda_stream(), (float *)dw, (const float *)dy, (const int *)staged, rows,
            width);

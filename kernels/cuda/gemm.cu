@@ -68,22 +68,10 @@ template <int TA, int TB>
 static __device__ __forceinline__ void gemm_tile(const GemmJob *job, int row0, int col0)
 {
     DYN_SMEM(void, smem);
-    Tile<TA, TB> *tile = (Tile<TA, TB> *)smem;
-    int m = job->m - row0 < TILE_M ? job->m - row0 : TILE_M;
-    int n = job->n - col0 < TILE_N ? job->n - col0 : TILE_N;
-    Side b = side(job->b_inner);
+    int m, n;
     Acc acc;
 
-    b.bf16 = job->b_bf16;
-    for (int r = (int)threadIdx.x; r < m; r += TILE_BLOCK) {
-        int at = job->a_rows ? job->a_rows[row0 + r] / job->divide : row0 + r;
-
-        tile->a_at[r] = (const char *)(job->a + (size_t)at * job->a_row);
-    }
-    rows_at(tile->b_at, n, job->b + (size_t)col0 * job->b_row * (b.bf16 ? 2 : 4), job->b_row,
-            b.bf16 ? 2 : 4);
-    acc_zero(acc);
-    tile_product<TA, TB>(acc, tile, side(job->a_inner), m, b, n, job->k);
+    gemm_acc<TA, TB>(acc, (Tile<TA, TB> *)smem, job, row0, col0, &m, &n);
     FOR_ACC (i, j, e, m, n) {
         float *to = job->c + (size_t)(row0 + acc_row(i, e)) * job->c_row + col0 + acc_col(j, e);
 
@@ -192,20 +180,7 @@ void cuda_gemm_dx(void *dx, const void *dy, const OpsWeight *w, int rows, int ad
 
 void cuda_gemm_dw(void *dw, const void *dy, const void *x, int rows, int n, int k)
 {
-    GemmJob job = {};
-    GemmTerms terms = {2, 2};
+    GemmJob job = gemm_job_dw((float *)dw, (const float *)dy, (const float *)x, rows, n, k);
 
-    job.a = (const float *)dy;
-    job.a_row = 1;
-    job.a_inner = (size_t)n;
-    job.b = (const char *)x;
-    job.b_row = 1;
-    job.b_inner = (size_t)k;
-    job.c = (float *)dw;
-    job.c_row = (size_t)k;
-    job.m = n;
-    job.n = k;
-    job.k = rows;
-    job.add = 1;
-    gemm_one(&job, terms, "gemm_dw");
+    gemm_one(&job, gemm_terms_dw(), "gemm_dw");
 }

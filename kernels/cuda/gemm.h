@@ -25,6 +25,27 @@ typedef struct {
     int a, b;
 } GemmTerms;
 
+/* A B^T of a job's rows row0 .. row0 + *m - 1 and columns col0 .. col0 + *n - 1. */
+template <int TA, int TB>
+static __device__ __forceinline__ void gemm_acc(Acc acc, Tile<TA, TB> *tile, const GemmJob *job,
+                                                int row0, int col0, int *m, int *n)
+{
+    Side b = side(job->b_inner);
+
+    *m = job->m - row0 < TILE_M ? job->m - row0 : TILE_M;
+    *n = job->n - col0 < TILE_N ? job->n - col0 : TILE_N;
+    b.bf16 = job->b_bf16;
+    for (int r = (int)threadIdx.x; r < *m; r += TILE_BLOCK) {
+        int at = job->a_rows ? job->a_rows[row0 + r] / job->divide : row0 + r;
+
+        tile->a_at[r] = (const char *)(job->a + (size_t)at * job->a_row);
+    }
+    rows_at(tile->b_at, *n, job->b + (size_t)col0 * job->b_row * (b.bf16 ? 2 : 4), job->b_row,
+            b.bf16 ? 2 : 4);
+    acc_zero(acc);
+    tile_product<TA, TB>(acc, tile, side(job->a_inner), *m, b, *n, job->k);
+}
+
 /* What gemm_launch stages for jobs of `rows` rows together. */
 size_t gemm_stage_bytes(int jobs, int rows);
 void gemm_launch(const GemmJob *jobs, int n_jobs, GemmTerms terms);
@@ -77,7 +98,45 @@ static inline GemmJob gemm_job_dx(float *dx, const float *dy, const OpsWeight *w
     return job;
 }
 
+/* dw += dy^T x. */
+static inline GemmJob gemm_job_dw(float *dw, const float *dy, const float *x, int rows, int n,
+                                  int k)
+{
+    GemmJob job = {};
+
+    job.a = dy;
+    job.a_row = 1;
+    job.a_inner = (size_t)n;
+    job.b = (const char *)x;
+    job.b_row = 1;
+    job.b_inner = (size_t)k;
+    job.c = dw;
+    job.c_row = (size_t)k;
+    job.m = n;
+    job.n = k;
+    job.k = rows;
+    job.add = 1;
+    return job;
+}
+
+/* Outputs from .. from + n - 1 of W, as they lie. */
+static inline OpsWeight gemm_weight_part(const OpsWeight *w, int from, int n)
+{
+    OpsWeight part = *w;
+
+    part.data = (char *)w->data + cuda_weight_bytes(w->format, from, w->k);
+    part.n = n;
+    return part;
+}
+
 GemmTerms gemm_terms(WeightFormat format, GemmPrecision precision);
+
+static inline GemmTerms gemm_terms_dw(void)
+{
+    GemmTerms terms = {2, 2};
+
+    return terms;
+}
 
 static inline GemmTerms gemm_terms_dx(WeightFormat format)
 {

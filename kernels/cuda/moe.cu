@@ -112,9 +112,7 @@ void cuda_route_bwd(void *dz, const void *dweights, const int *ids, const void *
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
+    staged = cuda_begin_put(ids, bytes, 0);
     LAUNCH(route_bwd_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
            (const float *)dweights, (const int *)staged, (const float *)weights, rows, experts,
            topk);
@@ -129,9 +127,7 @@ void cuda_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(plan->offsets, bytes);
-    cuda_send();
+    staged = cuda_begin_put(plan->offsets, bytes, 0);
     LAUNCH(balance_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
            (const float *)z, (const int *)staged, rows, plan->experts, (float)1 / (float)plan->rows,
            (float)scale * (float)plan->experts / (float)rows);

@@ -229,12 +229,48 @@ static void case_logprob(Lab *lab)
     lab_keep(lab, logp, lab->rows);
     lab_keep(lab, lse, lab->rows);
     lab_keep(lab, entropy, lab->rows);
-    lab->ops->logprob_bwd(logits, lse, id, lab_in(lab, lab->rows, 1), lab_in(lab, lab->rows, 1),
-                          entropy, lab->rows, WIDE, valid, 0.7);
-    lab_keep(lab, logits, n);
-    lab->ops->logprob_bwd(logits, lse, id, lab_in(lab, lab->rows, 1), NULL, NULL, lab->rows, WIDE,
-                          valid, 0.7);
-    lab_keep(lab, logits, n);
+}
+
+/* Two tiles of the vocabulary and a bit, the last ids left out. */
+enum { WORDS = OPS_HEAD_TILE + 150, VALID = WORDS - 7, HEAD_K = 5 };
+
+/* The bits that the same numbers have where logits are kept. */
+static void head_as_kept(Lab *lab, const void *x, const OpsWeight *w, const int *id,
+                         const void *logp, const void *lse)
+{
+    gsize bytes = (gsize)lab->rows * ops_real_size(lab->ops->real);
+    void *logits = lab_out(lab, (gsize)lab->rows * WORDS), *own = lab_out(lab, lab->rows);
+    void *all = lab_out(lab, lab->rows);
+
+    lab->ops->gemm_fwd(logits, x, w, lab->rows, GEMM_EXACT);
+    lab->ops->logprob_fwd(own, all, NULL, logits, id, lab->rows, WORDS, VALID, 0.7);
+    if (memcmp(own, logp, bytes) != 0 || memcmp(all, lse, bytes) != 0)
+        g_error("%s, %d rows: the head without logits has other bits", lab->ops->name, lab->rows);
+}
+
+static void case_head(Lab *lab)
+{
+    gsize rows = (gsize)lab->rows, n = rows * HEAD_K;
+    OpsWeight w = weight(lab, WORDS, HEAD_K);
+    int *id = ids(lab, lab->rows, VALID);
+    void *x = lab_in(lab, n, 4), *scratch = lab_out(lab, rows * (OPS_HEAD_TILE + 3));
+    void *logp = lab_out(lab, rows), *lse = lab_out(lab, rows), *entropy = lab_out(lab, rows);
+    void *dx = lab_out(lab, n), *dw = lab_in(lab, WORDS * HEAD_K, 0.1);
+    HeadGrad grad = {lse, id, lab_in(lab, rows, 1), lab_in(lab, rows, 1), entropy};
+
+    lab->ops->head_fwd(logp, lse, entropy, x, &w, id, lab->rows, VALID, 0.7, scratch);
+    head_as_kept(lab, x, &w, id, logp, lse);
+    lab_keep(lab, logp, rows);
+    lab_keep(lab, lse, rows);
+    lab_keep(lab, entropy, rows);
+    for (int round = 0; round < 2; round++) {
+        lab->ops->head_bwd(dx, dw, x, &w, &grad, lab->rows, VALID, 0.7, scratch);
+        lab_keep(lab, dx, n);
+        lab_keep(lab, dw, WORDS * HEAD_K);
+        grad.bonus = grad.entropy = NULL;
+        if (rows > 1)
+            id[1] = -1;
+    }
 }
 
 static void case_adamw(Lab *lab)
@@ -475,6 +511,7 @@ const LabCase lab_cases[] = {
     {"gemm", case_gemm},
     {"rope", case_rope},
     {"logprob", case_logprob},
+    {"head", case_head},
     {"adamw", case_adamw},
     {"attention", case_attention},
     {"lightning", case_lightning},
