@@ -276,8 +276,15 @@ static inline size_t ops_real_size(OpsReal real)
     return real == OPS_F64 ? sizeof(double) : sizeof(float);
 }
 
+/* Of functions that kernels on a card call, too. */
+#ifdef __CUDACC__
+#define OPS_INLINE static inline __host__ __device__
+#else
+#define OPS_INLINE static inline
+#endif
+
 /* bf16 is the upper half of an f32; rounding to nearest even, NaN kept. */
-static inline uint16_t bf16_of(float x)
+OPS_INLINE uint16_t bf16_of(float x)
 {
     union {
         float f;
@@ -288,7 +295,7 @@ static inline uint16_t bf16_of(float x)
     return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }
 
-static inline float bf16_float(uint16_t x)
+OPS_INLINE float bf16_float(uint16_t x)
 {
     union {
         uint32_t u;

@@ -1,66 +1,16 @@
 /*
- * Packed weights and the products with them, on tensor cores.
+ * The products with packed weights, on tensor cores.
  *
- * A matrix W [n, k] is kept row by row, each row filled up with zeros to a multiple of eight.
- * How many bf16 terms (product.h) a side has: weights in bf16 one, in f32 two, three where the
- * product is exact; activations one where both they may be rounded and the weights are bf16, else
- * as many as f32 weights; gradients two.
+ * How many bf16 terms (product.h) a side has: weights in bf16 or codes one, in f32 two, three where
+ * the product is exact; activations one where both they may be rounded and the weights have one,
+ * else as many as f32 weights; gradients two.
  *
  * Invariants
  *  1. One kernel for any number of rows: decode and prefill take the same sums.
  *
- * Not here: the tile itself (product.h), experts (moe.cu).
+ * Not here: the tile itself (product.h), how weights lie (weight.h), experts (moe.cu).
  */
 #include "kernels/cuda/gemm.h"
-
-/* ---- packing ---- */
-
-static __global__ void pack_kernel(void *to, const float *from, int bf16, int k, size_t stride)
-{
-    size_t row = blockIdx.x;
-
-    for (size_t i = threadIdx.x; i < stride; i += FLAT_BLOCK) {
-        float x = i < (size_t)k ? from[row * (size_t)k + i] : 0;
-
-        if (bf16)
-            ((unsigned short *)to)[row * stride + i] = bf16_round(x);
-        else
-            ((float *)to)[row * stride + i] = x;
-    }
-}
-
-static __global__ void unpack_kernel(float *to, const void *from, int bf16, int k, size_t stride)
-{
-    size_t row = blockIdx.x;
-
-    for (size_t i = threadIdx.x; i < (size_t)k; i += FLAT_BLOCK)
-        to[row * (size_t)k + i] = bf16
-                                      ? bf16_widen(((const unsigned short *)from)[row * stride + i])
-                                      : ((const float *)from)[row * stride + i];
-}
-
-size_t cuda_weight_bytes(WeightFormat format, int n, int k)
-{
-    if (format > WEIGHT_BF16)
-        return 0; /* codes: not here yet */
-    return (size_t)n * cuda_weight_stride(k) * weight_element(format);
-}
-
-void cuda_weight_pack(const OpsWeight *w, const void *rows)
-{
-    cuda_begin(0, 0);
-    LAUNCH(pack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), w->data, (const float *)rows,
-           w->format == WEIGHT_BF16, w->k, cuda_weight_stride(w->k));
-    cuda_end("weight_pack");
-}
-
-void cuda_weight_unpack(void *rows, const OpsWeight *w)
-{
-    cuda_begin(0, 0);
-    LAUNCH(unpack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), (float *)rows, w->data,
-           w->format == WEIGHT_BF16, w->k, cuda_weight_stride(w->k));
-    cuda_end("weight_unpack");
-}
 
 /* ---- the kernel ---- */
 
@@ -152,7 +102,7 @@ GemmTerms gemm_terms(WeightFormat format, GemmPrecision precision)
     int exact = precision == GEMM_EXACT;
     GemmTerms bf16 = {exact ? 3 : 1, 1}, real = {exact ? 3 : 2, exact ? 3 : 2};
 
-    return format == WEIGHT_BF16 ? bf16 : real;
+    return format == WEIGHT_REAL ? real : bf16;
 }
 
 static void gemm_one(const GemmJob *job, GemmTerms terms, const char *op)

@@ -503,22 +503,22 @@ static void case_one_expert(Lab *lab)
 /* ---- the list ---- */
 
 const LabCase lab_cases[] = {
-    {"weight", case_weight},
-    {"embed", case_embed},
-    {"rmsnorm", case_rmsnorm},
-    {"gatenorm", case_gatenorm},
-    {"elementwise", case_elementwise},
-    {"gemm", case_gemm},
-    {"rope", case_rope},
-    {"logprob", case_logprob},
-    {"head", case_head},
-    {"adamw", case_adamw},
-    {"attention", case_attention},
-    {"lightning", case_lightning},
-    {"long_attention", case_long_attention},
-    {"long_lightning", case_long_lightning},
-    {"experts", case_experts},
-    {"one_expert", case_one_expert},
+    {"weight", case_weight, TRUE},
+    {"embed", case_embed, TRUE},
+    {"rmsnorm", case_rmsnorm, FALSE},
+    {"gatenorm", case_gatenorm, FALSE},
+    {"elementwise", case_elementwise, FALSE},
+    {"gemm", case_gemm, TRUE},
+    {"rope", case_rope, FALSE},
+    {"logprob", case_logprob, FALSE},
+    {"head", case_head, TRUE},
+    {"adamw", case_adamw, FALSE},
+    {"attention", case_attention, FALSE},
+    {"lightning", case_lightning, FALSE},
+    {"long_attention", case_long_attention, FALSE},
+    {"long_lightning", case_long_lightning, FALSE},
+    {"experts", case_experts, TRUE},
+    {"one_expert", case_one_expert, TRUE},
 };
 
 const guint lab_n_cases = G_N_ELEMENTS(lab_cases);

@@ -21,6 +21,7 @@ typedef struct {
 typedef struct {
     const char *name;
     void (*run)(Lab *lab);
+    gboolean weights; /* packs matrices */
 } LabCase;
 
 extern const LabCase lab_cases[];
