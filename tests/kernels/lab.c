@@ -263,7 +263,7 @@ static void case_head(Lab *lab)
     lab_keep(lab, logp, rows);
     lab_keep(lab, lse, rows);
     lab_keep(lab, entropy, rows);
-    for (int round = 0; round < 2; round++) {
+    for (int round = 0; round < (rows < 10 ? 2 : 1); round++) {
         lab->ops->head_bwd(dx, dw, x, &w, &grad, lab->rows, VALID, 0.7, scratch);
         lab_keep(lab, dx, n);
         lab_keep(lab, dw, WORDS * HEAD_K);
@@ -407,6 +407,27 @@ static void case_long_attention(Lab *lab)
     }
 }
 
+/* A few rows behind contexts of several runs of pages, one of them in its first page. */
+static void case_deep_attention(Lab *lab)
+{
+    enum { DEEP = 1290, SHORT = 3 };
+    const OpsHeads s = {.heads = 4, .kv_heads = 2, .dim = 8, .chunk = 16};
+    int rows = MIN(lab->rows, 9);
+    gsize all = (gsize)rows + 1, qs = all * s.heads * s.dim, ks = all * s.kv_heads * s.dim;
+    gsize page = (gsize)2 * s.kv_heads * s.dim * s.chunk, n = (DEEP + 9) / s.chunk + 1;
+    void **pages = lab_room(lab, (n + 1) * sizeof(void *));
+    void *o = lab_out(lab, qs), *lse = lab_out(lab, all * s.heads);
+    OpsSpan spans[] = {{.rows = rows, .pos0 = DEEP, .pages = pages},
+                       {.row0 = rows, .rows = 1, .pos0 = SHORT, .pages = pages + n}};
+
+    for (gsize i = 0; i <= n; i++)
+        pages[i] = lab_in(lab, page, 2);
+    lab->ops->attn_fwd(o, lse, lab_in(lab, qs, 2), lab_in(lab, ks, 2), lab_in(lab, ks, 1), spans, 2,
+                       0, s);
+    lab_keep(lab, o, qs);
+    lab_keep(lab, lse, all * s.heads);
+}
+
 static void case_long_lightning(Lab *lab)
 {
     for (guint i = 0; i < G_N_ELEMENTS(long_shapes); i++) {
@@ -503,22 +524,23 @@ static void case_one_expert(Lab *lab)
 /* ---- the list ---- */
 
 const LabCase lab_cases[] = {
-    {"weight", case_weight, TRUE},
-    {"embed", case_embed, TRUE},
-    {"rmsnorm", case_rmsnorm, FALSE},
-    {"gatenorm", case_gatenorm, FALSE},
-    {"elementwise", case_elementwise, FALSE},
-    {"gemm", case_gemm, TRUE},
-    {"rope", case_rope, FALSE},
-    {"logprob", case_logprob, FALSE},
-    {"head", case_head, TRUE},
-    {"adamw", case_adamw, FALSE},
-    {"attention", case_attention, FALSE},
-    {"lightning", case_lightning, FALSE},
-    {"long_attention", case_long_attention, FALSE},
-    {"long_lightning", case_long_lightning, FALSE},
-    {"experts", case_experts, TRUE},
-    {"one_expert", case_one_expert, TRUE},
+    {"weight", case_weight, TRUE, FALSE},
+    {"embed", case_embed, TRUE, FALSE},
+    {"rmsnorm", case_rmsnorm, FALSE, FALSE},
+    {"gatenorm", case_gatenorm, FALSE, FALSE},
+    {"elementwise", case_elementwise, FALSE, FALSE},
+    {"gemm", case_gemm, TRUE, FALSE},
+    {"rope", case_rope, FALSE, FALSE},
+    {"logprob", case_logprob, FALSE, FALSE},
+    {"head", case_head, TRUE, FALSE},
+    {"adamw", case_adamw, FALSE, FALSE},
+    {"attention", case_attention, FALSE, TRUE},
+    {"lightning", case_lightning, FALSE, TRUE},
+    {"long_attention", case_long_attention, FALSE, FALSE},
+    {"deep_attention", case_deep_attention, FALSE, FALSE},
+    {"long_lightning", case_long_lightning, FALSE, FALSE},
+    {"experts", case_experts, TRUE, FALSE},
+    {"one_expert", case_one_expert, TRUE, FALSE},
 };
 
 const guint lab_n_cases = G_N_ELEMENTS(lab_cases);

@@ -22,6 +22,7 @@ typedef struct {
     const char *name;
     void (*run)(Lab *lab);
     gboolean weights; /* packs matrices */
+    gboolean fixed;   /* has rows of its own: lab->rows is nothing to it */
 } LabCase;
 
 extern const LabCase lab_cases[];
