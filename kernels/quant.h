@@ -22,7 +22,8 @@
 
 #include <math.h>
 
-#define QUANT_FP8_MOST 448.0f
+#define QUANT_FP8_MOST   448.0f
+#define QUANT_GROUP_MOST (128 * 128) /* weights of the largest group */
 
 OPS_INLINE int quant_is(WeightFormat format)
 {

@@ -212,7 +212,7 @@ static int tiles_of(const OpsSpan *span, OpsHeads h)
     return (span->rows * (h.heads / h.kv_heads) + TILE_M - 1) / TILE_M;
 }
 
-/* How large a call is: its rows, the most of a span, tiles, positions that the longest span sees. */
+/* How large a call is: its rows, the most of a span, tiles, positions of the longest context. */
 typedef struct {
     int rows, most, tiles;
     int64_t positions;
