@@ -35,6 +35,7 @@
 #define OPS_DIM_MAX     256
 #define OPS_EXPERTS_MAX 256
 #define OPS_TOPK_MAX    8
+#define OPS_HEAD_TILE   1024
 
 typedef enum { OPS_F32 = 0, OPS_F64 } OpsReal;
 
@@ -114,6 +115,14 @@ typedef struct {
     const OpsWeight *w3; /* [E] up projection */
     const OpsWeight *w2; /* [E] down projection */
 } MoeWeights;
+
+/* What the gradient of log-probabilities is made of, each [T]: see head_bwd. */
+typedef struct {
+    const void *lse;
+    const int *ids;
+    const void *coef;
+    const void *bonus, *entropy; /* bonus may be NULL, and then entropy */
+} HeadGrad;
 
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
@@ -223,15 +232,21 @@ typedef struct Ops {
                     const MoeWeights *w, void *dact, void *dout);
 
     /* Over z = logits / temperature, ids >= valid left out: lse [T], logp [T] of ids, entropy [T]
-     * (may be NULL). Backward, in place: logits <- coef[t] (p - [j = id]) / temperature with p the
-     * softmax, and where `bonus` is not NULL (then `entropy` is as left by fwd) + bonus[t] p (log p
-     * + entropy[t]) / temperature, the gradient of -bonus times the entropy; 0 from `valid` on.
-     * An id of -1 is none of these: nothing is taken off for it. */
+     * (may be NULL). Exponentials are summed tile by tile of OPS_HEAD_TILE ids, ascending. */
     void (*logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
                         int rows, int vocab, int valid, double temperature);
-    void (*logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,
-                        const void *bonus, const void *entropy, int rows, int vocab, int valid,
-                        double temperature);
+    /* The same of hidden rows x [T, k] and the head's W [V, k], bit for bit what logprob_fwd makes
+     * of the exact product's logits, which are never there: a tile of the vocabulary at a time.
+     * Backward: with p the softmax and
+     *   dz = coef[t] (p - [j = id]) / temperature, and where `bonus` is not NULL (then `entropy` is
+     *        as left by fwd) + bonus[t] p (log p + entropy[t]) / temperature, the gradient of
+     *        -bonus times the entropy; 0 from `valid` on, an id of -1 is none of these,
+     * dx = dz W, dw real [V, k] += dz^T x, tiles in ascending order. Scratch of either: real
+     * [T, OPS_HEAD_TILE + 3]. */
+    void (*head_fwd)(void *logp, void *lse, void *entropy, const void *x, const OpsWeight *w,
+                     const int *ids, int rows, int valid, double temperature, void *scratch);
+    void (*head_bwd)(void *dx, void *dw, const void *x, const OpsWeight *w, const HeadGrad *grad,
+                     int rows, int valid, double temperature, void *scratch);
 
     /* Decoupled weight decay, bias correction, eps outside the root (arXiv 1711.05101). */
     void (*adamw)(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *step);
@@ -262,8 +277,15 @@ static inline size_t ops_real_size(OpsReal real)
     return real == OPS_F64 ? sizeof(double) : sizeof(float);
 }
 
+/* Of functions that kernels on a card call, too. */
+#ifdef __CUDACC__
+#define OPS_INLINE static inline __host__ __device__
+#else
+#define OPS_INLINE static inline
+#endif
+
 /* bf16 is the upper half of an f32; rounding to nearest even, NaN kept. */
-static inline uint16_t bf16_of(float x)
+OPS_INLINE uint16_t bf16_of(float x)
 {
     union {
         float f;
@@ -274,7 +296,7 @@ static inline uint16_t bf16_of(float x)
     return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }
 
-static inline float bf16_float(uint16_t x)
+OPS_INLINE float bf16_float(uint16_t x)
 {
     union {
         uint32_t u;

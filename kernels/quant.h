@@ -22,24 +22,25 @@
 
 #include <math.h>
 
-#define QUANT_FP8_MOST 448.0f
+#define QUANT_FP8_MOST   448.0f
+#define QUANT_GROUP_MOST (128 * 128) /* weights of the largest group */
 
-static inline int quant_is(WeightFormat format)
+OPS_INLINE int quant_is(WeightFormat format)
 {
     return format >= WEIGHT_INT8;
 }
 
-static inline int quant_group_rows(WeightFormat format)
+OPS_INLINE int quant_group_rows(WeightFormat format)
 {
     return format == WEIGHT_FP8 ? 128 : 1;
 }
 
-static inline int quant_group_cols(WeightFormat format)
+OPS_INLINE int quant_group_cols(WeightFormat format)
 {
     return format == WEIGHT_INT4 ? 32 : 128;
 }
 
-static inline float quant_code_most(WeightFormat format)
+OPS_INLINE float quant_code_most(WeightFormat format)
 {
     return format == WEIGHT_INT4 ? 7 : format == WEIGHT_INT8 ? 127 : QUANT_FP8_MOST;
 }
@@ -61,7 +62,7 @@ static inline float quant_most(const float *rows, size_t width, int r0, int r1, 
 }
 
 /* The scale of a group whose largest magnitude is `most`. */
-static inline uint16_t quant_scale_of(WeightFormat format, float most)
+OPS_INLINE uint16_t quant_scale_of(WeightFormat format, float most)
 {
     float scale = most / quant_code_most(format);
 
@@ -71,7 +72,7 @@ static inline uint16_t quant_scale_of(WeightFormat format, float most)
 /* ---- codes: a byte, two's complement or E4M3 ---- */
 
 /* Subnormal codes come out as subnormal floats, which the product makes normal. */
-static inline float quant_fp8_value(uint8_t code)
+OPS_INLINE float quant_fp8_value(uint8_t code)
 {
     union {
         uint32_t u;
@@ -81,7 +82,7 @@ static inline float quant_fp8_value(uint8_t code)
     return v.f * 0x1p120f;
 }
 
-static inline uint8_t quant_fp8_of(float x)
+OPS_INLINE uint8_t quant_fp8_of(float x)
 {
     uint8_t sign = signbit(x) ? 0x80 : 0;
     float size = fabsf(x);
@@ -98,7 +99,7 @@ static inline uint8_t quant_fp8_of(float x)
 }
 
 /* The code of x in a group of this scale; NaN is 0. */
-static inline uint8_t quant_code(WeightFormat format, float x, float scale)
+OPS_INLINE uint8_t quant_code(WeightFormat format, float x, float scale)
 {
     float most = quant_code_most(format), code = scale > 0 ? x / scale : 0;
 
@@ -108,12 +109,12 @@ static inline uint8_t quant_code(WeightFormat format, float x, float scale)
 }
 
 /* One of the two codes of four bits in a byte, as a byte. */
-static inline uint8_t quant_nibble(uint8_t pair, int high)
+OPS_INLINE uint8_t quant_nibble(uint8_t pair, int high)
 {
     return (uint8_t)((int8_t)(high ? pair : (uint8_t)(pair << 4)) >> 4);
 }
 
-static inline float quant_value(WeightFormat format, uint8_t code, float scale)
+OPS_INLINE float quant_value(WeightFormat format, uint8_t code, float scale)
 {
     return (format == WEIGHT_FP8 ? quant_fp8_value(code) : (float)(int8_t)code) * scale;
 }

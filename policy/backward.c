@@ -230,13 +230,6 @@ static void layer_bwd(Backward *b, const Model *m, Params *g, guint l, LayerActs
                         w->input_norm, batch->rows, (int)c->hidden);
 }
 
-void backward_logits(const Model *m, Params *g, void *dhidden, const void *dlogits,
-                     const void *hidden, int rows)
-{
-    linear_bwd(m, dhidden, params_tensor(g, 0, SLOT_HEAD, 0), dlogits, hidden, &m->head, rows, 0);
-    shard_sum(m, dhidden, (gsize)rows * m->config.hidden);
-}
-
 void backward(Backward *b, const Model *m, Params *g, Acts *acts, const Batch *batch,
               const OpsSpanGrad *cache_grads, const void *dhidden)
 {

@@ -290,7 +290,7 @@ static Step *step_new(const Bench *b, int sequences, int rows_each, gint64 conte
     s->pool = cache_pool_new(b->model, G_MAXSIZE);
     s->seqs = g_ptr_array_new_with_free_func((GDestroyNotify)seq_cache_free);
     s->acts = acts_new(b->model, rows, keep, error);
-    s->logits = aligned((gsize)rows * c->vocab * sizeof(float));
+    s->logits = aligned((gsize)sequences * c->vocab * sizeof(float));
     s->ids = g_new0(int, rows);
     s->positions = g_new0(int64_t, rows);
     s->spans = g_new0(OpsSpan, sequences);
@@ -405,7 +405,7 @@ typedef struct {
     Params *grads;
     GPtrArray *dpages;
     OpsSpanGrad caches;
-    void *dhidden;
+    void *dhidden, *head;
     float *logp, *lse, *coef;
 } Train;
 
@@ -417,6 +417,7 @@ static void train_free(Train *t)
     params_free(t->grads);
     g_ptr_array_unref(t->dpages);
     free(t->dhidden);
+    free(t->head);
     g_free(t->logp);
     g_free(t->lse);
     g_free(t->coef);
@@ -440,6 +441,7 @@ static Train *train_new(const Bench *b, GError **error)
         g_ptr_array_add(t->dpages, aligned(m->cache.page_bytes));
     t->caches.dpages = t->dpages->pdata;
     t->dhidden = aligned((gsize)TRAIN_ROWS * m->config.hidden * sizeof(float));
+    t->head = aligned((gsize)TRAIN_ROWS * (OPS_HEAD_TILE + 3) * sizeof(float));
     t->logp = g_new0(float, TRAIN_ROWS);
     t->lse = g_new0(float, TRAIN_ROWS);
     t->coef = g_new0(float, TRAIN_ROWS);
@@ -454,7 +456,8 @@ static void run_train(gpointer data)
     Train *t = data;
     Step *s = t->step;
     const Model *m = s->bench->model;
-    int vocab = (int)m->config.vocab, valid = (int)m->config.vocab_valid;
+    int valid = (int)m->config.vocab_valid;
+    HeadGrad grad = {.lse = t->lse, .ids = s->ids, .coef = t->coef};
     Batch batch = {.rows = TRAIN_ROWS,
                    .n_spans = 1,
                    .ids = s->ids,
@@ -464,11 +467,10 @@ static void run_train(gpointer data)
     for (guint i = 0; i < t->dpages->len; i++)
         memset(g_ptr_array_index(t->dpages, i), 0, m->cache.page_bytes);
     forward(m, s->acts, &batch);
-    forward_logits(m, s->logits, s->acts->hidden, TRAIN_ROWS);
-    m->ops->logprob_fwd(t->logp, t->lse, NULL, s->logits, s->ids, TRAIN_ROWS, vocab, valid, 1);
-    m->ops->logprob_bwd(s->logits, t->lse, s->ids, t->coef, NULL, NULL, TRAIN_ROWS, vocab, valid,
-                        1);
-    backward_logits(m, t->grads, t->dhidden, s->logits, s->acts->hidden, TRAIN_ROWS);
+    m->ops->head_fwd(t->logp, t->lse, NULL, s->acts->hidden, &m->head, s->ids, TRAIN_ROWS, valid, 1,
+                     t->head);
+    m->ops->head_bwd(t->dhidden, params_tensor(t->grads, 0, SLOT_HEAD, 0), s->acts->hidden,
+                     &m->head, &grad, TRAIN_ROWS, valid, 1, t->head);
     backward(t->backward, m, t->grads, s->acts, &batch, &t->caches, t->dhidden);
 }
 

@@ -183,48 +183,37 @@ static RowPart row_of(const RowPart *parts, gsize rows, gsize t, int ranks)
     return all;
 }
 
-/* This part's numbers of every row; logp, lse and entropy are used on the way. */
-static void parts_fill(const Model *m, RowPart *mine, void *logp, void *lse, void *entropy,
-                       const void *logits, const int *here, int rows, double temperature)
+/* This part's numbers of every row, from the op's; an id that is not here counts as 0 there. */
+static void parts_fill(const Model *m, RowPart *mine, const void *logp, const void *lse,
+                       const void *entropy, const int *here, int rows)
 {
-    const ModelConfig *c = &m->config;
-    g_autofree int *some = g_new0(int, rows + 1); /* the op wants one: any */
-
-    if (c->vocab_valid > 0)
-        m->ops->logprob_fwd(logp, lse, entropy, logits, some, rows, (int)c->vocab,
-                            (int)c->vocab_valid, temperature);
     for (gsize t = 0; t < (gsize)rows; t++) {
         mine[t] = (RowPart){.lse = -INFINITY};
-        if (here[t] >= 0)
-            mine[t].z = model_number(m, logits, t * c->vocab + (gsize)here[t]) / temperature;
-        if (c->vocab_valid == 0)
+        if (m->config.vocab_valid == 0)
             continue;
         mine[t].lse = model_number(m, lse, t);
         mine[t].mean = mine[t].lse - model_number(m, entropy, t);
+        if (here[t] >= 0)
+            mine[t].z = model_number(m, logp, t) + mine[t].lse;
     }
 }
 
-void shard_logprob_fwd(const Model *m, void *logp, void *lse, void *entropy, const void *logits,
-                       const int *ids, int rows, double temperature)
+static void head_parts(const Model *m, void *logp, void *lse, void *entropy, const void *x,
+                       const int *ids, int rows, double temperature, void *scratch)
 {
-    const ModelConfig *c = &m->config;
+    g_autofree RowPart *parts = g_new0(RowPart, rows * m->groups.tensor->size + 1);
+    g_autofree int *here = ids_here(m, ids, rows), *some = g_new(int, rows + 1);
+    g_autofree gsize *ends = g_new(gsize, m->groups.tensor->size);
     Comm *comm = m->groups.tensor;
-    g_autofree RowPart *parts = NULL;
-    g_autofree int *here = NULL;
-    g_autofree gsize *ends = NULL;
 
-    if (!is_split(m)) {
-        m->ops->logprob_fwd(logp, lse, entropy, logits, ids, rows, (int)c->vocab,
-                            (int)c->vocab_valid, temperature);
-        return;
-    }
-    parts = g_new0(RowPart, rows * comm->size + 1);
-    here = ids_here(m, ids, rows);
-    ends = g_new(gsize, comm->size);
+    for (int t = 0; t < rows; t++)
+        some[t] = MAX(here[t], 0);
     for (int r = 0; r < comm->size; r++)
         ends[r] = (gsize)(r + 1) * (gsize)rows * sizeof *parts;
-    parts_fill(m, parts + (gsize)comm->rank * (gsize)rows, logp, lse, entropy, logits, here, rows,
-               temperature);
+    if (m->config.vocab_valid > 0)
+        m->ops->head_fwd(logp, lse, entropy, x, &m->head, some, rows, (int)m->config.vocab_valid,
+                         temperature, scratch);
+    parts_fill(m, parts + (gsize)comm->rank * (gsize)rows, logp, lse, entropy, here, rows);
     comm_all_gather(comm, parts, ends);
     for (gsize t = 0; t < (gsize)rows; t++) {
         RowPart all = row_of(parts, (gsize)rows, t, comm->size);
@@ -235,13 +224,24 @@ void shard_logprob_fwd(const Model *m, void *logp, void *lse, void *entropy, con
     }
 }
 
-void shard_logprob_bwd(const Model *m, void *logits, const void *lse, const int *ids,
-                       const void *coef, const void *bonus, const void *entropy, int rows,
-                       double temperature)
+void shard_head_fwd(const Model *m, void *logp, void *lse, void *entropy, const void *x,
+                    const int *ids, int rows, double temperature, void *scratch)
 {
-    const ModelConfig *c = &m->config;
-    g_autofree int *here = ids_here(m, ids, rows);
+    if (is_split(m))
+        head_parts(m, logp, lse, entropy, x, ids, rows, temperature, scratch);
+    else
+        m->ops->head_fwd(logp, lse, entropy, x, &m->head, ids, rows, (int)m->config.vocab_valid,
+                         temperature, scratch);
+}
 
-    m->ops->logprob_bwd(logits, lse, here, coef, bonus, entropy, rows, (int)c->vocab,
-                        (int)c->vocab_valid, temperature);
+void shard_head_bwd(const Model *m, void *dx, void *dw, const void *x, const HeadGrad *grad,
+                    int rows, double temperature, void *scratch)
+{
+    g_autofree int *here = ids_here(m, grad->ids, rows);
+    HeadGrad part = *grad;
+
+    part.ids = here;
+    m->ops->head_bwd(dx, dw, x, &m->head, &part, rows, (int)m->config.vocab_valid, temperature,
+                     scratch);
+    shard_sum(m, dx, (gsize)rows * m->config.hidden);
 }

@@ -25,10 +25,9 @@ void shard_gatenorm_fwd(const Model *model, LayerActs *acts, const void *w, int 
 void shard_gatenorm_bwd(const Model *model, void *do_, void *dg, void *dw, const void *dmixed,
                         const LayerActs *acts, const void *w, int rows);
 
-/* Ops.logprob_fwd and _bwd over logits [rows, vocab of this part], ids of the whole vocabulary:
- * three numbers a row are gathered. */
-void shard_logprob_fwd(const Model *model, void *logp, void *lse, void *entropy, const void *logits,
-                       const int *ids, int rows, double temperature);
-void shard_logprob_bwd(const Model *model, void *logits, const void *lse, const int *ids,
-                       const void *coef, const void *bonus, const void *entropy, int rows,
-                       double temperature);
+/* Ops.head_fwd and _bwd over this part of the head, ids of the whole vocabulary: three numbers a
+ * row are gathered, and dx [rows, D] is summed. */
+void shard_head_fwd(const Model *model, void *logp, void *lse, void *entropy, const void *x,
+                    const int *ids, int rows, double temperature, void *scratch);
+void shard_head_bwd(const Model *model, void *dx, void *dw, const void *x, const HeadGrad *grad,
+                    int rows, double temperature, void *scratch);

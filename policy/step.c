@@ -242,18 +242,17 @@ static double step_squares(Trainer *t, const TrainerBlock *b, gsize from, gsize 
                            gconstpointer adamw)
 {
     const Ops *ops = t->model->ops;
-    gsize piece = (gsize)t->head_rows * t->model->config.vocab;
     double far = 0;
 
-    for (; from < end; from += piece) {
-        gsize n = MIN(piece, end - from);
+    for (; from < end; from += t->head_n) {
+        gsize n = MIN(t->head_n, end - from);
         char *w = at(t, t->master, from);
 
-        memcpy(t->logits, w, n * real_of(t));
+        memcpy(t->head, w, n * real_of(t));
         ops->adamw(w, own_at(t, b, b->moment1, from), own_at(t, b, b->moment2, from),
                    sum_at(t, b, from), n, adamw);
-        ops->axpby(t->logits, 1, w, -1, n);
-        far += ops->sumsq(t->logits, n);
+        ops->axpby(t->head, 1, w, -1, n);
+        far += ops->sumsq(t->head, n);
     }
     return far;
 }

@@ -1,8 +1,8 @@
 /*
  * One minibatch: forward, log-probabilities, coefficients, backward, step.
  *
- * The head is worked in tiles of rows, twice: coefficients need every log-probability of a rollout
- * before the first gradient, and logits of all rows would not fit.
+ * The head is worked twice: coefficients need every log-probability of a rollout before the first
+ * gradient, and logits are not kept.
  *
  * Invariants
  *  1. Gradients only ever add onto what stands, in the order of rows: no cut shows in the sum.
@@ -27,18 +27,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOGITS_MAX    (4u << 20) /* elements of a tile */
-#define HEAD_ROWS_MAX 1024
+#define HEAD_ROWS_MAX 1024 /* of the head at once: bounds its scratch */
 
 /* Numbers by target, in `scratch`. */
 enum { LOGP, LSE, ENTROPY, COEF, BONUS, SCRATCHES };
 
-/* The same on all ranks that share the vocabulary. */
-static int head_rows(const ModelConfig *whole, int rows)
+/* Of the scratch of Ops.head_fwd. */
+static gsize head_numbers(int rows)
 {
-    int fit = (int)(LOGITS_MAX / whole->vocab);
-
-    return CLAMP(fit, 16, MAX(16, MIN(rows, HEAD_ROWS_MAX)));
+    return (gsize)MIN(rows, HEAD_ROWS_MAX) * (OPS_HEAD_TILE + 3);
 }
 
 /* Rows of a batch that are this rank's. */
@@ -48,26 +45,26 @@ static int rows_here(const Layout *l, int rows_max)
 }
 
 typedef struct {
-    gsize hidden, logits, scratch;
+    gsize hidden, head, scratch;
 } Sizes;
 
-static Sizes sizes_of(const Model *m, int tile, const Layout *l, int rows_max)
+static Sizes sizes_of(const Model *m, const Layout *l, int rows_max)
 {
     gsize real = ops_real_size(m->ops->real), rows = (gsize)rows_here(l, rows_max);
 
     return (Sizes){.hidden = rows * m->config.hidden * real,
-                   .logits = (gsize)tile * m->config.vocab * real,
+                   .head = head_numbers((int)rows) * real,
                    .scratch = SCRATCHES * (gsize)rows_max * real};
 }
 
 gsize trainer_bytes(const Model *m, int rows_max, ActsKeep keep, const Layout *l, guint shares)
 {
     int rows = rows_here(l, rows_max);
-    Sizes s = sizes_of(m, head_rows(&m->config, rows), l, rows_max);
+    Sizes s = sizes_of(m, l, rows_max);
 
     return 2 * params_count(m) * ops_real_size(m->ops->real) + trainer_moments_bytes(m, l) +
            trainer_sums_bytes(m, l, shares) + acts_bytes(m, rows, keep) +
-           backward_bytes(m, rows, rows_max) + 2 * s.hidden + s.logits + s.scratch +
+           backward_bytes(m, rows, rows_max) + 2 * s.hidden + s.head + s.scratch +
            (gsize)rows_max * sizeof(LossToken);
 }
 
@@ -159,13 +156,13 @@ gboolean trainer_build(Trainer *t, Model *m, int rows_max, ActsKeep keep, GError
         return error_set(error, ASSAY_ERROR_INPUT, "%d rows cannot be shared by sp = %u", rows_max,
                          t->layout.sp);
     t->model = m;
-    t->head_rows = head_rows(&t->whole, rows);
-    s = sizes_of(m, t->head_rows, &t->layout, rows_max);
+    s = sizes_of(m, &t->layout, rows_max);
+    t->head_n = head_numbers(rows);
     if (!trainer_hold(t, error) || !(t->packer = packer_new(m, rows_max, error)) ||
         !(t->acts = acts_new(m, rows, keep, error)) ||
         !(t->backward = backward_new(m, rows, rows_max, error)) ||
         !(t->hidden = room(s.hidden, error)) || !(t->dhidden = room(s.hidden, error)) ||
-        !(t->logits = room(s.logits, error)) || !(t->scratch = room(s.scratch, error)))
+        !(t->head = room(s.head, error)) || !(t->scratch = room(s.scratch, error)))
         return FALSE;
     t->tokens = g_new0(LossToken, rows_max);
     return TRUE;
@@ -197,7 +194,7 @@ void trainer_free(Trainer *t)
     backward_free(t->backward);
     free(t->hidden);
     free(t->dhidden);
-    free(t->logits);
+    free(t->head);
     free(t->scratch);
     g_free(t->tokens);
     model_free(t->reference);
@@ -246,17 +243,15 @@ static void gather(const Trainer *t, char *packed, char *rows, gboolean back)
     }
 }
 
-/* Logits of the targets from `from` on, in t->logits; returns how many. */
-static int tile_logits(Trainer *t, const Model *m, guint from, int *ids)
+/* The ids of the targets from `from` on, HEAD_ROWS_MAX at most; returns how many. */
+static int slice_ids(const Trainer *t, guint from, int *ids)
 {
-    gsize width = m->config.hidden * ops_real_size(m->ops->real);
     guint all;
     const PackTarget *targets = targets_here(t, &all);
-    int n = (int)MIN((guint)t->head_rows, all - from);
+    int n = (int)MIN(HEAD_ROWS_MAX, all - from);
 
     for (int i = 0; i < n; i++)
         ids[i] = targets[from + (guint)i].id;
-    forward_logits(m, t->logits, t->hidden + from * width, n);
     return n;
 }
 
@@ -275,15 +270,17 @@ static void targets_meet(Trainer *t)
 
 static void head_forward(Trainer *t, const Model *m, double temperature)
 {
+    gsize width = m->config.hidden * ops_real_size(m->ops->real);
     int ids[HEAD_ROWS_MAX], n;
     guint all, first = t->packer->target_first;
 
     targets_here(t, &all);
     gather(t, t->hidden, t->acts->hidden, FALSE);
     for (guint from = 0; from < all; from += (guint)n) {
-        n = tile_logits(t, m, from, ids);
-        shard_logprob_fwd(m, scratch_at(t, LOGP, first + from), scratch_at(t, LSE, first + from),
-                          scratch_at(t, ENTROPY, first + from), t->logits, ids, n, temperature);
+        n = slice_ids(t, from, ids);
+        shard_head_fwd(m, scratch_at(t, LOGP, first + from), scratch_at(t, LSE, first + from),
+                       scratch_at(t, ENTROPY, first + from), t->hidden + from * width, ids, n,
+                       temperature, t->head);
     }
     targets_meet(t);
 }
@@ -291,26 +288,23 @@ static void head_forward(Trainer *t, const Model *m, double temperature)
 static void head_backward(Trainer *t, double temperature, gboolean bonus)
 {
     gsize width = t->model->config.hidden * ops_real_size(t->model->ops->real);
-    guint all;
-    const PackTarget *targets = targets_here(t, &all);
-    gboolean again = all > (guint)t->head_rows;
+    void *dw = params_tensor(t->grads, 0, SLOT_HEAD, 0);
     int ids[HEAD_ROWS_MAX], n;
+    guint all;
 
+    targets_here(t, &all);
     for (guint from = 0; from < all; from += (guint)n) {
         guint at = t->packer->target_first + from;
+        HeadGrad grad = {.lse = scratch_at(t, LSE, at),
+                         .ids = ids,
+                         .coef = scratch_at(t, COEF, at),
+                         .bonus = bonus ? scratch_at(t, BONUS, at) : NULL,
+                         .entropy = scratch_at(t, ENTROPY, at)};
 
-        if (again) {
-            n = tile_logits(t, t->model, from, ids);
-        } else { /* the one tile still stands */
-            n = (int)all;
-            for (int i = 0; i < n; i++)
-                ids[i] = targets[i].id;
-        }
-        shard_logprob_bwd(t->model, t->logits, scratch_at(t, LSE, at), ids, scratch_at(t, COEF, at),
-                          bonus ? scratch_at(t, BONUS, at) : NULL, scratch_at(t, ENTROPY, at), n,
-                          temperature);
-        /* the tile's gradient goes where its hidden states were: they are read first */
-        backward_logits(t->model, t->grads, t->dhidden, t->logits, t->hidden + from * width, n);
+        n = slice_ids(t, from, ids);
+        /* the slice's gradient goes where its hidden states were: they are read first */
+        shard_head_bwd(t->model, t->dhidden, dw, t->hidden + from * width, &grad, n, temperature,
+                       t->head);
         memcpy(t->hidden + from * width, t->dhidden, (gsize)n * width);
     }
     memset(t->dhidden, 0, (gsize)t->packer->piece.rows * width);

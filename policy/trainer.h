@@ -92,8 +92,8 @@ typedef struct Trainer {
     Packer *packer;
     Acts *acts;
     Backward *backward;
-    int head_rows;                             /* rows of logits at once */
-    char *hidden, *dhidden, *logits, *scratch; /* [rows, D] twice; [head_rows, V]; by target */
+    char *hidden, *dhidden, *head, *scratch; /* [rows, D] twice; of the head's op; by target */
+    gsize head_n;                            /* numbers there */
     LossToken *tokens;
 } Trainer;
 

@@ -82,6 +82,8 @@ void CPU(gatenorm_fwd)(void *y, void *rstd, const void *o, const void *g, const 
                        int width, double eps);
 void CPU(logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
                       int rows, int vocab, int valid, double temperature);
+void CPU(head_fwd)(void *logp, void *lse, void *entropy, const void *x, const OpsWeight *w,
+                   const int *ids, int rows, int valid, double temperature, void *scratch);
 void CPU(attn_fwd)(void *o, void *lse, const void *q, const void *k, const void *v,
                    const OpsSpan *spans, int n_spans, size_t page_offset, OpsHeads heads);
 void CPU(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_spans,

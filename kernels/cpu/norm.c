@@ -1,5 +1,5 @@
 /*
- * Row-wise ops: norms, activations, the residual sum, log-probabilities.
+ * Row-wise ops: norms, activations, the residual sum.
  *
  * Invariants
  *  1. A sum over a row runs in W lanes over ascending columns, then over the lanes in order.
@@ -94,46 +94,4 @@ void CPU(silu_fwd)(void *y, const void *z, size_t n)
             vstore_n((float *)y + i, v * vsigmoid(v), left);
         }
     }
-}
-
-/* Lanes beyond `left` become the value that changes neither a maximum nor a sum of exponentials. */
-static vf load_logits(const float *z, int left, float beta)
-{
-    vf v = vload_n(z, left) * beta;
-
-    for (int i = left; i < W; i++)
-        v[i] = -INFINITY;
-    return v;
-}
-
-static void logprob_row(float *logp, float *lse, float *entropy, const float *z, int id, int valid,
-                        float beta)
-{
-    vf top = vset(-INFINITY), sum = {0}, mean = {0};
-    float peak;
-
-    for (int j = 0; j < valid; j += W)
-        top = vmax(top, load_logits(z + j, valid - j, beta));
-    peak = vtop(top);
-    for (int j = 0; j < valid; j += W) {
-        vf v = load_logits(z + j, valid - j, beta), e = vexp(v - peak);
-
-        sum += e;
-        mean = vfma(e, vselect(e > 0, v, vset(0)), mean);
-    }
-    *lse = peak + logf(vsum(sum));
-    *logp = z[id] * beta - *lse;
-    if (entropy)
-        *entropy = *lse - vsum(mean) / vsum(sum);
-}
-
-void CPU(logprob_fwd)(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
-                      int rows, int vocab, int valid, double temperature)
-{
-    float beta = (float)(1 / temperature);
-
-#pragma omp parallel for schedule(static) if ((double)rows * vocab > CPU_PARALLEL_WORK / 8)
-    for (int t = 0; t < rows; t++)
-        logprob_row((float *)logp + t, (float *)lse + t, entropy ? (float *)entropy + t : NULL,
-                    (const float *)logits + (size_t)t * vocab, ids[t], valid, beta);
 }

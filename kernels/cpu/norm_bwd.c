@@ -121,30 +121,6 @@ void CPU(silu_bwd)(void *dz, const void *dy, const void *z, size_t n)
         }
 }
 
-void CPU(logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,
-                      const void *bonus, const void *entropy, int rows, int vocab, int valid,
-                      double temperature)
-{
-    float beta = (float)(1 / temperature);
-
-#pragma omp parallel for schedule(static) if ((double)rows * vocab > CPU_PARALLEL_WORK / 8)
-    for (int t = 0; t < rows; t++) {
-        float *z = (float *)logits + (size_t)t * (size_t)vocab, c = ((const float *)coef)[t] * beta;
-        float all = ((const float *)lse)[t];
-        float b = bonus ? ((const float *)bonus)[t] * beta : 0;
-        float h = bonus ? ((const float *)entropy)[t] : 0;
-
-        for (int j = 0; j < valid; j += W) {
-            vf log_p = vload_n(z + j, valid - j) * beta - all;
-
-            vstore_n(z + j, vexp(log_p) * (c + b * (log_p + h)), valid - j);
-        }
-        if (ids[t] >= 0)
-            z[ids[t]] -= c;
-        memset(z + valid, 0, (size_t)(vocab - valid) * sizeof(float));
-    }
-}
-
 void CPU(adamw)(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *s)
 {
     float b1 = (float)s->beta1, b2 = (float)s->beta2, lr = (float)s->lr, eps = (float)s->eps;

@@ -39,7 +39,8 @@ void CPU(table)(Ops *ops)
     ops->moe_down_fwd = CPU(moe_down_fwd);
     ops->moe_bwd = CPU(moe_bwd);
     ops->logprob_fwd = CPU(logprob_fwd);
-    ops->logprob_bwd = CPU(logprob_bwd);
+    ops->head_fwd = CPU(head_fwd);
+    ops->head_bwd = CPU(head_bwd);
     ops->adamw = CPU(adamw);
     ops->sumsq = CPU(sumsq);
     ops->ceiling_flops = CPU(ceiling_flops);

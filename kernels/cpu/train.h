@@ -17,9 +17,8 @@ void CPU(rmsnorm_bwd)(void *dx, void *dw, const void *dy, const void *x, const v
 void CPU(gatenorm_bwd)(void *do_, void *dg, void *dw, const void *dy, const void *o, const void *g,
                        const void *rstd, const void *w, int rows, int width);
 void CPU(silu_bwd)(void *dz, const void *dy, const void *z, size_t n);
-void CPU(logprob_bwd)(void *logits, const void *lse, const int *ids, const void *coef,
-                      const void *bonus, const void *entropy, int rows, int vocab, int valid,
-                      double temperature);
+void CPU(head_bwd)(void *dx, void *dw, const void *x, const OpsWeight *w, const HeadGrad *grad,
+                   int rows, int valid, double temperature, void *scratch);
 void CPU(adamw)(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *step);
 double CPU(sumsq)(const void *x, size_t n);
 void CPU(attn_bwd)(void *dq, void *dk, void *dv, const void *do_, const void *o, const void *lse,

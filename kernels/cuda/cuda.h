@@ -51,6 +51,8 @@ extern "C" {
  * `rooms` are the most bytes that the op will ask for, each item filled up to STAGE_ALIGN. */
 #define STAGE_ALIGN 64
 void cuda_begin(size_t puts, size_t rooms);
+/* Begins an op that stages one array, and sends it. */
+const void *cuda_begin_put(const void *from, size_t bytes, size_t rooms);
 /* A copy of host memory for kernels to read; valid from cuda_send on. */
 const void *cuda_put(const void *from, size_t bytes);
 /* The same for memory that the caller fills before cuda_send, through *fill. */
@@ -221,8 +223,9 @@ void cuda_moe_bwd(void *dx, void *dweights, void *const *dw1, void *const *dw3, 
                   const MoeWeights *w, void *dact, void *dout);
 void cuda_logprob_fwd(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
                       int rows, int vocab, int valid, double temperature);
-void cuda_logprob_bwd(void *logits, const void *lse, const int *ids, const void *coef,
-                      const void *bonus, const void *entropy, int rows, int vocab, int valid,
-                      double temperature);
+void cuda_head_fwd(void *logp, void *lse, void *entropy, const void *x, const OpsWeight *w,
+                   const int *ids, int rows, int valid, double temperature, void *scratch);
+void cuda_head_bwd(void *dx, void *dw, const void *x, const OpsWeight *w, const HeadGrad *grad,
+                   int rows, int valid, double temperature, void *scratch);
 void cuda_adamw(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *step);
 double cuda_sumsq(const void *x, size_t n);

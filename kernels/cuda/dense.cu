@@ -8,7 +8,7 @@
  *
  * Not here: products (gemm.cu), the head and the optimiser (train.cu).
  */
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/weight.h"
 
 #define FLAT_BLOCKS_MAX 4096
 #define STRANDS         8
@@ -197,14 +197,11 @@ void cuda_gatenorm_bwd(void *do_, void *dg, void *dw, const void *dy, const void
 
 /* ---- embedding, RoPE ---- */
 
-static __global__ void embed_kernel(float *y, const void *table, int bf16, size_t stride,
-                                    const int *ids, int width)
+static __global__ void embed_kernel(float *y, Packed table, const int *ids, int width)
 {
-    size_t from = (size_t)ids[blockIdx.x] * stride, to = (size_t)blockIdx.x * (size_t)width;
-
     for (int i = (int)threadIdx.x; i < width; i += EMBED_BLOCK)
-        y[to + i] = bf16 ? bf16_widen(((const unsigned short *)table)[from + i])
-                         : ((const float *)table)[from + i];
+        y[(size_t)blockIdx.x * (size_t)width + i] =
+            packed_number(table, (size_t)ids[blockIdx.x], i);
 }
 
 /* A block adds the rows of every EMBED_SHARES-th id: no other block touches them. */
@@ -239,11 +236,9 @@ void cuda_embed_fwd(void *y, const OpsWeight *w, const int *ids, int rows)
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
-    LAUNCH(embed_kernel, (unsigned)rows, EMBED_BLOCK, 0, cuda_stream(), (float *)y, w->data,
-           w->format == WEIGHT_BF16, cuda_weight_stride(w->k), (const int *)staged, w->k);
+    staged = cuda_begin_put(ids, bytes, 0);
+    LAUNCH(embed_kernel, (unsigned)rows, EMBED_BLOCK, 0, cuda_stream(), (float *)y, packed_of(w),
+           (const int *)staged, w->k);
     cuda_end("embed_fwd");
 }
 
@@ -254,9 +249,7 @@ void cuda_embed_bwd(void *dw, const void *dy, const int *ids, int rows, int widt
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
+    staged = cuda_begin_put(ids, bytes, 0);
     LAUNCH(embed_bwd_kernel, dim3(blocks_for((size_t)width, EMBED_BLOCK, SIZE_MAX), EMBED_SHARES),
            EMBED_BLOCK, 0, cuda_stream(), (float *)dw, (const float *)dy, (const int *)staged, rows,
            width);

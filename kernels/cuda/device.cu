@@ -112,6 +112,16 @@ const void *cuda_put(const void *from, size_t bytes)
     return staged;
 }
 
+const void *cuda_begin_put(const void *from, size_t bytes, size_t rooms)
+{
+    const void *staged;
+
+    cuda_begin(stage_size(bytes), rooms);
+    staged = cuda_put(from, bytes);
+    cuda_send();
+    return staged;
+}
+
 void *cuda_room(size_t bytes)
 {
     return rooms_area.device + area_take(&rooms_area, bytes);

@@ -1,66 +1,16 @@
 /*
- * Packed weights and the products with them, on tensor cores.
+ * The products with packed weights, on tensor cores.
  *
- * A matrix W [n, k] is kept row by row, each row filled up with zeros to a multiple of eight.
- * How many bf16 terms (product.h) a side has: weights in bf16 one, in f32 two, three where the
- * product is exact; activations one where both they may be rounded and the weights are bf16, else
- * as many as f32 weights; gradients two.
+ * How many bf16 terms (product.h) a side has: weights in bf16 or codes one, in f32 two, three where
+ * the product is exact; activations one where both they may be rounded and the weights have one,
+ * else as many as f32 weights; gradients two.
  *
  * Invariants
  *  1. One kernel for any number of rows: decode and prefill take the same sums.
  *
- * Not here: the tile itself (product.h), experts (moe.cu).
+ * Not here: the tile itself (product.h), how weights lie (weight.h), experts (moe.cu).
  */
 #include "kernels/cuda/gemm.h"
-
-/* ---- packing ---- */
-
-static __global__ void pack_kernel(void *to, const float *from, int bf16, int k, size_t stride)
-{
-    size_t row = blockIdx.x;
-
-    for (size_t i = threadIdx.x; i < stride; i += FLAT_BLOCK) {
-        float x = i < (size_t)k ? from[row * (size_t)k + i] : 0;
-
-        if (bf16)
-            ((unsigned short *)to)[row * stride + i] = bf16_round(x);
-        else
-            ((float *)to)[row * stride + i] = x;
-    }
-}
-
-static __global__ void unpack_kernel(float *to, const void *from, int bf16, int k, size_t stride)
-{
-    size_t row = blockIdx.x;
-
-    for (size_t i = threadIdx.x; i < (size_t)k; i += FLAT_BLOCK)
-        to[row * (size_t)k + i] = bf16
-                                      ? bf16_widen(((const unsigned short *)from)[row * stride + i])
-                                      : ((const float *)from)[row * stride + i];
-}
-
-size_t cuda_weight_bytes(WeightFormat format, int n, int k)
-{
-    if (format > WEIGHT_BF16)
-        return 0; /* codes: not here yet */
-    return (size_t)n * cuda_weight_stride(k) * weight_element(format);
-}
-
-void cuda_weight_pack(const OpsWeight *w, const void *rows)
-{
-    cuda_begin(0, 0);
-    LAUNCH(pack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), w->data, (const float *)rows,
-           w->format == WEIGHT_BF16, w->k, cuda_weight_stride(w->k));
-    cuda_end("weight_pack");
-}
-
-void cuda_weight_unpack(void *rows, const OpsWeight *w)
-{
-    cuda_begin(0, 0);
-    LAUNCH(unpack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), (float *)rows, w->data,
-           w->format == WEIGHT_BF16, w->k, cuda_weight_stride(w->k));
-    cuda_end("weight_unpack");
-}
 
 /* ---- the kernel ---- */
 
@@ -68,22 +18,10 @@ template <int TA, int TB>
 static __device__ __forceinline__ void gemm_tile(const GemmJob *job, int row0, int col0)
 {
     DYN_SMEM(void, smem);
-    Tile<TA, TB> *tile = (Tile<TA, TB> *)smem;
-    int m = job->m - row0 < TILE_M ? job->m - row0 : TILE_M;
-    int n = job->n - col0 < TILE_N ? job->n - col0 : TILE_N;
-    Side b = side(job->b_inner);
+    int m, n;
     Acc acc;
 
-    b.bf16 = job->b_bf16;
-    for (int r = (int)threadIdx.x; r < m; r += TILE_BLOCK) {
-        int at = job->a_rows ? job->a_rows[row0 + r] / job->divide : row0 + r;
-
-        tile->a_at[r] = (const char *)(job->a + (size_t)at * job->a_row);
-    }
-    rows_at(tile->b_at, n, job->b + (size_t)col0 * job->b_row * (b.bf16 ? 2 : 4), job->b_row,
-            b.bf16 ? 2 : 4);
-    acc_zero(acc);
-    tile_product<TA, TB>(acc, tile, side(job->a_inner), m, b, n, job->k);
+    gemm_acc<TA, TB>(acc, (Tile<TA, TB> *)smem, job, row0, col0, &m, &n);
     FOR_ACC (i, j, e, m, n) {
         float *to = job->c + (size_t)(row0 + acc_row(i, e)) * job->c_row + col0 + acc_col(j, e);
 
@@ -164,7 +102,7 @@ GemmTerms gemm_terms(WeightFormat format, GemmPrecision precision)
     int exact = precision == GEMM_EXACT;
     GemmTerms bf16 = {exact ? 3 : 1, 1}, real = {exact ? 3 : 2, exact ? 3 : 2};
 
-    return format == WEIGHT_BF16 ? bf16 : real;
+    return format == WEIGHT_REAL ? real : bf16;
 }
 
 static void gemm_one(const GemmJob *job, GemmTerms terms, const char *op)
@@ -192,20 +130,7 @@ void cuda_gemm_dx(void *dx, const void *dy, const OpsWeight *w, int rows, int ad
 
 void cuda_gemm_dw(void *dw, const void *dy, const void *x, int rows, int n, int k)
 {
-    GemmJob job = {};
-    GemmTerms terms = {2, 2};
+    GemmJob job = gemm_job_dw((float *)dw, (const float *)dy, (const float *)x, rows, n, k);
 
-    job.a = (const float *)dy;
-    job.a_row = 1;
-    job.a_inner = (size_t)n;
-    job.b = (const char *)x;
-    job.b_row = 1;
-    job.b_inner = (size_t)k;
-    job.c = (float *)dw;
-    job.c_row = (size_t)k;
-    job.m = n;
-    job.n = k;
-    job.k = rows;
-    job.add = 1;
-    gemm_one(&job, terms, "gemm_dw");
+    gemm_one(&job, gemm_terms_dw(), "gemm_dw");
 }

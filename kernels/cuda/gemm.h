@@ -10,9 +10,11 @@ typedef struct {
     const float *a;
     const char *b;
     float *c;
-    size_t a_row, a_inner, b_row, b_inner, c_row; /* elements */
+    size_t a_row, a_inner, b_row, b_inner, c_row; /* elements; of B in codes, bytes */
     const int *a_rows; /* on the card; NULL, or row r of A is number a_rows[r] / divide */
     int divide, b_bf16, add;
+    WeightFormat b_codes; /* 0, or B is rows of codes: W (b_row bytes apart) or W^T (b_row is 0) */
+    int b_scales;         /* Packed.scales */
     int m, n, k;
 } GemmJob;
 
@@ -25,15 +27,63 @@ typedef struct {
     int a, b;
 } GemmTerms;
 
+static __device__ __forceinline__ const char *gemm_b_row(const GemmJob *job, const char *b, int row)
+{
+    return b + (size_t)row * job->b_row * (job->b_codes ? 1 : job->b_bf16 ? 2 : 4);
+}
+
+/* Rows of B from `first` on. */
+static __device__ __forceinline__ Side gemm_side_b(const GemmJob *job, int first)
+{
+    Side b = side(job->b_inner);
+
+    b.bf16 = job->b_bf16;
+    b.codes = job->b_codes;
+    b.scales = job->b_scales;
+    b.turned = job->b_row == 0;
+    b.first = first;
+    return b;
+}
+
+/* A B^T of a job's rows row0 .. row0 + *m - 1 and columns col0 .. col0 + *n - 1. */
+template <int TA, int TB>
+static __device__ __forceinline__ void gemm_acc(Acc acc, Tile<TA, TB> *tile, const GemmJob *job,
+                                                int row0, int col0, int *m, int *n)
+{
+    Side b = gemm_side_b(job, col0);
+
+    *m = job->m - row0 < TILE_M ? job->m - row0 : TILE_M;
+    *n = job->n - col0 < TILE_N ? job->n - col0 : TILE_N;
+    for (int r = (int)threadIdx.x; r < *m; r += TILE_BLOCK) {
+        int at = job->a_rows ? job->a_rows[row0 + r] / job->divide : row0 + r;
+
+        tile->a_at[r] = (const char *)(job->a + (size_t)at * job->a_row);
+    }
+    for (int r = (int)threadIdx.x; r < *n; r += TILE_BLOCK)
+        tile->b_at[r] = gemm_b_row(job, job->b, col0 + r);
+    acc_zero(acc);
+    tile_product<TA, TB>(acc, tile, side(job->a_inner), *m, b, *n, job->k);
+}
+
 /* What gemm_launch stages for jobs of `rows` rows together. */
 size_t gemm_stage_bytes(int jobs, int rows);
 void gemm_launch(const GemmJob *jobs, int n_jobs, GemmTerms terms);
 /* The staged list of every job's row tiles. */
 const GemmTile *gemm_tiles(const GemmJob *jobs, int n_jobs, int *n_tiles);
 
-static inline size_t weight_element(WeightFormat format)
+/* What B is where it is W (rows apart by one row of W) or W^T. */
+static inline void gemm_set_weight(GemmJob *job, const OpsWeight *w, int turned)
 {
-    return format == WEIGHT_BF16 ? sizeof(uint16_t) : sizeof(float);
+    Packed p = packed_of(w);
+    int codes = quant_is(w->format);
+    size_t row = codes ? p.row : cuda_weight_stride(w->k);
+
+    job->b = p.data;
+    job->b_row = turned ? !codes : row;
+    job->b_inner = turned ? row : 1;
+    job->b_bf16 = w->format == WEIGHT_BF16;
+    job->b_codes = codes ? w->format : WEIGHT_REAL;
+    job->b_scales = p.scales;
 }
 
 /* y = x W^T. */
@@ -44,10 +94,7 @@ static inline GemmJob gemm_job_fwd(float *y, const float *x, const OpsWeight *w,
     job.a = x;
     job.a_row = (size_t)w->k;
     job.a_inner = 1;
-    job.b = (const char *)w->data;
-    job.b_row = cuda_weight_stride(w->k);
-    job.b_inner = 1;
-    job.b_bf16 = w->format == WEIGHT_BF16;
+    gemm_set_weight(&job, w, 0);
     job.c = y;
     job.c_row = (size_t)w->n;
     job.m = rows;
@@ -64,10 +111,7 @@ static inline GemmJob gemm_job_dx(float *dx, const float *dy, const OpsWeight *w
     job.a = dy;
     job.a_row = (size_t)w->n;
     job.a_inner = 1;
-    job.b = (const char *)w->data;
-    job.b_row = 1;
-    job.b_inner = cuda_weight_stride(w->k);
-    job.b_bf16 = w->format == WEIGHT_BF16;
+    gemm_set_weight(&job, w, 1);
     job.c = dx;
     job.c_row = (size_t)w->k;
     job.m = rows;
@@ -77,11 +121,49 @@ static inline GemmJob gemm_job_dx(float *dx, const float *dy, const OpsWeight *w
     return job;
 }
 
+/* dw += dy^T x. */
+static inline GemmJob gemm_job_dw(float *dw, const float *dy, const float *x, int rows, int n,
+                                  int k)
+{
+    GemmJob job = {};
+
+    job.a = dy;
+    job.a_row = 1;
+    job.a_inner = (size_t)n;
+    job.b = (const char *)x;
+    job.b_row = 1;
+    job.b_inner = (size_t)k;
+    job.c = dw;
+    job.c_row = (size_t)k;
+    job.m = n;
+    job.n = k;
+    job.k = rows;
+    job.add = 1;
+    return job;
+}
+
+/* Outputs from .. from + n - 1 of W, as they lie. */
+static inline OpsWeight gemm_weight_part(const OpsWeight *w, int from, int n)
+{
+    OpsWeight part = *w;
+
+    part.data = (char *)w->data + cuda_weight_bytes(w->format, from, w->k);
+    part.n = n;
+    return part;
+}
+
 GemmTerms gemm_terms(WeightFormat format, GemmPrecision precision);
+
+static inline GemmTerms gemm_terms_dw(void)
+{
+    GemmTerms terms = {2, 2};
+
+    return terms;
+}
 
 static inline GemmTerms gemm_terms_dx(WeightFormat format)
 {
-    GemmTerms terms = {2, format == WEIGHT_BF16 ? 1 : 2};
+    GemmTerms terms = {2, format == WEIGHT_REAL ? 2 : 1};
 
     return terms;
 }

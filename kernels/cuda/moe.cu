@@ -112,9 +112,7 @@ void cuda_route_bwd(void *dz, const void *dweights, const int *ids, const void *
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
+    staged = cuda_begin_put(ids, bytes, 0);
     LAUNCH(route_bwd_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
            (const float *)dweights, (const int *)staged, (const float *)weights, rows, experts,
            topk);
@@ -129,9 +127,7 @@ void cuda_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(plan->offsets, bytes);
-    cuda_send();
+    staged = cuda_begin_put(plan->offsets, bytes, 0);
     LAUNCH(balance_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
            (const float *)z, (const int *)staged, rows, plan->experts, (float)1 / (float)plan->rows,
            (float)scale * (float)plan->experts / (float)rows);
@@ -160,17 +156,16 @@ static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int c
     Tile<T, T> *tile = (Tile<T, T> *)smem;
     const GemmJob *g = &job->gate;
     int m = g->m - row0 < TILE_M ? g->m - row0 : TILE_M, n = g->n - col0;
-    Side b = side(1);
+    Side b = gemm_side_b(g, col0);
     Acc acc;
 
-    b.bf16 = g->b_bf16;
     for (int r = (int)threadIdx.x; r < m; r += TILE_BLOCK)
         tile->a_at[r] = (const char *)(g->a + (size_t)(g->a_rows[row0 + r] / g->divide) * g->a_row);
     for (int r = (int)threadIdx.x; r < TILE_N; r += TILE_BLOCK) {
         int col = r / 64 * 32 + r % 32;
         const char *from = r % 64 < 32 ? g->b : job->up;
 
-        tile->b_at[r] = col < n ? from + (size_t)(col0 + col) * g->b_row * (b.bf16 ? 2 : 4) : NULL;
+        tile->b_at[r] = col < n ? gemm_b_row(g, from, col0 + col) : NULL;
     }
     acc_zero(acc);
     tile_product<T, T>(acc, tile, side(1), m, b, TILE_N, g->k);
@@ -251,7 +246,7 @@ void cuda_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *
 {
     UpJob jobs[OPS_EXPERTS_MAX];
     GemmJob gates[OPS_EXPERTS_MAX];
-    int width = w->w1[0].n, n_tiles, two = w->w1[0].format != WEIGHT_BF16;
+    int width = w->w1[0].n, n_tiles, two = w->w1[0].format == WEIGHT_REAL;
     const GemmTile *tiles;
     const int *source;
     const UpJob *staged;

@@ -14,7 +14,7 @@
  */
 #pragma once
 
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/weight.h"
 
 #define TILE_M     64
 #define TILE_N     128
@@ -36,6 +36,10 @@ typedef struct {
     int bf16;
     const float *factor; /* NULL, or element (r, i) is multiplied by factor[i * factor_step] */
     int factor_step;
+    /* Not 0: rows of codes (weight.h). Column i of the row at table[r]; turned, column first + r of
+     * the row at table[r] + i * stride (bytes). `factor` is not for them. */
+    WeightFormat codes;
+    int scales, turned, first;
 } Side;
 
 template <int TA, int TB> struct Tile {
@@ -47,21 +51,21 @@ template <int TA, int TB> struct Tile {
 
 static __device__ __forceinline__ Side side(size_t stride)
 {
-    Side s = {stride, 0, 0, NULL, 0};
+    Side s = {stride, 0, 0, NULL, 0, WEIGHT_REAL, 0, 0, 0};
 
     return s;
 }
 
 static __device__ __forceinline__ Side side_by_inner(size_t stride)
 {
-    Side s = {stride, 1, 0, NULL, 0};
+    Side s = {stride, 1, 0, NULL, 0, WEIGHT_REAL, 0, 0, 0};
 
     return s;
 }
 
 static __device__ __forceinline__ Side side_scaled(size_t stride, const float *factor, int step)
 {
-    Side s = {stride, 0, 0, factor, step};
+    Side s = {stride, 0, 0, factor, step, WEIGHT_REAL, 0, 0, 0};
 
     return s;
 }
@@ -110,6 +114,26 @@ static __device__ __forceinline__ float side_number(const char *from, size_t off
     return bf16 ? bf16_widen(((const unsigned short *)from)[off]) : ((const float *)from)[off];
 }
 
+static __device__ __forceinline__ float side_code(const char *row, const Side &s, int r, int i)
+{
+    const char *at = s.turned ? row + (size_t)i * s.stride : row;
+
+    return packed_code(at, s.scales, s.codes, s.turned ? s.first + r : i);
+}
+
+/* Elements (r, i) and (r, i + 1) of a side of codes. */
+static __device__ __forceinline__ float2 code_pair(const char *row, const Side &s, int r, int i,
+                                                   int k)
+{
+    float2 x = {0, 0};
+
+    if (row) {
+        x.x = side_code(row, s, r, i);
+        x.y = i + 1 < k ? side_code(row, s, r, i + 1) : 0;
+    }
+    return x;
+}
+
 /* Elements (r, i) and (r, i + 1) of a side; what lies at or beyond k is zero. */
 static __device__ __forceinline__ float2 side_pair(const char *const *at, const Side &s, int r,
                                                    int i, int k)
@@ -148,7 +172,7 @@ static __device__ __forceinline__ void side_load(unsigned short planes[TERMS][RO
                                                  const char *const *at, const Side &s, int rows,
                                                  int k0, int k)
 {
-    bool along_rows = s.by_inner || s.stride != 1;
+    bool along_rows = s.codes ? s.turned : s.by_inner || s.stride != 1;
     int used = (rows + 15) / 16 * 16;
 
 #pragma unroll 4
@@ -160,7 +184,7 @@ static __device__ __forceinline__ void side_load(unsigned short planes[TERMS][RO
         if (r >= used)
             continue;
         if (r < rows && k0 + i < k)
-            x = side_pair(at, s, r, k0 + i, k);
+            x = s.codes ? code_pair(at[r], s, r, k0 + i, k) : side_pair(at, s, r, k0 + i, k);
 #pragma unroll
         for (int term = 0; term < TERMS; term++) {
             uint32_t part = bf16_pair(x.x, x.y);

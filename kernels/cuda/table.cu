@@ -45,7 +45,8 @@ static Ops table(void)
     ops.moe_down_fwd = cuda_moe_down_fwd;
     ops.moe_bwd = cuda_moe_bwd;
     ops.logprob_fwd = cuda_logprob_fwd;
-    ops.logprob_bwd = cuda_logprob_bwd;
+    ops.head_fwd = cuda_head_fwd;
+    ops.head_bwd = cuda_head_bwd;
     ops.adamw = cuda_adamw;
     ops.sumsq = cuda_sumsq;
     return ops;

@@ -1,92 +1,14 @@
 /*
- * Log-probabilities over the vocabulary, the optimiser and the norm of gradients on a card.
+ * The optimiser and the norm of gradients on a card.
  *
  * Invariants
- *  1. A row's sums run in one block, as in dense.cu.
- *  2. sumsq adds SUMSQ_PARTS partial sums in order, whatever the card.
+ *  1. sumsq adds SUMSQ_PARTS partial sums in order, whatever the card.
  *
- * Not here: the head's product (gemm.cu); logits are as long as the caller's slice of rows.
+ * Not here: gradients.
  */
 #include "kernels/cuda/cuda.h"
 
 #define SUMSQ_PARTS 256
-
-static __global__ void logprob_kernel(float *logp, float *lse, float *entropy, const float *logits,
-                                      const int *ids, int vocab, int valid, float beta)
-{
-    __shared__ float parts[3][SUM_WARPS];
-    const float *z = logits + (size_t)blockIdx.x * (size_t)vocab;
-    float top = -INFINITY, sum = 0, mean = 0, all;
-
-    for (int j = (int)threadIdx.x; j < valid; j += SUM_BLOCK)
-        top = fmaxf(top, z[j] * beta);
-    top = block_max(top, parts[0]);
-    for (int j = (int)threadIdx.x; j < valid; j += SUM_BLOCK) {
-        float e = expf(z[j] * beta - top);
-
-        sum += e;
-        mean = fmaf(e, z[j] * beta, mean);
-    }
-    sum = block_sum(sum, parts[1]);
-    mean = block_sum(mean, parts[2]);
-    if (threadIdx.x > 0)
-        return;
-    all = top + logf(sum);
-    lse[blockIdx.x] = all;
-    logp[blockIdx.x] = z[ids[blockIdx.x]] * beta - all;
-    if (entropy)
-        entropy[blockIdx.x] = all - mean / sum;
-}
-
-static __global__ void logprob_bwd_kernel(float *logits, const float *lse, const int *ids,
-                                          const float *coef, const float *bonus,
-                                          const float *entropy, int vocab, int valid, float beta)
-{
-    size_t t = blockIdx.x;
-    float *z = logits + t * (size_t)vocab, c = coef[t] * beta;
-    float b = bonus ? bonus[t] * beta : 0, h = bonus ? entropy[t] : 0;
-
-    for (int j = (int)threadIdx.x; j < vocab; j += SUM_BLOCK) {
-        float log_p = z[j] * beta - lse[t];
-
-        z[j] = j < valid ? expf(log_p) * (c + b * (log_p + h)) - (j == ids[t] ? c : 0) : 0;
-    }
-}
-
-void cuda_logprob_fwd(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
-                      int rows, int vocab, int valid, double temperature)
-{
-    size_t bytes = (size_t)rows * sizeof(int);
-    const void *staged;
-
-    if (rows == 0)
-        return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
-    LAUNCH(logprob_kernel, (unsigned)rows, SUM_BLOCK, 0, cuda_stream(), (float *)logp, (float *)lse,
-           (float *)entropy, (const float *)logits, (const int *)staged, vocab, valid,
-           (float)(1 / temperature));
-    cuda_end("logprob_fwd");
-}
-
-void cuda_logprob_bwd(void *logits, const void *lse, const int *ids, const void *coef,
-                      const void *bonus, const void *entropy, int rows, int vocab, int valid,
-                      double temperature)
-{
-    size_t bytes = (size_t)rows * sizeof(int);
-    const void *staged;
-
-    if (rows == 0)
-        return;
-    cuda_begin(stage_size(bytes), 0);
-    staged = cuda_put(ids, bytes);
-    cuda_send();
-    LAUNCH(logprob_bwd_kernel, (unsigned)rows, SUM_BLOCK, 0, cuda_stream(), (float *)logits,
-           (const float *)lse, (const int *)staged, (const float *)coef, (const float *)bonus,
-           (const float *)entropy, vocab, valid, (float)(1 / temperature));
-    cuda_end("logprob_bwd");
-}
 
 /* c1, c2: 1 - beta^step; keep: 1 - lr * weight_decay. */
 typedef struct {

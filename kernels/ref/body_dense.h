@@ -18,24 +18,22 @@ static size_t ref_weight_bytes(WeightFormat format, int n, int k)
 /* The oracle keeps what a code stands for, not the code. */
 static void group_pack(const OpsWeight *w, const REAL *rows, int n0, int k0)
 {
-    int n1 = n0 + quant_group_rows(w->format), k1 = k0 + quant_group_cols(w->format);
-    float most = 0, scale;
+    float values[QUANT_GROUP_MOST], scale;
+    int tall = quant_group_rows(w->format), wide = quant_group_cols(w->format);
 
-    n1 = n1 < w->n ? n1 : w->n;
-    k1 = k1 < w->k ? k1 : w->k;
-    for (int n = n0; n < n1; n++)
-        for (int k = k0; k < k1; k++) {
-            float size = fabsf((float)rows[(size_t)n * w->k + k]);
+    tall = w->n - n0 < tall ? w->n - n0 : tall;
+    wide = w->k - k0 < wide ? w->k - k0 : wide;
+    for (int n = 0; n < tall; n++)
+        for (int k = 0; k < wide; k++)
+            values[n * wide + k] = (float)rows[(size_t)(n0 + n) * w->k + k0 + k];
+    scale =
+        bf16_float(quant_scale_of(w->format, quant_most(values, (size_t)wide, 0, tall, 0, wide)));
+    for (int n = 0; n < tall; n++)
+        for (int k = 0; k < wide; k++) {
+            uint8_t code = quant_code(w->format, values[n * wide + k], scale);
 
-            most = size > most ? size : most;
-        }
-    scale = bf16_float(quant_scale_of(w->format, most));
-    for (int n = n0; n < n1; n++)
-        for (int k = k0; k < k1; k++) {
-            size_t at = (size_t)n * w->k + k;
-            uint8_t code = quant_code(w->format, (float)rows[at], scale);
-
-            ((uint16_t *)w->data)[at] = bf16_of(quant_value(w->format, code, scale));
+            ((uint16_t *)w->data)[(size_t)(n0 + n) * w->k + k0 + k] =
+                bf16_of(quant_value(w->format, code, scale));
         }
 }
 

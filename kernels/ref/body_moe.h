@@ -169,6 +169,42 @@ static void ref_moe_bwd(void *dx, void *dweights, void *const *dw1, void *const 
         }
 }
 
+/* Largest z, and over exp(z - top): their sum, and the sum of their z. */
+typedef struct {
+    REAL top, sum, mean;
+} RowSums;
+
+/* One more tile: the sums so far and the tile's own, both brought to the larger of the two tops. */
+static void row_tile(RowSums *row, const REAL *z, int n, REAL beta)
+{
+    RowSums tile = {.top = -(REAL)INFINITY};
+    REAL top, before, now;
+
+    for (int j = 0; j < n; j++)
+        tile.top = MATH(fmax)(tile.top, z[j] * beta);
+    for (int j = 0; j < n; j++) {
+        REAL e = MATH(exp)(z[j] * beta - tile.top);
+
+        tile.sum += e;
+        tile.mean += e * (z[j] * beta);
+    }
+    top = MATH(fmax)(row->top, tile.top);
+    before = MATH(exp)(row->top - top);
+    now = MATH(exp)(tile.top - top);
+    *row = (RowSums){top, row->sum * before + tile.sum * now, row->mean * before + tile.mean * now};
+}
+
+/* z is that of the row's id. */
+static void row_end(const RowSums *row, int t, REAL z, void *logp, void *lse, void *entropy)
+{
+    REAL all = row->top + MATH(log)(row->sum);
+
+    ((REAL *)lse)[t] = all;
+    ((REAL *)logp)[t] = z - all;
+    if (entropy)
+        ((REAL *)entropy)[t] = all - row->mean / row->sum;
+}
+
 static void ref_logprob_fwd(void *logp, void *lse, void *entropy, const void *logits,
                             const int *ids, int rows, int vocab, int valid, double temperature)
 {
@@ -176,41 +212,74 @@ static void ref_logprob_fwd(void *logp, void *lse, void *entropy, const void *lo
 
     for (int t = 0; t < rows; t++) {
         const REAL *z = (const REAL *)logits + (size_t)t * vocab;
-        REAL top = -(REAL)INFINITY, sum = 0, mean = 0;
+        RowSums row = {.top = -(REAL)INFINITY};
 
-        for (int j = 0; j < valid; j++)
-            top = MATH(fmax)(top, z[j] * beta);
-        for (int j = 0; j < valid; j++) {
-            REAL e = MATH(exp)(z[j] * beta - top);
-
-            sum += e;
-            mean += e * (z[j] * beta);
-        }
-        ((REAL *)lse)[t] = top + MATH(log)(sum);
-        ((REAL *)logp)[t] = z[ids[t]] * beta - ((REAL *)lse)[t];
-        if (entropy)
-            ((REAL *)entropy)[t] = ((REAL *)lse)[t] - mean / sum;
+        for (int from = 0; from < valid; from += OPS_HEAD_TILE)
+            row_tile(&row, z + from, valid - from < OPS_HEAD_TILE ? valid - from : OPS_HEAD_TILE,
+                     beta);
+        row_end(&row, t, z[ids[t]] * beta, logp, lse, entropy);
     }
 }
 
-static void ref_logprob_bwd(void *logits, const void *lse, const int *ids, const void *coef,
-                            const void *bonus, const void *entropy, int rows, int vocab, int valid,
-                            double temperature)
+/* A row of logits, made anew whenever it is asked for. */
+typedef struct {
+    const REAL *x;
+    const OpsWeight *w;
+    REAL beta;
+} HeadRow;
+
+static REAL head_z(const HeadRow *row, int j)
+{
+    REAL sum = 0;
+
+    for (int k = 0; k < row->w->k; k++)
+        sum += row->x[k] * weight_at(row->w, (size_t)j * row->w->k + k);
+    return sum * row->beta;
+}
+
+static void ref_head_fwd(void *logp, void *lse, void *entropy, const void *x, const OpsWeight *w,
+                         const int *ids, int rows, int valid, double temperature, void *scratch)
+{
+    REAL *z = scratch;
+
+    for (int t = 0; t < rows; t++) {
+        HeadRow row = {(const REAL *)x + (size_t)t * w->k, w, (REAL)(1 / temperature)};
+        RowSums sums = {.top = -(REAL)INFINITY};
+
+        for (int from = 0; from < valid; from += OPS_HEAD_TILE) {
+            int n = valid - from < OPS_HEAD_TILE ? valid - from : OPS_HEAD_TILE;
+
+            for (int j = 0; j < n; j++)
+                z[j] = head_z(&row, from + j);
+            row_tile(&sums, z, n, 1);
+        }
+        row_end(&sums, t, head_z(&row, ids[t]), logp, lse, entropy);
+    }
+}
+
+static void ref_head_bwd(void *dx, void *dw, const void *x, const OpsWeight *w,
+                         const HeadGrad *grad, int rows, int valid, double temperature,
+                         void *scratch)
 {
     REAL beta = (REAL)(1 / temperature);
 
+    (void)scratch;
+    memset(dx, 0, (size_t)rows * w->k * sizeof(REAL));
     for (int t = 0; t < rows; t++) {
-        REAL *z = (REAL *)logits + (size_t)t * vocab, c = ((const REAL *)coef)[t] * beta;
-        REAL b = bonus ? ((const REAL *)bonus)[t] * beta : 0;
-        REAL h = bonus ? ((const REAL *)entropy)[t] : 0;
+        HeadRow row = {(const REAL *)x + (size_t)t * w->k, w, beta};
+        REAL *to = (REAL *)dx + (size_t)t * w->k, c = ((const REAL *)grad->coef)[t] * beta;
+        REAL b = grad->bonus ? ((const REAL *)grad->bonus)[t] * beta : 0;
+        REAL h = grad->bonus ? ((const REAL *)grad->entropy)[t] : 0;
 
         for (int j = 0; j < valid; j++) {
-            REAL log_p = z[j] * beta - ((const REAL *)lse)[t];
+            REAL log_p = head_z(&row, j) - ((const REAL *)grad->lse)[t];
+            REAL dz = MATH(exp)(log_p) * (c + b * (log_p + h)) - (j == grad->ids[t] ? c : 0);
 
-            z[j] = MATH(exp)(log_p) * (c + b * (log_p + h)) - (j == ids[t] ? c : 0);
+            for (int k = 0; k < w->k; k++) {
+                to[k] += dz * weight_at(w, (size_t)j * w->k + k);
+                ((REAL *)dw)[(size_t)j * w->k + k] += dz * row.x[k];
+            }
         }
-        for (int j = valid; j < vocab; j++)
-            z[j] = 0;
     }
 }
 

@@ -30,7 +30,8 @@
         .moe_down_fwd = ref_moe_down_fwd,                                                          \
         .moe_bwd = ref_moe_bwd,                                                                    \
         .logprob_fwd = ref_logprob_fwd,                                                            \
-        .logprob_bwd = ref_logprob_bwd,                                                            \
+        .head_fwd = ref_head_fwd,                                                                  \
+        .head_bwd = ref_head_bwd,                                                                  \
         .adamw = ref_adamw,                                                                        \
         .sumsq = ref_sumsq,                                                                        \
     }

@@ -27,13 +27,17 @@ enum {
     C = 64,
     E = 32,
     WIDE = 9216,
-    MOE_ROWS = 4096
+    MOE_ROWS = 4096,
+    WORDS = 16384, /* of a larger vocabulary */
+    HEAD_ROWS = 1024
 };
 
 typedef struct {
     Lab lab;
     float *x, *y, *w, *rstd, *grad, *m, *v, *qkv, *o, *up, *lse, *decay, *scratch;
-    OpsWeight dense, w1[E], w2[E], w3[E];
+    OpsWeight dense, coded, head, w1[E], w2[E], w3[E];
+    float *dhead;
+    int *words;
     MoePlan plan;
     float *act, *out, *route;
     void **pages, **dpages;
@@ -92,6 +96,24 @@ static void run_decode(Bench *b)
     b->lab.ops->gemm_fwd(b->y, b->x, &b->dense, 1, GEMM_ROUNDED);
 }
 
+static void run_decode_int4(Bench *b)
+{
+    b->lab.ops->gemm_fwd(b->y, b->x, &b->coded, 1, GEMM_ROUNDED);
+}
+
+static void run_head(Bench *b)
+{
+    b->lab.ops->head_fwd(b->m, b->lse, b->v, b->x, &b->head, b->words, HEAD_ROWS, WORDS, 1,
+                         b->scratch);
+}
+
+static void run_head_bwd(Bench *b)
+{
+    const HeadGrad grad = {.lse = b->lse, .ids = b->words, .coef = b->rstd};
+
+    b->lab.ops->head_bwd(b->y, b->dhead, b->x, &b->head, &grad, HEAD_ROWS, WORDS, 1, b->scratch);
+}
+
 static void run_experts(Bench *b)
 {
     const MoeWeights w = {b->w1, b->w3, b->w2};
@@ -114,6 +136,15 @@ static void run_lightning_bwd(Bench *b)
 static void run_attention(Bench *b)
 {
     b->lab.ops->attn_fwd(b->o, b->lse, b->qkv, b->x, b->y, &b->span, 1, 0, soft);
+}
+
+static void run_attention_one(Bench *b)
+{
+    OpsSpan last = b->span;
+
+    last.rows = 1;
+    last.pos0 = T - 1;
+    b->lab.ops->attn_fwd(b->o, b->lse, b->qkv, b->x, b->y, &last, 1, 0, soft);
 }
 
 static void run_attention_bwd(Bench *b)
@@ -139,18 +170,22 @@ static const struct {
     {"gemm 8192 x 6144 x 6144, bf16", run_gemm, 0, 2 * TD *D},
     {"gemm dx, two terms", run_gemm_dx, 0, 4 * TD *D},
     {"gemm, one row", run_decode, 2.0 * D *D, 0},
+    {"gemm, one row, int4", run_decode_int4, 4.5 / 8 * D *D, 0},
+    {"head, 1024 rows, 16384 words", run_head, 0, 6.0 * HEAD_ROWS *D *WORDS},
+    {"head backward", run_head_bwd, 0, 16.0 * HEAD_ROWS *D *WORDS},
     {"experts, 256 rows each", run_experts, 0, 6.0 * MOE_ROWS * 2 * D *WIDE},
     {"lightning", run_lightning, 16 * THD, 3 * THD *(2 * C + 4.0 * HEAD)},
     {"lightning backward", run_lightning_bwd, 28 * THD, 3 * THD *(8 * C + 10.0 * HEAD)},
     {"attention", run_attention, 0, 3 * CAUSAL},
+    {"attention, one row at 8191", run_attention_one, 8.0 * T *KV *HEAD, 0},
     {"attention backward", run_attention_bwd, 0, 3 * 4 * CAUSAL},
 };
 
 /* ---- arrays ---- */
 
-static OpsWeight packed(Bench *b, int n, int k)
+static OpsWeight packed(Bench *b, WeightFormat format, int n, int k)
 {
-    OpsWeight w = {.n = n, .k = k, .format = WEIGHT_BF16};
+    OpsWeight w = {.n = n, .k = k, .format = format};
 
     w.data = lab_room(&b->lab, b->lab.ops->weight_bytes(w.format, n, k));
     b->lab.ops->weight_pack(&w, b->scratch);
@@ -164,9 +199,9 @@ static void make_experts(Bench *b)
     for (int i = 0; i < 2 * MOE_ROWS; i++)
         ids[i] = (i / 2 + i % 2 * 7) % E;
     for (int e = 0; e < E; e++) {
-        b->w1[e] = packed(b, WIDE, D);
-        b->w3[e] = packed(b, WIDE, D);
-        b->w2[e] = packed(b, D, WIDE);
+        b->w1[e] = packed(b, WEIGHT_BF16, WIDE, D);
+        b->w3[e] = packed(b, WEIGHT_BF16, WIDE, D);
+        b->w2[e] = packed(b, WEIGHT_BF16, D, WIDE);
     }
     b->plan = (MoePlan){.offsets = lab_room(&b->lab, (E + 1) * sizeof(int)),
                         .source = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int)),
@@ -196,7 +231,11 @@ static void make(Bench *b)
     b->lse = floats(b, (gsize)T * H);
     b->decay = lab_decay(&b->lab, light);
     b->scratch = floats(b, (gsize)H * (chunks + 2) * HEAD * HEAD);
-    b->dense = packed(b, D, D);
+    b->dense = packed(b, WEIGHT_BF16, D, D);
+    b->coded = packed(b, WEIGHT_INT4, D, D);
+    b->head = packed(b, WEIGHT_BF16, WORDS, D);
+    b->dhead = floats(b, (gsize)WORDS * D);
+    b->words = lab_room(&b->lab, HEAD_ROWS * sizeof(int));
     b->pages = lab_blocks(&b->lab, chunks, 2 * (gsize)KV * HEAD * C);
     b->dpages = lab_blocks(&b->lab, chunks, 2 * (gsize)KV * HEAD * C);
     b->span = (OpsSpan){.rows = T,

@@ -229,12 +229,48 @@ static void case_logprob(Lab *lab)
     lab_keep(lab, logp, lab->rows);
     lab_keep(lab, lse, lab->rows);
     lab_keep(lab, entropy, lab->rows);
-    lab->ops->logprob_bwd(logits, lse, id, lab_in(lab, lab->rows, 1), lab_in(lab, lab->rows, 1),
-                          entropy, lab->rows, WIDE, valid, 0.7);
-    lab_keep(lab, logits, n);
-    lab->ops->logprob_bwd(logits, lse, id, lab_in(lab, lab->rows, 1), NULL, NULL, lab->rows, WIDE,
-                          valid, 0.7);
-    lab_keep(lab, logits, n);
+}
+
+/* Two tiles of the vocabulary and a bit, the last ids left out. */
+enum { WORDS = OPS_HEAD_TILE + 150, VALID = WORDS - 7, HEAD_K = 5 };
+
+/* The bits that the same numbers have where logits are kept. */
+static void head_as_kept(Lab *lab, const void *x, const OpsWeight *w, const int *id,
+                         const void *logp, const void *lse)
+{
+    gsize bytes = (gsize)lab->rows * ops_real_size(lab->ops->real);
+    void *logits = lab_out(lab, (gsize)lab->rows * WORDS), *own = lab_out(lab, lab->rows);
+    void *all = lab_out(lab, lab->rows);
+
+    lab->ops->gemm_fwd(logits, x, w, lab->rows, GEMM_EXACT);
+    lab->ops->logprob_fwd(own, all, NULL, logits, id, lab->rows, WORDS, VALID, 0.7);
+    if (memcmp(own, logp, bytes) != 0 || memcmp(all, lse, bytes) != 0)
+        g_error("%s, %d rows: the head without logits has other bits", lab->ops->name, lab->rows);
+}
+
+static void case_head(Lab *lab)
+{
+    gsize rows = (gsize)lab->rows, n = rows * HEAD_K;
+    OpsWeight w = weight(lab, WORDS, HEAD_K);
+    int *id = ids(lab, lab->rows, VALID);
+    void *x = lab_in(lab, n, 4), *scratch = lab_out(lab, rows * (OPS_HEAD_TILE + 3));
+    void *logp = lab_out(lab, rows), *lse = lab_out(lab, rows), *entropy = lab_out(lab, rows);
+    void *dx = lab_out(lab, n), *dw = lab_in(lab, WORDS * HEAD_K, 0.1);
+    HeadGrad grad = {lse, id, lab_in(lab, rows, 1), lab_in(lab, rows, 1), entropy};
+
+    lab->ops->head_fwd(logp, lse, entropy, x, &w, id, lab->rows, VALID, 0.7, scratch);
+    head_as_kept(lab, x, &w, id, logp, lse);
+    lab_keep(lab, logp, rows);
+    lab_keep(lab, lse, rows);
+    lab_keep(lab, entropy, rows);
+    for (int round = 0; round < (rows < 10 ? 2 : 1); round++) {
+        lab->ops->head_bwd(dx, dw, x, &w, &grad, lab->rows, VALID, 0.7, scratch);
+        lab_keep(lab, dx, n);
+        lab_keep(lab, dw, WORDS * HEAD_K);
+        grad.bonus = grad.entropy = NULL;
+        if (rows > 1)
+            id[1] = -1;
+    }
 }
 
 static void case_adamw(Lab *lab)
@@ -371,6 +407,27 @@ static void case_long_attention(Lab *lab)
     }
 }
 
+/* A few rows behind contexts of several runs of pages, one of them in its first page. */
+static void case_deep_attention(Lab *lab)
+{
+    enum { DEEP = 1290, SHORT = 3 };
+    const OpsHeads s = {.heads = 4, .kv_heads = 2, .dim = 8, .chunk = 16};
+    int rows = MIN(lab->rows, 9);
+    gsize all = (gsize)rows + 1, qs = all * s.heads * s.dim, ks = all * s.kv_heads * s.dim;
+    gsize page = (gsize)2 * s.kv_heads * s.dim * s.chunk, n = (DEEP + 9) / s.chunk + 1;
+    void **pages = lab_room(lab, (n + 1) * sizeof(void *));
+    void *o = lab_out(lab, qs), *lse = lab_out(lab, all * s.heads);
+    OpsSpan spans[] = {{.rows = rows, .pos0 = DEEP, .pages = pages},
+                       {.row0 = rows, .rows = 1, .pos0 = SHORT, .pages = pages + n}};
+
+    for (gsize i = 0; i <= n; i++)
+        pages[i] = lab_in(lab, page, 2);
+    lab->ops->attn_fwd(o, lse, lab_in(lab, qs, 2), lab_in(lab, ks, 2), lab_in(lab, ks, 1), spans, 2,
+                       0, s);
+    lab_keep(lab, o, qs);
+    lab_keep(lab, lse, all * s.heads);
+}
+
 static void case_long_lightning(Lab *lab)
 {
     for (guint i = 0; i < G_N_ELEMENTS(long_shapes); i++) {
@@ -467,21 +524,23 @@ static void case_one_expert(Lab *lab)
 /* ---- the list ---- */
 
 const LabCase lab_cases[] = {
-    {"weight", case_weight},
-    {"embed", case_embed},
-    {"rmsnorm", case_rmsnorm},
-    {"gatenorm", case_gatenorm},
-    {"elementwise", case_elementwise},
-    {"gemm", case_gemm},
-    {"rope", case_rope},
-    {"logprob", case_logprob},
-    {"adamw", case_adamw},
-    {"attention", case_attention},
-    {"lightning", case_lightning},
-    {"long_attention", case_long_attention},
-    {"long_lightning", case_long_lightning},
-    {"experts", case_experts},
-    {"one_expert", case_one_expert},
+    {"weight", case_weight, TRUE, FALSE},
+    {"embed", case_embed, TRUE, FALSE},
+    {"rmsnorm", case_rmsnorm, FALSE, FALSE},
+    {"gatenorm", case_gatenorm, FALSE, FALSE},
+    {"elementwise", case_elementwise, FALSE, FALSE},
+    {"gemm", case_gemm, TRUE, FALSE},
+    {"rope", case_rope, FALSE, FALSE},
+    {"logprob", case_logprob, FALSE, FALSE},
+    {"head", case_head, TRUE, FALSE},
+    {"adamw", case_adamw, FALSE, FALSE},
+    {"attention", case_attention, FALSE, TRUE},
+    {"lightning", case_lightning, FALSE, TRUE},
+    {"long_attention", case_long_attention, FALSE, FALSE},
+    {"deep_attention", case_deep_attention, FALSE, FALSE},
+    {"long_lightning", case_long_lightning, FALSE, FALSE},
+    {"experts", case_experts, TRUE, FALSE},
+    {"one_expert", case_one_expert, TRUE, FALSE},
 };
 
 const guint lab_n_cases = G_N_ELEMENTS(lab_cases);

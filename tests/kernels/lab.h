@@ -21,6 +21,8 @@ typedef struct {
 typedef struct {
     const char *name;
     void (*run)(Lab *lab);
+    gboolean weights; /* packs matrices */
+    gboolean fixed;   /* has rows of its own: lab->rows is nothing to it */
 } LabCase;
 
 extern const LabCase lab_cases[];

@@ -56,6 +56,22 @@ static void test_logits(void)
     }
 }
 
+/* Matrices in codes, the same on both sides; activations of products are rounded on one. */
+static void test_codes(void)
+{
+    if (no_card())
+        return;
+    for (int format = WEIGHT_INT8; format < WEIGHT_FORMATS; format++) {
+        g_autoptr(Model) model = lab_golden_model(card_ops(), (WeightFormat)format, 16);
+        g_autoptr(Model) oracle = lab_golden_model(&ops_ref_f64, (WeightFormat)format, 16);
+        g_autofree void *got = logits_of(model), *want = logits_of(oracle);
+        double off = lab_distance(model, got, oracle, want, GOLDEN_TOKENS * GOLDEN_VOCAB);
+
+        g_test_message("format %d: logits off by %g", format, off);
+        g_assert_cmpfloat(off, <, 2e-2);
+    }
+}
+
 /* As tests/policy/test_trainer.c has it: 8 ids are the prompt, 12 the answer. */
 static RolloutGroup *golden_group(void)
 {
@@ -170,6 +186,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/cuda_model/logits_as_the_oracle", test_logits);
+    g_test_add_func("/cuda_model/logits_of_codes_as_the_oracle", test_codes);
     g_test_add_func("/cuda_model/the_golden_update", test_update);
     g_test_add_func("/cuda_model/samples_and_trainer_have_the_same_bits", test_engine);
     return g_test_run();

@@ -327,6 +327,7 @@ static Step golden_step(Golden *g, double coef[19], gboolean make)
     g_autoptr(GError) error = NULL;
     const Model *m = g->model;
     double logp[19], lse[19], dhidden[GOLDEN_TOKENS * 16] = {0};
+    g_autofree double *scratch = g_new(double, 19 * (OPS_HEAD_TILE + 3));
     int64_t positions[GOLDEN_TOKENS];
     OpsSpan span = {.rows = GOLDEN_TOKENS,
                     .pages = g->seq->pages,
@@ -348,9 +349,9 @@ static Step golden_step(Golden *g, double coef[19], gboolean make)
         for (int t = 0; t < 19; t++)
             step.loss -= coef[t] * logp[t];
     }
-    m->ops->logprob_bwd(g->logits, lse, g->ids + 1, coef, NULL, NULL, 19, GOLDEN_VOCAB,
-                        GOLDEN_VOCAB, 1);
-    backward_logits(m, step.grads, dhidden, g->logits, g->acts->hidden, 19);
+    m->ops->head_bwd(dhidden, params_tensor(step.grads, 0, SLOT_HEAD, 0), g->acts->hidden, &m->head,
+                     &(HeadGrad){.lse = lse, .ids = g->ids + 1, .coef = coef}, 19, GOLDEN_VOCAB, 1,
+                     scratch);
     backward(b, m, step.grads, g->acts, &batch, &cache, dhidden);
     return step;
 }

@@ -105,7 +105,7 @@ static void put(const Model *m, void *x, gsize i, double value)
 
 /* Rows of numbers for the head. */
 typedef struct {
-    void *logits, *dhidden, *logp, *lse, *entropy, *coef, *bonus;
+    void *logits, *dhidden, *logp, *lse, *entropy, *coef, *bonus, *scratch;
 } Head;
 
 static void *numbers(const Model *m, gsize n)
@@ -125,7 +125,8 @@ static Head head_new(const Model *m, const Packed *p, const Piece *piece)
               .lse = numbers(m, rows),
               .entropy = numbers(m, rows),
               .coef = numbers(m, rows),
-              .bonus = numbers(m, rows)};
+              .bonus = numbers(m, rows),
+              .scratch = numbers(m, rows * (OPS_HEAD_TILE + 3))};
 
     for (gsize t = 0; t < rows; t++) {
         put(m, h.coef, t, p->coef[(gsize)piece->from + t]);
@@ -136,7 +137,8 @@ static Head head_new(const Model *m, const Packed *p, const Piece *piece)
 
 static void head_clear(Head *h)
 {
-    void *all[] = {h->logits, h->dhidden, h->logp, h->lse, h->entropy, h->coef, h->bonus};
+    void *all[] = {h->logits,  h->dhidden, h->logp,  h->lse,
+                   h->entropy, h->coef,    h->bonus, h->scratch};
 
     for (guint i = 0; i < G_N_ELEMENTS(all); i++)
         free(all[i]);
@@ -171,11 +173,12 @@ static void pass(Result *r, const Model *m, const Packed *p, int from, int to, A
     h = head_new(m, p, &piece);
     forward(m, acts, &piece.batch);
     forward_logits(m, h.logits, acts->hidden, piece.rows);
-    shard_logprob_fwd(m, h.logp, h.lse, h.entropy, h.logits, p->next + from, piece.rows, 0.8);
+    shard_head_fwd(m, h.logp, h.lse, h.entropy, acts->hidden, p->next + from, piece.rows, 0.8,
+                   h.scratch);
     note(r, m, &h, &piece);
-    shard_logprob_bwd(m, h.logits, h.lse, p->next + from, h.coef, h.bonus, h.entropy, piece.rows,
-                      0.8);
-    backward_logits(m, grads, h.dhidden, h.logits, acts->hidden, piece.rows);
+    shard_head_bwd(m, h.dhidden, params_tensor(grads, 0, SLOT_HEAD, 0), acts->hidden,
+                   &(HeadGrad){h.lse, p->next + from, h.coef, h.bonus, h.entropy}, piece.rows, 0.8,
+                   h.scratch);
     backward(back, m, grads, acts, &piece.batch, piece.grads, h.dhidden);
     head_clear(&h);
     piece_clear(&piece);

@@ -139,6 +139,14 @@ static ModelConfig config_with_chunk(guint chunk)
     return config;
 }
 
+static ModelConfig config_with_vocab(guint32 vocab)
+{
+    ModelConfig config = config_with_chunk(8);
+
+    config.vocab = config.vocab_valid = vocab;
+    return config;
+}
+
 /* The same rollouts, each with a prompt of its own. */
 static GPtrArray *split_group(const RolloutGroup *group)
 {
@@ -317,6 +325,35 @@ static void test_cuts_change_no_bit(void)
     check_cuts(ops_cpu());
 }
 
+/* More trained tokens in a batch than the head takes at once. */
+static void test_slices_change_no_bit(void)
+{
+    enum { GROUPS = 200, SLICE = 1024 };
+    ModelConfig config = config_with_chunk(8);
+    g_autoptr(Model) model = lab_random_model(ops_cpu(), &config, WEIGHT_REAL, 5);
+    RolloutGroup *groups[GROUPS];
+    guint64 whole_batches, cut_batches;
+    g_autoptr(Params) whole = NULL, cut = NULL;
+    int trained = 0;
+
+    for (guint g = 0; g < GROUPS; g++) {
+        const Rollout *r;
+
+        groups[g] = lab_group(g, 3, 1);
+        r = groups[g]->rollouts;
+        for (int i = 0; i < r->n; i++)
+            trained += r->mask[i];
+    }
+    whole = bits_of(model, 4000, ACTS_KEEP_ALL, groups, GROUPS, &whole_batches);
+    cut = bits_of(model, 600, ACTS_KEEP_ALL, groups, GROUPS, &cut_batches);
+    g_assert_cmpint(trained, >, SLICE);
+    g_assert_cmpuint(whole_batches, ==, 1);
+    g_assert_cmpuint(cut_batches, >, 3);
+    g_assert_true(memcmp(whole->data, cut->data, params_bytes(whole)) == 0);
+    for (guint g = 0; g < GROUPS; g++)
+        rollout_group_free(groups[g]);
+}
+
 static void check_recompute(const Ops *ops)
 {
     ModelConfig config = config_with_chunk(8);
@@ -357,11 +394,11 @@ static gboolean on_token(const EngineToken *token, gpointer user)
     return TRUE;
 }
 
-static void check_engine(WeightFormat format)
+static void check_engine(WeightFormat format, guint32 vocab)
 {
     const EngineLimits limits = {
         .context_max = 256, .cache_bytes = 32 << 20, .rows_max = 32, .sequences_max = 64};
-    ModelConfig config = config_with_chunk(8);
+    ModelConfig config = config_with_vocab(vocab);
     g_autoptr(GError) error = NULL;
     g_autoptr(Model) model = lab_random_model(ops_cpu(), &config, format, 4);
     g_autoptr(Engine) engine = engine_new(model, &limits, &error);
@@ -397,8 +434,9 @@ static void check_engine(WeightFormat format)
 
 static void test_engine_and_trainer_agree(void)
 {
-    check_engine(WEIGHT_REAL);
-    check_engine(WEIGHT_BF16);
+    check_engine(WEIGHT_REAL, GOLDEN_VOCAB);
+    check_engine(WEIGHT_BF16, GOLDEN_VOCAB);
+    check_engine(WEIGHT_BF16, OPS_HEAD_TILE + 100); /* more than one tile of the head */
 }
 
 /* ---- routing replay ---- */
@@ -645,6 +683,7 @@ int main(int argc, char **argv)
     g_test_add_func("/trainer/a_shared_prompt_gives_the_same_gradients", test_shared_prompts);
     g_test_add_func("/trainer/gradients_are_those_of_frozen_coefficients", test_differences);
     g_test_add_func("/trainer/cuts_into_batches_change_no_bit", test_cuts_change_no_bit);
+    g_test_add_func("/trainer/slices_of_the_head_change_no_bit", test_slices_change_no_bit);
     g_test_add_func("/trainer/activations_made_again_change_no_bit", test_recompute);
     g_test_add_func("/trainer/log_probabilities_are_the_engines", test_engine_and_trainer_agree);
     g_test_add_func("/trainer/recorded_experts_are_taken_again", test_replay);
