@@ -9,7 +9,7 @@
  *  3. A barrier that some thread of the block does not reach, or a warp whose lanes wait in
  *     different places, ends the program with the kernel's name and the line.
  *
- * Not here: warp operations of fewer than 32 lanes, asynchronous copies, clusters, timing.
+ * Not here: what Hopper adds (hopper.h), warp operations of fewer than 32 lanes, clusters, timing.
  */
 #pragma once
 
@@ -61,10 +61,10 @@ unsigned cuemu_ballot(unsigned mask, int predicate);
 void cuemu_mma(float c[4], const uint32_t a[4], const uint32_t b[2]);
 int cuemu_lane(void);
 
-#define CUEMU_SITE(call)                                                                           \
+#define CUEMU_SITE(call, ...)                                                                      \
     do {                                                                                           \
         static CuemuSite cuemu_site = {__FILE__, __LINE__, 0, 0, 0, nullptr};                      \
-        call(&cuemu_site);                                                                         \
+        call(&cuemu_site, ##__VA_ARGS__);                                                          \
     } while (0)
 #define __syncthreads() CUEMU_SITE(cuemu_sync_block)
 #define __syncwarp()    CUEMU_SITE(cuemu_sync_warp)
