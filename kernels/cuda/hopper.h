@@ -1,6 +1,6 @@
 /*
- * What Hopper (sm_90a) adds, by one name each: barriers in shared memory, bulk copies, products of a
- * warpgroup of 128 threads. Inline PTX for nvcc; kernels/cuemu/hopper.h over the shim.
+ * What Hopper (sm_90a) adds, by one name each: barriers in shared memory, bulk copies, products of
+ * a warpgroup of 128 threads. Inline PTX for nvcc; kernels/cuemu/hopper.h over the shim.
  *
  *  barrier_init     one thread; phase 0 ends after `arrivals` arrivals and all bytes expected. Then
  *                   proxy_fence and a barrier of the block, before anyone uses it
@@ -16,7 +16,7 @@
  *  wgmma_rs, _ss    acc [64, N] += A [64, 16] B [N, 16]^T, bf16 into f32, by all of a warpgroup
  *
  * A matrix in shared memory is made of core matrices, 8 rows of 16 bytes one behind the other
- * (matrix_at). Warp w of a group holds rows 16 w on; of registers of A and acc see product.h's tile:
+ * (matrix_at). Warp w of a group holds rows 16 w on, with registers of A as mma.sync has them;
  * acc[j][e] is row lane / 4 + 8 (e / 2) and column 8 j + 2 (lane % 4) + e % 2.
  *
  * Source: PTX ISA 8.0, wgmma.mma_async, mbarrier, cp.async.bulk, fence.proxy.

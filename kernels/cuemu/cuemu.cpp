@@ -6,8 +6,8 @@
  *     warp runs. Lanes of a warp go on together from a warp operation.
  *  2. A warp operation's values lie in one of two buffers in turn, so a lane that is already at its
  *     next operation overwrites nothing that another still reads.
- *  3. A warp of which some lane waits for an event is left until the event has come; when none comes
- *     and nothing else goes on, the program ends.
+ *  3. A warp of which some lane waits for an event is left until the event has come; when none
+ *     comes and nothing else goes on, the program ends.
  *
  * Not here: what kernels see (cuemu.h), the events (hopper.cpp).
  */
@@ -47,6 +47,7 @@ struct Warp {
 
 CuemuThread *cuemu_now;
 void *cuemu_dynamic;
+int cuemu_major = 8;
 
 static Fiber fibers[THREADS_MAX];
 static Warp warps[THREADS_MAX / LANES];
@@ -486,6 +487,11 @@ void cuemu_mma(float c[4], const uint32_t a[4], const uint32_t b[2])
 void cuemu_reverse(int on)
 {
     reverse = on;
+}
+
+void cuemu_capability(int major)
+{
+    cuemu_major = major;
 }
 
 CuemuSite *cuemu_sites(void)

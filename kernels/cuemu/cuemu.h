@@ -39,6 +39,7 @@ struct CuemuThread {
 
 extern CuemuThread *cuemu_now;
 extern void *cuemu_dynamic;
+extern int cuemu_major;
 
 #define threadIdx (cuemu_now->thread)
 #define blockIdx  (cuemu_now->block)
@@ -134,6 +135,7 @@ typedef void *cudaStream_t;
 enum { cudaSuccess = 0 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
 
 static inline cudaError_t cudaMalloc(void **at, size_t bytes)
 {
@@ -185,6 +187,13 @@ static inline cudaError_t cudaMemsetAsync(void *to, int byte, size_t bytes, cuda
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     (void)stream;
+    return cudaSuccess;
+}
+
+static inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int device)
+{
+    (void)device;
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? cuemu_major : 0;
     return cudaSuccess;
 }
 

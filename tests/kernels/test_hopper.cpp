@@ -1,6 +1,6 @@
 /*
- * Hopper's part of the shim: copies, barriers and products of a warpgroup are right, each happens as
- * late as it may, and what a card would leave undefined is refused or seen.
+ * Hopper's part of the shim: copies, barriers and products of a warpgroup are right, each happens
+ * as late as it may, and what a card would leave undefined is refused or seen.
  */
 #include "kernels/cuda/hopper.h"
 
