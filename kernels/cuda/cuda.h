@@ -235,3 +235,14 @@ void hopper_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan
                        const MoeWeights *w);
 void hopper_moe_down_fwd(void *y, void *expert_out, const void *act, const void *weights,
                          const MoePlan *plan, const MoeWeights *w);
+void hopper_attn_fwd(void *o, void *lse, const void *q, const void *k, const void *v,
+                     const OpsSpan *spans, int n_spans, size_t page_offset, OpsHeads heads);
+void hopper_attn_bwd(void *dq, void *dk, void *dv, const void *do_, const void *o, const void *lse,
+                     const void *q, const OpsSpan *spans, const OpsSpanGrad *grads, int n_spans,
+                     size_t page_offset, OpsHeads heads);
+void hopper_lightning_fwd(void *o, const void *qkv, const OpsSpan *spans, int n_spans,
+                          size_t state_offset, size_t open_offset, const void *decay,
+                          OpsHeads heads);
+void hopper_lightning_bwd(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
+                          const OpsSpanGrad *grads, int n_spans, size_t state_offset,
+                          size_t open_offset, const void *decay, OpsHeads heads, void *scratch);

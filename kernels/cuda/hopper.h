@@ -12,7 +12,8 @@
  *                   begin after a barrier
  *  wgmma_fence      before the first product of a group
  *  wgmma_wait(n)    until at most n groups are under way; no register of theirs is touched before.
- *                   acc_settle then, before the sums are read
+ *                   acc_settle then, before the sums are read, and between what writes them and
+ *                   the fence
  *  wgmma_rs, _ss    acc [64, N] += A [64, 16] B [N, 16]^T, bf16 into f32, by all of a warpgroup
  *
  * A matrix in shared memory is made of core matrices, 8 rows of 16 bytes one behind the other
@@ -115,7 +116,7 @@ static __device__ __forceinline__ void wgmma_commit(void)
 #define wgmma_wait(pending)                                                                        \
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory")
 
-/* Keeps what reads the sums behind the wait for them. */
+/* Keeps what reads the sums behind the wait for them, what writes them before the next fence. */
 template <int J> static __device__ __forceinline__ void acc_settle(float (&acc)[J][4])
 {
 #pragma unroll
@@ -175,6 +176,18 @@ __device__ __forceinline__ void wgmma_ss<128>(float acc[16][4], uint64_t a, uint
                  "%64, %65, p, 1, 1, 0, 0;\n}"
                  : ACC4(0), ACC4(1), ACC4(2), ACC4(3), ACC4(4), ACC4(5), ACC4(6), ACC4(7),
                    ACC4(8), ACC4(9), ACC4(10), ACC4(11), ACC4(12), ACC4(13), ACC4(14), ACC4(15)
+                 : "l"(a), "l"(b));
+}
+
+template <>
+__device__ __forceinline__ void wgmma_ss<64>(float acc[8][4], uint64_t a, uint64_t b)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+                 "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "%32, %33, p, 1, 1, 0, 0;\n}"
+                 : ACC4(0), ACC4(1), ACC4(2), ACC4(3), ACC4(4), ACC4(5), ACC4(6), ACC4(7)
                  : "l"(a), "l"(b));
 }
 /* clang-format on */

@@ -60,6 +60,10 @@ static Ops table_hopper(void)
     ops.gemm_fwd = hopper_gemm_fwd;
     ops.moe_up_fwd = hopper_moe_up_fwd;
     ops.moe_down_fwd = hopper_moe_down_fwd;
+    ops.lightning_fwd = hopper_lightning_fwd;
+    ops.lightning_bwd = hopper_lightning_bwd;
+    ops.attn_fwd = hopper_attn_fwd;
+    ops.attn_bwd = hopper_attn_bwd;
     return ops;
 }
 

@@ -14,6 +14,7 @@
 #include "kernels/cuemu/fiber.h"
 
 #include <cstdio>
+#include <map>
 #include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -25,7 +26,8 @@
 #define STACK_BYTES  (256u << 10)
 #define GUARD_BYTES  4096u
 #define FRAMES_BYTES 2048u
-#define VALUE_BYTES  40 /* the operands of one lane's tensor product */
+#define SMEM_FREE    (48u << 10) /* dynamic shared memory that no kernel must ask for */
+#define VALUE_BYTES  40          /* the operands of one lane's tensor product */
 
 enum State { RUNS, AT_BLOCK, AT_WARP, AT_EVENT, ENDED };
 
@@ -56,6 +58,7 @@ static int reverse, count;
 static const char *kernel_name;
 static const std::function<void()> *kernel_body;
 static CuemuSite *sites;
+static std::map<const void *, size_t> allowed;
 
 extern "C" char __start_cuemu_shared[] __attribute__((weak));
 extern "C" char __stop_cuemu_shared[] __attribute__((weak));
@@ -302,7 +305,12 @@ static void block_run(const CuemuThread *ids)
     } while (block_release());
 }
 
-void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
+void cuemu_allow(const void *kernel, size_t bytes)
+{
+    allowed[kernel] = bytes;
+}
+
+void cuemu_launch(const char *name, const void *at, dim3 grid, dim3 block, size_t smem,
                   const std::function<void()> &kernel)
 {
     int blocks = (int)(grid.x * grid.y * grid.z);
@@ -313,6 +321,8 @@ void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
     count = (int)(block.x * block.y * block.z);
     if (blocks == 0 || count == 0 || count > THREADS_MAX || count % LANES != 0)
         cuemu_fail("blocks must be whole warps, up to 1024 threads, and at least one", nullptr);
+    if (smem > SMEM_FREE && smem > allowed[at])
+        cuemu_fail("more dynamic shared memory than was asked for", nullptr);
     ids.block_dim = block;
     ids.grid_dim = grid;
     for (int i = 0; i < blocks; i++) {

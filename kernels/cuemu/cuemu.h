@@ -48,11 +48,14 @@ extern int cuemu_major;
 
 #define DYN_SMEM(type, name) type *name = static_cast<type *>(cuemu_dynamic)
 #define LAUNCH(kernel, grid, block, smem, stream, ...)                                             \
-    (static_cast<void>(stream),                                                                    \
-     cuemu_launch(#kernel, grid, block, smem, [&]() { kernel(__VA_ARGS__); }))
+    (static_cast<void>(stream), cuemu_launch(#kernel, reinterpret_cast<const void *>(kernel),      \
+                                             grid, block, smem, [&]() { kernel(__VA_ARGS__); }))
 
-void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
+void cuemu_launch(const char *name, const void *at, dim3 grid, dim3 block, size_t smem,
                   const std::function<void()> &kernel);
+
+/* Lets the kernel have so much dynamic shared memory. */
+void cuemu_allow(const void *kernel, size_t bytes);
 
 void cuemu_sync_block(CuemuSite *site);
 void cuemu_sync_warp(CuemuSite *site);
@@ -209,8 +212,7 @@ static inline const char *cudaGetErrorString(cudaError_t error)
 
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, int name, int value)
 {
-    (void)kernel;
-    (void)name;
-    (void)value;
+    if (name == cudaFuncAttributeMaxDynamicSharedMemorySize)
+        cuemu_allow(kernel, static_cast<size_t>(value));
     return cudaSuccess;
 }

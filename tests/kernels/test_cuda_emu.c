@@ -27,7 +27,9 @@ enum { AMPERE = 8, HOPPER = 9 };
 /* Those that have a kernel of their own for sm_90a. */
 static gboolean on_hopper(guint n)
 {
-    static const char *const names[] = {"gemm", "experts", "one_expert", NULL};
+    static const char *const names[] = {
+        "gemm",           "attention", "lightning",  "long_attention",
+        "long_lightning", "experts",   "one_expert", NULL};
 
     return g_strv_contains(names, lab_cases[n].name);
 }

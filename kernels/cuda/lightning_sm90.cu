@@ -1,0 +1,4 @@
+/* Lightning attention (body_lightning.h) by wgmma, for Hopper. */
+#include "kernels/cuda/product_sm90.h"
+
+#include "kernels/cuda/body_lightning.h"
