@@ -189,10 +189,11 @@ static __global__ void __launch_bounds__(TILE_BLOCK) lightning_dstates_kernel(Bw
     for (int n = b.chunks - 1; n >= 0; n--) {
         LightChunk c = chunk_of(b, n);
         float *to = b.g + ((size_t)o.head * b.chunks + n) * o.one;
+        float keep = c.rows == chunk ? lambda[chunk] : 1;
 
         FOR_ACC (i, j, e, o.m, o.n) {
             to[owned_at(o, d, acc_row(i, e), acc_col(j, e))] = acc[i][j][e];
-            acc[i][j][e] *= c.rows == chunk ? lambda[chunk] : 1;
+            acc[i][j][e] *= keep;
         }
         add_product(acc, tile, turned(q_rows(b, c, o.head)), o.r0, o.m,
                     turned(up_rows(b, c, o.head)), o.c0, o.n, c.rows - c.first,
