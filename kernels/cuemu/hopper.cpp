@@ -23,6 +23,7 @@
 #define GROUP_WARPS   4
 #define BARRIERS_MAX  64
 #define N_MAX         256
+#define SUMS_LD       (N_MAX + 8) /* rows do not fall on the same lines of the cache */
 #define INNER         16
 #define ROWS          16 /* of a warp */
 #define CORE_ROW      16 /* bytes of a row of a core matrix, 8 rows by 16 bytes */
@@ -60,6 +61,7 @@ struct WarpProducts {
 };
 
 static unsigned char view[SMEM_MAX];
+static bool view_is_open; /* poison where nothing is */
 static size_t smem_bytes;
 static unsigned fences, view_fences;
 static Barrier barriers[BARRIERS_MAX];
@@ -75,7 +77,7 @@ void cuemu_hopper_begin(size_t smem)
     smem_bytes = smem;
     if (smem > SMEM_MAX)
         cuemu_fail("more shared memory than a card has", nullptr);
-    memset(view, 0xff, smem);
+    view_is_open = false;
 }
 
 void cuemu_hopper_end(int threads)
@@ -102,6 +104,13 @@ void cuemu_hopper_end(int threads)
 }
 
 /* ---- shared memory ---- */
+
+static void view_open(void)
+{
+    if (!view_is_open)
+        memset(view, 0xff, smem_bytes);
+    view_is_open = true;
+}
 
 static size_t place_of(const void *at, size_t bytes)
 {
@@ -192,6 +201,7 @@ void cuemu_bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *barri
         cuemu_fail("a bulk copy needs ends and a size that are multiples of 16", nullptr);
     if (b->fences == fences)
         cuemu_fail("a bulk copy to a barrier without a proxy fence between", nullptr);
+    view_open();
     memset(to, 0xff, bytes);
     memset(view + at, 0xff, bytes);
     b->copies.push_back({at, from, bytes});
@@ -273,30 +283,45 @@ void cuemu_wgmma_commit(CuemuSite *site)
     warp->fenced[lane] = false;
 }
 
-/* Element (r, i) of a matrix of core matrices: eight rows of 16 bytes, one behind the other. */
-static float element(uint64_t at, int r, int i)
+/* A matrix of core matrices: eight rows of 16 bytes, one behind the other. */
+struct Matrix {
+    const unsigned char *start;
+    size_t along, down;
+};
+
+static Matrix matrix_of(uint64_t at, int rows)
 {
-    size_t start = (at & ADDRESS_FIELD) << 4, leading = (at >> 16 & ADDRESS_FIELD) << 4;
-    size_t stride = (at >> 32 & ADDRESS_FIELD) << 4;
-    size_t place = start + (size_t)(r / 8) * stride + (size_t)(i / 8) * leading +
-                   (size_t)(r % 8) * CORE_ROW + (size_t)(i % 8) * 2;
-    uint16_t bits;
+    size_t start = (at & ADDRESS_FIELD) << 4;
+    Matrix m = {view + start, (at >> 16 & ADDRESS_FIELD) << 4, (at >> 32 & ADDRESS_FIELD) << 4};
 
     if (at >> 62 != 0)
         cuemu_fail("swizzled matrices are not emulated", nullptr);
-    if (place + sizeof bits > smem_bytes)
+    if (start + (size_t)(rows / 8 - 1) * m.down + m.along + 8 * CORE_ROW > smem_bytes)
         cuemu_fail("a matrix reaches beyond shared memory", nullptr);
-    memcpy(&bits, view + place, sizeof bits);
-    return __uint_as_float((uint32_t)bits << 16);
+    return m;
+}
+
+/* Row r. */
+static void read_row(float x[INNER], const Matrix *m, int r)
+{
+    const unsigned char *row = m->start + (size_t)(r / 8) * m->down + (size_t)(r % 8) * CORE_ROW;
+
+    for (int i = 0; i < INNER; i++) {
+        uint16_t bits;
+
+        memcpy(&bits, row + (size_t)(i / 8) * m->along + (size_t)(i % 8) * 2, sizeof bits);
+        x[i] = __uint_as_float((uint32_t)bits << 16);
+    }
 }
 
 /* a [row][i] of a warp's 16 rows: registers as of mma.sync, or rows 16 w of the matrix at a_at. */
 static void read_a(float a[ROWS][INNER], const Product *p, int warp)
 {
     if (!p->a[0]) {
+        Matrix m = matrix_of(p->a_at, GROUP_WARPS * ROWS);
+
         for (int r = 0; r < ROWS; r++)
-            for (int i = 0; i < INNER; i++)
-                a[r][i] = element(p->a_at, warp % GROUP_WARPS * ROWS + r, i);
+            read_row(a[r], &m, warp % GROUP_WARPS * ROWS + r);
         return;
     }
     for (int lane = 0; lane < CUEMU_LANES; lane++)
@@ -308,24 +333,70 @@ static void read_a(float a[ROWS][INNER], const Product *p, int warp)
         }
 }
 
-static void take(const Product *p, int warp)
+static void read_sums(float c[ROWS][SUMS_LD], const Product *p)
 {
-    static float a[ROWS][INNER], b[INNER][N_MAX], c[ROWS][N_MAX];
-
-    read_a(a, p, warp);
-    for (int i = 0; i < INNER; i++)
-        for (int j = 0; j < p->n; j++)
-            b[i][j] = element(p->b_at, j, i);
     for (int lane = 0; lane < CUEMU_LANES; lane++)
         for (int e = 0; e < p->n / 2; e++)
             c[lane / 4 + 8 * (e / 2 % 2)][e / 4 * 8 + 2 * (lane % 4) + e % 2] = p->acc[lane][e];
-    for (int r = 0; r < ROWS; r++)
-        for (int i = 0; i < INNER; i++)
-            for (int j = 0; j < p->n; j++)
-                c[r][j] += a[r][i] * b[i][j];
+}
+
+static void write_sums(const Product *p, const float c[ROWS][SUMS_LD])
+{
     for (int lane = 0; lane < CUEMU_LANES; lane++)
         for (int e = 0; e < p->n / 2; e++)
             p->acc[lane][e] = c[lane / 4 + 8 * (e / 2 % 2)][e / 4 * 8 + 2 * (lane % 4) + e % 2];
+}
+
+/* b [i][j] of the N rows j of the matrix at b_at. */
+static void read_b(float b[INNER][SUMS_LD], const Product *p)
+{
+    Matrix m = matrix_of(p->b_at, p->n);
+
+    for (int j0 = 0; j0 < p->n; j0 += 8)
+        for (int i = 0; i < INNER; i++) {
+            const unsigned char *from = m.start + (size_t)(j0 / 8) * m.down +
+                                        (size_t)(i / 8) * m.along + (size_t)(i % 8) * 2;
+
+            for (int j = 0; j < 8; j++) {
+                uint16_t bits;
+
+                memcpy(&bits, from + j * CORE_ROW, sizeof bits);
+                b[i][j0 + j] = __uint_as_float((uint32_t)bits << 16);
+            }
+        }
+}
+
+static void add_product(float c[ROWS][SUMS_LD], const Product *p, int warp)
+{
+    static float a[ROWS][INNER], b[INNER][SUMS_LD];
+
+    read_a(a, p, warp);
+    read_b(b, p);
+    for (int r = 0; r < ROWS; r++)
+        for (int j0 = 0; j0 < p->n; j0 += 8)
+            for (int i = 0; i < INNER; i++)
+                for (int j = j0; j < j0 + 8; j++)
+                    c[r][j] += a[r][i] * b[i][j];
+}
+
+/* Products up to number `end`; sums of products in a row go through memory once. */
+static void take(WarpProducts *warp, size_t end, int number)
+{
+    static float c[ROWS][SUMS_LD];
+
+    for (const Product *last = nullptr; warp->taken < end; warp->taken++) {
+        const Product *p = &warp->made[warp->taken];
+
+        if (!last || last->acc[0] != p->acc[0] || last->n != p->n) {
+            if (last)
+                write_sums(last, c);
+            read_sums(c, p);
+        }
+        add_product(c, p, number);
+        last = p;
+        if (warp->taken + 1 == end)
+            write_sums(p, c);
+    }
 }
 
 void cuemu_wgmma_wait(CuemuSite *site, int pending)
@@ -340,9 +411,9 @@ void cuemu_wgmma_wait(CuemuSite *site, int pending)
     warp->fenced[cuemu_lane()] = false;
     if (closed <= (size_t)pending)
         return;
+    view_open();
     if (fences != view_fences)
         memcpy(view, cuemu_dynamic, smem_bytes);
     view_fences = fences;
-    for (size_t end = warp->groups[closed - 1 - (size_t)pending]; warp->taken < end; warp->taken++)
-        take(&warp->made[warp->taken], cuemu_thread() / CUEMU_LANES);
+    take(warp, warp->groups[closed - 1 - (size_t)pending], cuemu_thread() / CUEMU_LANES);
 }
