@@ -102,11 +102,12 @@ static __device__ __forceinline__ void chunk_out(LightSmem *sm, const LightSpan 
 }
 
 /* to = lambda^C from (or nothing) + sum_j lambda^(C-1-j) k_j^T v_j. */
-template <int FROM>
 static __device__ __forceinline__ void chunk_fold(LightSmem *sm, const LightSpan *span,
                                                   const LightShape &s, int head,
                                                   const float *lambda, float *to, const float *from)
 {
+    float keep = lambda[s.chunk];
+
     for (int r0 = 0; r0 < s.dim; r0 += TILE_M)
         for (int c0 = 0; c0 < s.dim; c0 += TILE_N) {
             int m = s.dim - r0 < TILE_M ? s.dim - r0 : TILE_M;
@@ -114,10 +115,11 @@ static __device__ __forceinline__ void chunk_fold(LightSmem *sm, const LightSpan
             Acc acc;
 
             acc_zero(acc);
-            if (FROM)
+            if (from)
                 FOR_ACC (i, j, e, m, n)
-                    acc[i][j][e] = lambda[s.chunk] *
-                                   from[(size_t)(r0 + acc_row(i, e)) * s.dim + c0 + acc_col(j, e)];
+                    acc[i][j][e] = from[(size_t)(r0 + acc_row(i, e)) * s.dim + c0 + acc_col(j, e)];
+            FOR_ACC (i, j, e, m, n)
+                acc[i][j][e] *= keep;
             rows_at(sm->tile.a_at, m, open_keys(span, s, head) + (size_t)r0 * s.chunk,
                     (size_t)s.chunk, sizeof(float));
             rows_at(sm->tile.b_at, n, open_values(span, s, head) + c0, 1, sizeof(float));
@@ -149,10 +151,7 @@ static __global__ void __launch_bounds__(TILE_BLOCK)
             chunk_out(sm, span, s, head, c, o, qkv, lambda, state, c0);
         if (c.rows < s.chunk)
             continue;
-        if (state)
-            chunk_fold<1>(sm, span, s, head, lambda, span->state_out + one, state);
-        else
-            chunk_fold<0>(sm, span, s, head, lambda, span->state_out + one, state);
+        chunk_fold(sm, span, s, head, lambda, span->state_out + one, state);
         state = span->state_out + one;
     }
 }

@@ -41,7 +41,8 @@ def rows(reports):
         row = None
         for line in pathlib.Path(path).read_text(encoding="utf-8").split("\n"):
             if found := ENTRY.search(line):
-                row = {"kernel": short(found.group(1)), "arch": found.group(2)}
+                row = {"file": pathlib.Path(path).stem, "kernel": short(found.group(1)),
+                       "arch": found.group(2)}
             elif row is not None and (found := FRAME.search(line)):
                 row["frame"], stores, loads = map(int, found.groups())
                 row["spills"] = stores + loads
@@ -54,7 +55,7 @@ def rows(reports):
 
 
 def written(folder):
-    """All kernels in the sources, by name and architecture; of a macro's, those it is called for."""
+    """File, name and architecture of all kernels; of a macro's, of those it is called for."""
     have = set()
     for path in sorted(pathlib.Path(folder).glob("*.cu")):
         text = path.read_text(encoding="utf-8")
@@ -65,7 +66,7 @@ def written(folder):
         names |= {f"gemm_{a}{b}_kernel" for a, b in re.findall(r"^GEMM_KERNEL\((\d), (\d)\)", text,
                                                                flags=re.M)}
         archs = HOPPER if path.stem.endswith("_sm90") else ARCHS
-        have |= {(name, arch) for name in names - {"_kernel"} for arch in archs}
+        have |= {(path.stem, name, arch) for name in names - {"_kernel"} for arch in archs}
     return have
 
 
@@ -75,17 +76,17 @@ def linked(path):
 
 def main():
     sources, library, program, *reports = sys.argv[1:]
-    table = sorted(rows(reports), key=lambda row: (row["kernel"], row["arch"]))
-    print("# kernel                       arch    registers  shared  frame  spills")
+    table = sorted(rows(reports), key=lambda row: (row["file"], row["kernel"], row["arch"]))
+    print("# file               kernel                   arch    registers  shared  frame  spills")
     for row in table:
-        print(f"# {row['kernel']:<28} {row['arch']:<8}{row['registers']:>9}{row['shared']:>8}"
+        print(f"# {row['file']:<18} {row['kernel']:<24} {row['arch']:<8}{row['registers']:>9}{row['shared']:>8}"
               f"{row['frame']:>7}{row['spills']:>8}")
-    have = {(row["kernel"].split("<")[0], row["arch"]) for row in table}
-    missing = [f"{name} for {arch}" for name, arch in sorted(written(sources) - have)]
+    have = {(row["file"], row["kernel"].split("<")[0], row["arch"]) for row in table}
+    missing = [f"{file}: {name} for {arch}" for file, name, arch in sorted(written(sources) - have)]
     serial = [line.strip() for path in reports
               for line in pathlib.Path(path).read_text(encoding="utf-8").split("\n")
               if SERIAL.search(line)]
-    spilled = [f"{row['kernel']} for {row['arch']}" for row in table
+    spilled = [f"{row['file']}: {row['kernel']} for {row['arch']}" for row in table
                if row["spills"] or (row["frame"] and row["kernel"] not in FRAMES)]
     exported = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True,
                               text=True, check=True).stdout.split("\n")
