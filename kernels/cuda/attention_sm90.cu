@@ -1,4 +1,4 @@
-/* Softmax attention (body_attention.h) by wgmma, for Hopper. */
+/* Softmax attention by wgmma, for Hopper: attention.cu over another product. */
 #include "kernels/cuda/product_sm90.h"
 
-#include "kernels/cuda/body_attention.h"
+#include "kernels/cuda/attention.cu"

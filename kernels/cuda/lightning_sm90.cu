@@ -1,4 +1,4 @@
-/* Lightning attention (body_lightning.h) by wgmma, for Hopper. */
+/* Lightning attention by wgmma, for Hopper: lightning.cu over another product. */
 #include "kernels/cuda/product_sm90.h"
 
-#include "kernels/cuda/body_lightning.h"
+#include "kernels/cuda/lightning.cu"

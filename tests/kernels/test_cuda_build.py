@@ -59,8 +59,8 @@ def written(folder):
     have = set()
     for path in sorted(pathlib.Path(folder).glob("*.cu")):
         text = path.read_text(encoding="utf-8")
-        for body in re.findall(r'#include "kernels/cuda/(body_\w+\.h)"', text):
-            text += (path.parent / body).read_text(encoding="utf-8")
+        for other in re.findall(r'#include "kernels/cuda/(\w+\.cu)"', text):
+            text += (path.parent / other).read_text(encoding="utf-8")
         found = re.findall(r"__global__[^;{]*?(\w+_kernel)\(", text.replace("##", "@"))
         names = {name for name in found if "@" not in name}
         names |= {f"gemm_{a}{b}_kernel" for a, b in re.findall(r"^GEMM_KERNEL\((\d), (\d)\)", text,
