@@ -142,39 +142,28 @@ static __device__ __forceinline__ size_t owned_at(const Owned &o, int d, int row
     return (size_t)(o.r0 + row) * d + o.c0 + col;
 }
 
-/* The block's part of a state [H][d][d]; NULL is zero. */
-static __device__ __forceinline__ void owned_load(Acc acc, const Owned &o, int d, const float *from)
-{
-    acc_zero(acc);
-    if (!from)
-        return;
-    FOR_ACC (i, j, e, o.m, o.n)
-        acc[i][j][e] = from[(size_t)o.head * o.one + owned_at(o, d, acc_row(i, e), acc_col(j, e))];
-}
-
-/* Chunk n's, to [H][chunks][d][d]; then times `by`. */
-static __device__ __forceinline__ void owned_keep(Acc acc, const Owned &o, const BwdSpan &b,
-                                                  float *to, int n, float by)
-{
-    to += ((size_t)o.head * b.chunks + n) * o.one;
-    FOR_ACC (i, j, e, o.m, o.n) {
-        to[owned_at(o, b.shape.dim, acc_row(i, e), acc_col(j, e))] = acc[i][j][e];
-        acc[i][j][e] *= by;
-    }
-}
-
 static __global__ void __launch_bounds__(TILE_BLOCK) lightning_states_kernel(BwdSpan b)
 {
     DYN_SMEM(void, dynamic);
     Tile<2, 2> *tile = (Tile<2, 2> *)dynamic;
     Owned o = owned(b);
-    int chunk = b.shape.chunk;
+    int d = b.shape.dim, chunk = b.shape.chunk;
     const float *lambda = lambda_of(b, o.head);
     Acc acc;
 
-    owned_load(acc, o, b.shape.dim, b.state_in);
+    acc_zero(acc);
+    FOR_ACC (i, j, e, o.m, o.n)
+        acc[i][j][e] =
+            b.state_in
+                ? b.state_in[(size_t)o.head * o.one + owned_at(o, d, acc_row(i, e), acc_col(j, e))]
+                : 0;
     for (int n = 0; n < b.chunks; n++) {
-        owned_keep(acc, o, b, b.s, n, lambda[chunk]);
+        float *to = b.s + ((size_t)o.head * b.chunks + n) * o.one;
+
+        FOR_ACC (i, j, e, o.m, o.n) {
+            to[owned_at(o, d, acc_row(i, e), acc_col(j, e))] = acc[i][j][e];
+            acc[i][j][e] *= lambda[chunk];
+        }
         if (n + 1 < b.chunks)
             add_product(acc, tile, turned(kv_rows(b, n, o.head, 0)), o.r0, o.m,
                         turned(kv_rows(b, n, o.head, 1)), o.c0, o.n, chunk, lambda + chunk - 1, -1);
@@ -188,13 +177,22 @@ static __global__ void __launch_bounds__(TILE_BLOCK) lightning_dstates_kernel(Bw
     Owned o = owned(b);
     int d = b.shape.dim, chunk = b.shape.chunk;
     const float *lambda = lambda_of(b, o.head);
+    size_t head = (size_t)o.head * o.one;
     Acc acc;
 
-    owned_load(acc, o, d, b.dstate_out);
+    acc_zero(acc);
+    FOR_ACC (i, j, e, o.m, o.n)
+        acc[i][j][e] =
+            b.dstate_out ? b.dstate_out[head + owned_at(o, d, acc_row(i, e), acc_col(j, e))] : 0;
     for (int n = b.chunks - 1; n >= 0; n--) {
         LightChunk c = chunk_of(b, n);
+        float *to = b.g + ((size_t)o.head * b.chunks + n) * o.one;
+        float keep = c.rows == chunk ? lambda[chunk] : 1;
 
-        owned_keep(acc, o, b, b.g, n, c.rows == chunk ? lambda[chunk] : 1);
+        FOR_ACC (i, j, e, o.m, o.n) {
+            to[owned_at(o, d, acc_row(i, e), acc_col(j, e))] = acc[i][j][e];
+            acc[i][j][e] *= keep;
+        }
         add_product(acc, tile, turned(q_rows(b, c, o.head)), o.r0, o.m,
                     turned(up_rows(b, c, o.head)), o.c0, o.n, c.rows - c.first,
                     lambda + c.first + 1, 1);
@@ -202,8 +200,7 @@ static __global__ void __launch_bounds__(TILE_BLOCK) lightning_dstates_kernel(Bw
     if (!b.dstate_in)
         return;
     FOR_ACC (i, j, e, o.m, o.n)
-        b.dstate_in[(size_t)o.head * o.one + owned_at(o, d, acc_row(i, e), acc_col(j, e))] +=
-            acc[i][j][e];
+        b.dstate_in[head + owned_at(o, d, acc_row(i, e), acc_col(j, e))] += acc[i][j][e];
 }
 
 /* ---- dq, dk, dv: a block owns a chunk, a head and TILE_N channels ---- */
