@@ -73,12 +73,12 @@ json_t *backend_ranks_check(void)
                      (json_int_t)((clock_mono_ns() - start) / 1000000));
 }
 
-static char *card_detail(const CudaCard *card)
+static char *card_detail(const CudaCard *card, const Ops *ops)
 {
     return g_strdup_printf("%s (compute capability %d.%d, %" G_GUINT64_FORMAT
-                           " MiB, driver of CUDA %d.%d) takes models with ASSAY_OPS=cuda",
+                           " MiB, driver of CUDA %d.%d) takes models as %s with ASSAY_OPS=cuda",
                            card->name, card->major, card->minor, (guint64)card->memory_bytes >> 20,
-                           card->driver / 1000, card->driver % 1000 / 10);
+                           card->driver / 1000, card->driver % 1000 / 10, ops->name);
 }
 
 json_t *backend_check(void)
@@ -88,7 +88,7 @@ json_t *backend_check(void)
     char why[WHY_BYTES] = "";
     CudaCard card;
     const Ops *ops = card_ops(&card, why);
-    g_autofree char *about = ops != NULL ? card_detail(&card) : g_strdup(why);
+    g_autofree char *about = ops != NULL ? card_detail(&card, ops) : g_strdup(why);
     g_autofree char *detail = g_strdup_printf(
         "models run on %s; %s", wanted && ops != NULL ? ops->name : ops_cpu()->name, about);
     return json_pack("{s:s,s:s,s:s,s:s,s:[],s:I}", "id", "ops", "group", "policy", "status",

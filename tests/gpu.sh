@@ -3,8 +3,9 @@
 #
 # Builds into build-gpu, measures what the card can do, runs every op on it against the oracle, the
 # golden model, the trainer and the engine (equal bits), the checkers of compute-sanitizer on small
-# sizes, a table of speeds as shares of the ceilings, and a short CISPO run. Logs go to RESULTS
-# (build-gpu/results). Ends with one line a step; 0 when none failed, 77 without a card.
+# sizes, a table of speeds as shares of the ceilings, and a short CISPO run. On Hopper all but the
+# last is done with the general kernels, too. Logs go to RESULTS (build-gpu/results). Ends with one
+# line a step; 0 when none failed, 77 without a card.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -43,6 +44,8 @@ ceilings() {
 }
 
 ops() { $dir/tests/kernels/test_kernels_cuda_card --verbose; }
+
+hopper() { [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader -i 0)" = 9.0 ]; }
 
 model() { $dir/tests/kernels/test_kernels_cuda_model_card --verbose; }
 
@@ -85,11 +88,12 @@ export dir results
 step build 900 bash -c build
 [ $failed -eq 0 ] || exit 1
 step ceilings 120 bash -c ceilings
-step ops 120 bash -c ops
-step model 60 bash -c model
-for tool in memcheck racecheck synccheck; do step $tool 120 bash -c "check $tool"; done
-step bench 180 bash -c bench
+both() { step "$@"; hopper && ASSAY_CUDA=sm80 step "$1-sm80" "${@:2}"; }
+both ops 120 bash -c ops
+both model 60 bash -c model
+for tool in memcheck racecheck synccheck; do both $tool 120 bash -c "check $tool"; done
+both bench 180 bash -c bench
 step cispo 180 bash -c cispo
-cat "$results/bench.log"
+cat "$results"/bench*.log
 printf '%s\n' "${lines[@]}"
 exit $failed

@@ -202,11 +202,6 @@ static __global__ void pieces_kernel(float *o, float *lse, const AttnSpan *spans
 
 /* ---- host side ---- */
 
-static size_t pages_of(const OpsSpan *span, OpsHeads h)
-{
-    return (size_t)((span->pos0 + span->rows + h.chunk - 1) / h.chunk);
-}
-
 static int tiles_of(const OpsSpan *span, OpsHeads h)
 {
     return (span->rows * (h.heads / h.kv_heads) + TILE_M - 1) / TILE_M;
@@ -232,6 +227,12 @@ static AttnCall attn_call(const OpsSpan *spans, int n_spans, OpsHeads heads)
         call.positions = end > call.positions ? end : call.positions;
     }
     return call;
+}
+
+#ifndef PRODUCT_SM90 /* one is enough for both builds */
+static size_t pages_of(const OpsSpan *span, OpsHeads h)
+{
+    return (size_t)((span->pos0 + span->rows + h.chunk - 1) / h.chunk);
 }
 
 size_t attn_stage_bytes(const OpsSpan *spans, int n_spans, OpsHeads heads)
@@ -281,6 +282,7 @@ const AttnTile *attn_put_tiles(const OpsSpan *spans, int n_spans, OpsHeads heads
     *n_tiles = count;
     return (const AttnTile *)staged;
 }
+#endif
 
 /* What all launches of a call share. */
 typedef struct {
@@ -321,8 +323,8 @@ static size_t room_bytes(const Attn &a, int pieces)
     return rows * (size_t)(a.s.dim + 2) * sizeof(float);
 }
 
-void cuda_attn_fwd(void *o, void *lse, const void *q, const void *k, const void *v,
-                   const OpsSpan *spans, int n_spans, size_t page_offset, OpsHeads heads)
+void ENTRY(attn_fwd)(void *o, void *lse, const void *q, const void *k, const void *v,
+                     const OpsSpan *spans, int n_spans, size_t page_offset, OpsHeads heads)
 {
     Attn a = {(float *)o,
               (float *)lse,

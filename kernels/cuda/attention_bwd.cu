@@ -323,9 +323,9 @@ static void launch_bwd(void *dq, void *dk, void *dv, const BwdIn *in, const Attn
            (const void *const *const *)dpages, in->s);
 }
 
-void cuda_attn_bwd(void *dq, void *dk, void *dv, const void *do_, const void *o, const void *lse,
-                   const void *q, const OpsSpan *spans, const OpsSpanGrad *grads, int n_spans,
-                   size_t page_offset, OpsHeads heads)
+void ENTRY(attn_bwd)(void *dq, void *dk, void *dv, const void *do_, const void *o, const void *lse,
+                     const void *q, const OpsSpan *spans, const OpsSpanGrad *grads, int n_spans,
+                     size_t page_offset, OpsHeads heads)
 {
     size_t uses = all_pages_seen(spans, n_spans, heads), rows = 0;
     BwdIn in = {(const float *)q,

@@ -14,8 +14,9 @@ def main():
                "-MD", "-MF", depfile, "-MT", target, "-I", root, "-c", source, "-o", target]
     for arch in archs:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-    # what newer cards compile for themselves
-    command += ["-gencode", f"arch=compute_{archs[0]},code=compute_{archs[0]}"]
+    # what newer cards compile for themselves; 90a is for its cards alone
+    if not archs[0].endswith("a"):
+        command += ["-gencode", f"arch=compute_{archs[0]},code=compute_{archs[0]}"]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stderr)

@@ -66,6 +66,8 @@ void cuda_take(void *to, const void *room, size_t bytes);
 void cuda_end(const char *op);
 void cuda_check(cudaError_t error, const char *what);
 cudaStream_t cuda_stream(void);
+/* Whether kernels for sm_90a run here: compute capability 9.0, and ASSAY_CUDA is not sm80. */
+int cuda_hopper(void);
 /* Lets a kernel have more dynamic shared memory than 48 KiB. */
 void cuda_allow_smem(const void *kernel, size_t bytes);
 
@@ -229,3 +231,21 @@ void cuda_head_bwd(void *dx, void *dw, const void *x, const OpsWeight *w, const 
                    int rows, int valid, double temperature, void *scratch);
 void cuda_adamw(void *w, void *m, void *v, const void *grad, size_t n, const AdamwStep *step);
 double cuda_sumsq(const void *x, size_t n);
+
+/* The same on Hopper (*_sm90.cu). */
+void hopper_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision);
+void hopper_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
+                       const MoeWeights *w);
+void hopper_moe_down_fwd(void *y, void *expert_out, const void *act, const void *weights,
+                         const MoePlan *plan, const MoeWeights *w);
+void hopper_attn_fwd(void *o, void *lse, const void *q, const void *k, const void *v,
+                     const OpsSpan *spans, int n_spans, size_t page_offset, OpsHeads heads);
+void hopper_attn_bwd(void *dq, void *dk, void *dv, const void *do_, const void *o, const void *lse,
+                     const void *q, const OpsSpan *spans, const OpsSpanGrad *grads, int n_spans,
+                     size_t page_offset, OpsHeads heads);
+void hopper_lightning_fwd(void *o, const void *qkv, const OpsSpan *spans, int n_spans,
+                          size_t state_offset, size_t open_offset, const void *decay,
+                          OpsHeads heads);
+void hopper_lightning_bwd(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
+                          const OpsSpanGrad *grads, int n_spans, size_t state_offset,
+                          size_t open_offset, const void *decay, OpsHeads heads, void *scratch);

@@ -38,6 +38,20 @@ void cuda_check(cudaError_t error, const char *what)
     abort();
 }
 
+int cuda_hopper(void)
+{
+    const char *asked = getenv("ASSAY_CUDA");
+    int major = 0, minor = 0;
+
+    if (asked && strcmp(asked, "sm80") == 0)
+        return 0;
+    cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0),
+               "ask the card");
+    cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0),
+               "ask the card");
+    return major == 9 && minor == 0;
+}
+
 void cuda_allow_smem(const void *kernel, size_t bytes)
 {
     cuda_check(

@@ -68,6 +68,10 @@ static __device__ __forceinline__ void gemm_acc(Acc acc, Tile<TA, TB> *tile, con
 /* What gemm_launch stages for jobs of `rows` rows together. */
 size_t gemm_stage_bytes(int jobs, int rows);
 void gemm_launch(const GemmJob *jobs, int n_jobs, GemmTerms terms);
+/* y [T, width] = sum of each row's slots of `from`, in ascending order of expert; `order` and
+ * `slot` are staged (moe.cu). */
+void moe_combine(float *y, const float *from, const float *weights, const int *order,
+                 const int *slot, const MoePlan *plan, int width);
 /* The staged list of every job's row tiles. */
 const GemmTile *gemm_tiles(const GemmJob *jobs, int n_jobs, int *n_tiles);
 

@@ -98,11 +98,13 @@ static __device__ __forceinline__ void chunk_out(LightSmem *sm, const LightSpan 
           acc_col(j, e)] = acc[i][j][e];
 }
 
-/* to = lambda^C from + sum_j lambda^(C-1-j) k_j^T v_j. */
+/* to = lambda^C from (or nothing) + sum_j lambda^(C-1-j) k_j^T v_j. */
 static __device__ __forceinline__ void chunk_fold(LightSmem *sm, const LightSpan *span,
                                                   const LightShape &s, int head,
                                                   const float *lambda, float *to, const float *from)
 {
+    float keep = lambda[s.chunk];
+
     for (int r0 = 0; r0 < s.dim; r0 += TILE_M)
         for (int c0 = 0; c0 < s.dim; c0 += TILE_N) {
             int m = s.dim - r0 < TILE_M ? s.dim - r0 : TILE_M;
@@ -110,11 +112,11 @@ static __device__ __forceinline__ void chunk_fold(LightSmem *sm, const LightSpan
             Acc acc;
 
             acc_zero(acc);
-            FOR_ACC (i, j, e, m, n) {
-                size_t at = (size_t)(r0 + acc_row(i, e)) * s.dim + c0 + acc_col(j, e);
-
-                acc[i][j][e] = from ? lambda[s.chunk] * from[at] : 0;
-            }
+            if (from)
+                FOR_ACC (i, j, e, m, n)
+                    acc[i][j][e] = from[(size_t)(r0 + acc_row(i, e)) * s.dim + c0 + acc_col(j, e)];
+            FOR_ACC (i, j, e, m, n)
+                acc[i][j][e] *= keep;
             rows_at(sm->tile.a_at, m, open_keys(span, s, head) + (size_t)r0 * s.chunk,
                     (size_t)s.chunk, sizeof(float));
             rows_at(sm->tile.b_at, n, open_values(span, s, head) + c0, 1, sizeof(float));
@@ -199,8 +201,9 @@ static const LightSpan *put_spans(const OpsSpan *spans, int n_spans, size_t stat
     return (const LightSpan *)staged;
 }
 
-void cuda_lightning_fwd(void *o, const void *qkv, const OpsSpan *spans, int n_spans,
-                        size_t state_offset, size_t open_offset, const void *decay, OpsHeads heads)
+void ENTRY(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_spans,
+                          size_t state_offset, size_t open_offset, const void *decay,
+                          OpsHeads heads)
 {
     LightShape s = {heads.heads, heads.dim, heads.chunk};
     size_t bytes = stage_size((size_t)n_spans * sizeof(int));

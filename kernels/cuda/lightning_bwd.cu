@@ -321,9 +321,9 @@ static void launch_span(const BwdSpan &b)
     LAUNCH(lightning_dv_kernel, all, TILE_BLOCK, sizeof(BwdSmem), cuda_stream(), b);
 }
 
-void cuda_lightning_bwd(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
-                        const OpsSpanGrad *grads, int n_spans, size_t state_offset,
-                        size_t open_offset, const void *decay, OpsHeads heads, void *scratch)
+void ENTRY(lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
+                          const OpsSpanGrad *grads, int n_spans, size_t state_offset,
+                          size_t open_offset, const void *decay, OpsHeads heads, void *scratch)
 {
     LightShape s = {heads.heads, heads.dim, heads.chunk};
     size_t head_floats = (size_t)s.heads * (size_t)s.dim, kv, g;
@@ -342,6 +342,8 @@ void cuda_lightning_bwd(void *dqkv, const void *do_, const void *qkv, const OpsS
     cuda_begin(0, stage_size(kv) + stage_size(g));
     kv_room = (float *)cuda_room(kv);
     g_room = (float *)cuda_room(g);
+    cuda_allow_smem((const void *)lightning_states_kernel, sizeof(Tile<2, 2>));
+    cuda_allow_smem((const void *)lightning_dstates_kernel, sizeof(Tile<2, 2>));
     cuda_allow_smem((const void *)lightning_dq_kernel, sizeof(BwdSmem));
     cuda_allow_smem((const void *)lightning_dk_kernel, sizeof(BwdSmem));
     cuda_allow_smem((const void *)lightning_dv_kernel, sizeof(BwdSmem));

@@ -229,8 +229,8 @@ static const int *put_ints(const int *from, const MoePlan *plan)
 }
 
 /* y [T, width] from slots; `order` and `slot` are staged. */
-static void combine(float *y, const float *from, const float *weights, const int *order,
-                    const int *slot, const MoePlan *plan, int width)
+void moe_combine(float *y, const float *from, const float *weights, const int *order,
+                 const int *slot, const MoePlan *plan, int width)
 {
     LAUNCH(combine_kernel, (unsigned)(plan->rows / plan->topk), FLAT_BLOCK, 0, cuda_stream(), y,
            from, weights, order, slot, plan->topk, width);
@@ -300,8 +300,8 @@ void cuda_moe_down_fwd(void *y, void *expert_out, const void *act, const void *w
                                expert_rows(plan, e));
     }
     gemm_launch(jobs, plan->experts, terms);
-    combine((float *)y, (const float *)expert_out, (const float *)weights, order, slot, plan,
-            width);
+    moe_combine((float *)y, (const float *)expert_out, (const float *)weights, order, slot, plan,
+                width);
     cuda_end("moe_down_fwd");
 }
 
@@ -485,6 +485,6 @@ void cuda_moe_bwd(void *dx, void *dweights, void *const *dw1, void *const *dw3, 
     bwd_act(&s, (const float *)a, (const float *)b);
     bwd_weights(&s, dw1, dw3, dw2);
     bwd_rows(&s);
-    combine((float *)dx, (const float *)dout, NULL, order, slot, plan, s.width);
+    moe_combine((float *)dx, (const float *)dout, NULL, order, slot, plan, s.width);
     cuda_end("moe_bwd");
 }

@@ -10,6 +10,9 @@
  *     columns around it; steps are counted from the first k of the call.
  *  2. What lies outside a side's rows or k counts as zero and is not read.
  *
+ * Two ways to take the products: mma.sync, here, and wgmma (product_sm90.h, which includes this
+ * file). Kernels are written once over what both have: Acc, FOR_ACC, Tile, tile_product, ENTRY.
+ *
  * Not here: where rows lie (each kernel fills the tables), what becomes of the tile.
  */
 #pragma once
@@ -22,10 +25,12 @@
 #define PAIRS      (TILE_K / 2)
 #define TILE_BLOCK 128
 #define TILE_LD    (TILE_K + 8) /* rows of fragments fall on different banks */
-#define WARP_M     2            /* tiles of 16 rows and of 8 columns that a warp holds */
-#define WARP_N     8
+#ifndef PRODUCT_SM90
+#define WARP_M      2 /* tiles of 16 rows and of 8 columns that a warp holds */
+#define WARP_N      8
+#define ENTRY(name) cuda_##name
+#endif
 
-/* Warp w holds rows 32 (w / 2) and columns 64 (w % 2) of the tile on. */
 typedef float Acc[WARP_M][WARP_N][4];
 
 /* How a side of the product is read: element (r, i) lies at table[r] + i * stride, or, by_inner, at
@@ -41,13 +46,6 @@ typedef struct {
     WeightFormat codes;
     int scales, turned, first;
 } Side;
-
-template <int TA, int TB> struct Tile {
-    const char *a_at[TILE_M];
-    const char *b_at[TILE_N];
-    unsigned short a[TA][TILE_M][TILE_LD];
-    unsigned short b[TB][TILE_N][TILE_LD];
-};
 
 static __device__ __forceinline__ Side side(size_t stride)
 {
@@ -82,19 +80,10 @@ static __device__ __forceinline__ void acc_zero(Acc acc)
 }
 
 /* Row and column of the tile that a thread's acc[i][j][e] belongs to. */
-static __device__ __forceinline__ int acc_row(int i, int e)
-{
-    int warp = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES;
-
-    return warp / 2 * 32 + i * 16 + lane / 4 + 8 * (e / 2);
-}
-
-static __device__ __forceinline__ int acc_col(int j, int e)
-{
-    int warp = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES;
-
-    return warp % 2 * 64 + j * 8 + 2 * (lane % 4) + e % 2;
-}
+static __device__ __forceinline__ int acc_row(int i, int e);
+static __device__ __forceinline__ int acc_col(int j, int e);
+/* Where element (r, i) of a plane lies in it. */
+static __device__ __forceinline__ int plane_place(int r, int i);
 
 /* Every element of a thread's part of the tile that lies within m rows and n columns. */
 #define FOR_ACC(i, j, e, m, n)                                                                     \
@@ -189,11 +178,48 @@ static __device__ __forceinline__ void side_load(unsigned short planes[TERMS][RO
         for (int term = 0; term < TERMS; term++) {
             uint32_t part = bf16_pair(x.x, x.y);
 
-            *reinterpret_cast<uint32_t *>(&planes[term][r][i]) = part;
+            *reinterpret_cast<uint32_t *>(&planes[term][0][0] + plane_place(r, i)) = part;
             x.x -= __uint_as_float(part << 16);
             x.y -= __uint_as_float(part & 0xffff0000u);
         }
     }
+}
+
+/* The table of rows that lie `row` elements apart, from row `first` on. */
+static __device__ __forceinline__ void rows_at(const char **at, int most, const void *data,
+                                               size_t row, size_t element)
+{
+    for (int r = (int)threadIdx.x; r < most; r += TILE_BLOCK)
+        at[r] = (const char *)data + (size_t)r * row * element;
+}
+
+#ifndef PRODUCT_SM90
+/* ---- by mma.sync: warp w holds rows 32 (w / 2) and columns 64 (w % 2) of the tile on ---- */
+
+template <int TA, int TB> struct Tile {
+    const char *a_at[TILE_M];
+    const char *b_at[TILE_N];
+    unsigned short a[TA][TILE_M][TILE_LD];
+    unsigned short b[TB][TILE_N][TILE_LD];
+};
+
+static __device__ __forceinline__ int acc_row(int i, int e)
+{
+    int warp = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES;
+
+    return warp / 2 * 32 + i * 16 + lane / 4 + 8 * (e / 2);
+}
+
+static __device__ __forceinline__ int acc_col(int j, int e)
+{
+    int warp = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES;
+
+    return warp % 2 * 64 + j * 8 + 2 * (lane % 4) + e % 2;
+}
+
+static __device__ __forceinline__ int plane_place(int r, int i)
+{
+    return r * TILE_LD + i;
 }
 
 /* Two neighbouring bf16 of a row, as a register of a fragment. */
@@ -263,11 +289,4 @@ static __device__ __forceinline__ void tile_product(Acc acc, Tile<TA, TB> *tile,
             tile_step<TA, TB>(acc, tile, kk, m, n);
     }
 }
-
-/* The table of rows that lie `row` elements apart, from row `first` on. */
-static __device__ __forceinline__ void rows_at(const char **at, int most, const void *data,
-                                               size_t row, size_t element)
-{
-    for (int r = (int)threadIdx.x; r < most; r += TILE_BLOCK)
-        at[r] = (const char *)data + (size_t)r * row * element;
-}
+#endif

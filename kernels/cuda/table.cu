@@ -52,6 +52,22 @@ static Ops table(void)
     return ops;
 }
 
+/* The same with Hopper's kernels where there are any. */
+static Ops table_hopper(void)
+{
+    Ops ops = table();
+
+    ops.name = "cuda-sm90";
+    ops.gemm_fwd = hopper_gemm_fwd;
+    ops.moe_up_fwd = hopper_moe_up_fwd;
+    ops.moe_down_fwd = hopper_moe_down_fwd;
+    ops.lightning_fwd = hopper_lightning_fwd;
+    ops.lightning_bwd = hopper_lightning_bwd;
+    ops.attn_fwd = hopper_attn_fwd;
+    ops.attn_bwd = hopper_attn_bwd;
+    return ops;
+}
+
 /* Drivers of one major version run programs of all its minor versions. */
 int cuda_needs(void)
 {
@@ -60,7 +76,7 @@ int cuda_needs(void)
 
 const Ops *cuda_ops(void)
 {
-    static const Ops ops = table();
+    static const Ops ops = table(), hopper = table_hopper();
 
-    return &ops;
+    return cuda_hopper() ? &hopper : &ops;
 }

@@ -6,26 +6,30 @@
  *     warp runs. Lanes of a warp go on together from a warp operation.
  *  2. A warp operation's values lie in one of two buffers in turn, so a lane that is already at its
  *     next operation overwrites nothing that another still reads.
+ *  3. A warp of which some lane waits for an event is left until the event has come; when none
+ *     comes and nothing else goes on, the program ends.
  *
- * Not here: what kernels see (cuemu.h).
+ * Not here: what kernels see (cuemu.h), the events (hopper.cpp).
  */
-#include "kernels/cuemu/cuemu.h"
+#include "kernels/cuemu/fiber.h"
 
 #include <cstdio>
+#include <map>
 #include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
 
-#define THREADS_MAX  1024
-#define LANES        32
+#define THREADS_MAX  CUEMU_THREADS_MAX
+#define LANES        CUEMU_LANES
 #define STACK_BYTES  (256u << 10)
 #define GUARD_BYTES  4096u
 #define FRAMES_BYTES 2048u
-#define VALUE_BYTES  40 /* the operands of one lane's tensor product */
+#define SMEM_FREE    (48u << 10) /* dynamic shared memory that no kernel must ask for */
+#define VALUE_BYTES  40          /* the operands of one lane's tensor product */
 
-enum State { RUNS, AT_BLOCK, AT_WARP, ENDED };
+enum State { RUNS, AT_BLOCK, AT_WARP, AT_EVENT, ENDED };
 
 struct Fiber {
     CuemuThread ids; /* first: cuemu_now points here */
@@ -34,6 +38,7 @@ struct Fiber {
     State state;
     const CuemuSite *site; /* where it waits; NULL in a warp operation without a site */
     unsigned turn;         /* warp operations so far */
+    CuemuEvent event;
 };
 
 struct Warp {
@@ -44,6 +49,7 @@ struct Warp {
 
 CuemuThread *cuemu_now;
 void *cuemu_dynamic;
+int cuemu_major = 8;
 
 static Fiber fibers[THREADS_MAX];
 static Warp warps[THREADS_MAX / LANES];
@@ -52,6 +58,7 @@ static int reverse, count;
 static const char *kernel_name;
 static const std::function<void()> *kernel_body;
 static CuemuSite *sites;
+static std::map<const void *, size_t> allowed;
 
 extern "C" char __start_cuemu_shared[] __attribute__((weak));
 extern "C" char __stop_cuemu_shared[] __attribute__((weak));
@@ -182,7 +189,7 @@ static const char *place(const CuemuSite *site)
     return text;
 }
 
-static void fail(const char *what, const CuemuSite *site)
+void cuemu_fail(const char *what, const CuemuSite *site)
 {
     fprintf(stderr, "cuemu: %s: %s at %s\n", kernel_name, what, place(site));
     abort();
@@ -201,32 +208,64 @@ static void warp_release(int first)
         Fiber *f = &fibers[first + i];
 
         if (f->state != AT_WARP || f->site != fibers[first].site || f->turn != fibers[first].turn)
-            fail("lanes of a warp wait in different places", f->site);
+            cuemu_fail("lanes of a warp wait in different places", f->site);
         f->state = RUNS;
     }
 }
 
-/* Until every lane of the warp is at a barrier of the block or has ended. */
-static void warp_run(int warp)
+/* Runs every lane that can; returns how many there were. */
+static int lanes_run(int first)
 {
-    int first = warp * LANES;
+    int ran = 0;
+
+    for (int i = 0; i < LANES; i++) {
+        Fiber *f = &fibers[first + nth(i, LANES)];
+
+        if (f->state == AT_EVENT && cuemu_event_done(f->event))
+            f->state = RUNS;
+        if (f->state != RUNS)
+            continue;
+        cuemu_now = &f->ids;
+        fiber_enter(f);
+        ran++;
+    }
+    return ran;
+}
+
+static int lanes_in(int first, State state)
+{
+    int in = 0;
+
+    for (int i = 0; i < LANES; i++)
+        in += fibers[first + i].state == state;
+    return in;
+}
+
+/* Until no lane goes on without other warps. Returns whether any did. */
+static bool warp_run(int warp)
+{
+    int first = warp * LANES, ran = 0;
 
     for (;;) {
-        int waiting = 0;
-
-        for (int i = 0; i < LANES; i++) {
-            Fiber *f = &fibers[first + nth(i, LANES)];
-
-            if (f->state == RUNS) {
-                cuemu_now = &f->ids;
-                fiber_enter(f);
-            }
-            waiting += f->state == AT_WARP;
-        }
-        if (waiting == 0)
-            return;
+        ran += lanes_run(first);
+        if (lanes_in(first, AT_EVENT) > 0 || lanes_in(first, AT_WARP) == 0)
+            return ran > 0;
         warp_release(first);
     }
+}
+
+static void warps_run(void)
+{
+    bool ran;
+
+    do {
+        ran = false;
+        for (int w = 0; w < count / LANES; w++)
+            ran |= warp_run(nth(w, count / LANES));
+    } while (ran);
+    for (int i = 0; i < count; i++)
+        if (fibers[i].state == AT_EVENT)
+            cuemu_fail("a wait that nothing ends", fibers[i].site);
 }
 
 /* Whether the block has more to do. */
@@ -240,8 +279,8 @@ static bool block_release(void)
         return false;
     for (int i = 0; i < count; i++) {
         if (fibers[i].state != AT_BLOCK || fibers[i].site != fibers[0].site)
-            fail("not all threads reach the barrier",
-                 fibers[i].state == AT_BLOCK ? fibers[i].site : fibers[0].site);
+            cuemu_fail("not all threads reach the barrier",
+                       fibers[i].state == AT_BLOCK ? fibers[i].site : fibers[0].site);
         fibers[i].state = RUNS;
     }
     return true;
@@ -262,12 +301,16 @@ static void block_run(const CuemuThread *ids)
     for (int w = 0; w < count / LANES; w++)
         warps[w].product_of = 0;
     do {
-        for (int w = 0; w < count / LANES; w++)
-            warp_run(nth(w, count / LANES));
+        warps_run();
     } while (block_release());
 }
 
-void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
+void cuemu_allow(const void *kernel, size_t bytes)
+{
+    allowed[kernel] = bytes;
+}
+
+void cuemu_launch(const char *name, const void *at, dim3 grid, dim3 block, size_t smem,
                   const std::function<void()> &kernel)
 {
     int blocks = (int)(grid.x * grid.y * grid.z);
@@ -277,7 +320,9 @@ void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
     kernel_body = &kernel;
     count = (int)(block.x * block.y * block.z);
     if (blocks == 0 || count == 0 || count > THREADS_MAX || count % LANES != 0)
-        fail("blocks must be whole warps, up to 1024 threads, and at least one", nullptr);
+        cuemu_fail("blocks must be whole warps, up to 1024 threads, and at least one", nullptr);
+    if (smem > SMEM_FREE && smem > allowed[at])
+        cuemu_fail("more dynamic shared memory than was asked for", nullptr);
     ids.block_dim = block;
     ids.grid_dim = grid;
     for (int i = 0; i < blocks; i++) {
@@ -287,7 +332,9 @@ void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
         if (cuemu_dynamic)
             memset(cuemu_dynamic, 0xff, smem);
         ids.block = dim3(n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y);
+        cuemu_hopper_begin(smem);
         block_run(&ids);
+        cuemu_hopper_end(count);
         free(cuemu_dynamic);
     }
     cuemu_now = nullptr;
@@ -295,7 +342,7 @@ void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
 
 /* ---- barriers and warp operations ---- */
 
-static void meet(CuemuSite *site)
+void cuemu_meet(CuemuSite *site)
 {
     site->hits++;
     if (site->met)
@@ -314,25 +361,40 @@ static void wait_at(State state, const CuemuSite *site)
     fiber_leave(f);
 }
 
+void cuemu_wait_event(CuemuEvent event, const CuemuSite *site)
+{
+    current()->event = event;
+    wait_at(AT_EVENT, site);
+}
+
+void cuemu_wait_warp(const CuemuSite *site)
+{
+    current()->turn++;
+    wait_at(AT_WARP, site);
+}
+
 void cuemu_sync_block(CuemuSite *site)
 {
-    meet(site);
+    cuemu_meet(site);
     if (!site->skipped)
         wait_at(AT_BLOCK, site);
 }
 
 void cuemu_sync_warp(CuemuSite *site)
 {
-    meet(site);
-    if (site->skipped)
-        return;
-    current()->turn++;
-    wait_at(AT_WARP, site);
+    cuemu_meet(site);
+    if (!site->skipped)
+        cuemu_wait_warp(site);
+}
+
+int cuemu_thread(void)
+{
+    return (int)(current() - fibers);
 }
 
 int cuemu_lane(void)
 {
-    return (int)((current() - fibers) % LANES);
+    return cuemu_thread() % LANES;
 }
 
 static Warp *warp_of(void)
@@ -354,7 +416,7 @@ static unsigned char (*gather(const void *value, size_t bytes))[VALUE_BYTES]
 void cuemu_exchange(unsigned mask, void *value, size_t bytes, int from)
 {
     if (mask != 0xffffffffu || bytes > VALUE_BYTES || from < 0 || from >= LANES)
-        fail("only whole warps are emulated", nullptr);
+        cuemu_fail("only whole warps are emulated", nullptr);
     memcpy(value, gather(value, bytes)[from], bytes);
 }
 
@@ -363,7 +425,7 @@ unsigned cuemu_ballot(unsigned mask, int predicate)
     unsigned bits = 0;
 
     if (mask != 0xffffffffu)
-        fail("only whole warps are emulated", nullptr);
+        cuemu_fail("only whole warps are emulated", nullptr);
     unsigned char(*values)[VALUE_BYTES] = gather(&predicate, sizeof predicate);
     for (int i = 0; i < LANES; i++) {
         int p;
@@ -435,6 +497,11 @@ void cuemu_mma(float c[4], const uint32_t a[4], const uint32_t b[2])
 void cuemu_reverse(int on)
 {
     reverse = on;
+}
+
+void cuemu_capability(int major)
+{
+    cuemu_major = major;
 }
 
 CuemuSite *cuemu_sites(void)

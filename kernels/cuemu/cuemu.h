@@ -9,7 +9,7 @@
  *  3. A barrier that some thread of the block does not reach, or a warp whose lanes wait in
  *     different places, ends the program with the kernel's name and the line.
  *
- * Not here: warp operations of fewer than 32 lanes, asynchronous copies, clusters, timing.
+ * Not here: what Hopper adds (hopper.h), warp operations of fewer than 32 lanes, clusters, timing.
  */
 #pragma once
 
@@ -39,6 +39,7 @@ struct CuemuThread {
 
 extern CuemuThread *cuemu_now;
 extern void *cuemu_dynamic;
+extern int cuemu_major;
 
 #define threadIdx (cuemu_now->thread)
 #define blockIdx  (cuemu_now->block)
@@ -47,11 +48,14 @@ extern void *cuemu_dynamic;
 
 #define DYN_SMEM(type, name) type *name = static_cast<type *>(cuemu_dynamic)
 #define LAUNCH(kernel, grid, block, smem, stream, ...)                                             \
-    (static_cast<void>(stream),                                                                    \
-     cuemu_launch(#kernel, grid, block, smem, [&]() { kernel(__VA_ARGS__); }))
+    (static_cast<void>(stream), cuemu_launch(#kernel, reinterpret_cast<const void *>(kernel),      \
+                                             grid, block, smem, [&]() { kernel(__VA_ARGS__); }))
 
-void cuemu_launch(const char *name, dim3 grid, dim3 block, size_t smem,
+void cuemu_launch(const char *name, const void *at, dim3 grid, dim3 block, size_t smem,
                   const std::function<void()> &kernel);
+
+/* Lets the kernel have so much dynamic shared memory. */
+void cuemu_allow(const void *kernel, size_t bytes);
 
 void cuemu_sync_block(CuemuSite *site);
 void cuemu_sync_warp(CuemuSite *site);
@@ -61,10 +65,10 @@ unsigned cuemu_ballot(unsigned mask, int predicate);
 void cuemu_mma(float c[4], const uint32_t a[4], const uint32_t b[2]);
 int cuemu_lane(void);
 
-#define CUEMU_SITE(call)                                                                           \
+#define CUEMU_SITE(call, ...)                                                                      \
     do {                                                                                           \
         static CuemuSite cuemu_site = {__FILE__, __LINE__, 0, 0, 0, nullptr};                      \
-        call(&cuemu_site);                                                                         \
+        call(&cuemu_site, ##__VA_ARGS__);                                                          \
     } while (0)
 #define __syncthreads() CUEMU_SITE(cuemu_sync_block)
 #define __syncwarp()    CUEMU_SITE(cuemu_sync_warp)
@@ -134,6 +138,7 @@ typedef void *cudaStream_t;
 enum { cudaSuccess = 0 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
 
 static inline cudaError_t cudaMalloc(void **at, size_t bytes)
 {
@@ -188,6 +193,13 @@ static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
     return cudaSuccess;
 }
 
+static inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int device)
+{
+    (void)device;
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? cuemu_major : 0;
+    return cudaSuccess;
+}
+
 static inline cudaError_t cudaGetLastError(void)
 {
     return cudaSuccess;
@@ -200,8 +212,7 @@ static inline const char *cudaGetErrorString(cudaError_t error)
 
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, int name, int value)
 {
-    (void)kernel;
-    (void)name;
-    (void)value;
+    if (name == cudaFuncAttributeMaxDynamicSharedMemorySize)
+        cuemu_allow(kernel, static_cast<size_t>(value));
     return cudaSuccess;
 }

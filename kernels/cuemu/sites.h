@@ -21,6 +21,9 @@ typedef struct CuemuSite {
 /* Blocks, warps and lanes run last to first. */
 void cuemu_reverse(int on);
 
+/* The card is of this compute capability, major.0; 8 at first. */
+void cuemu_capability(int major);
+
 /* Every barrier that a kernel has reached so far. */
 CuemuSite *cuemu_sites(void);
 

@@ -284,7 +284,8 @@ int main(int argc, char **argv)
     }
     b.lab.own = g_ptr_array_new_with_free_func(b.lab.ops->memory_free);
     make(&b);
-    printf("%-32s %10s %10s %12s %6s\n", "op", "us", "GB/s", "TFLOP/s", "share");
+    printf("%s\n%-32s %10s %10s %12s %6s\n", b.lab.ops->name, "op", "us", "GB/s", "TFLOP/s",
+           "share");
     for (gsize i = 0; i < G_N_ELEMENTS(cases); i++) {
         double us = median_us(&b, cases[i].run), speed = cases[i].bytes / us / 1e3;
         double rate = cases[i].flops / us / 1e6;

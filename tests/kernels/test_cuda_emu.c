@@ -3,9 +3,9 @@
  *
  * Invariants
  *  1. Each case gives equal bits whether blocks, warps and lanes run first to last or the other way
- *     round.
- *  2. A kernel without one of its barriers is seen: it leaves the oracle, or changes bits between
- *     the two orders, or crashes.
+ *     round, and equal bits with the kernels of sm_80 and with those of sm_90a.
+ *  2. A kernel without one of its barriers, waits, arrivals or fences is seen: it leaves the
+ *     oracle, or changes bits between the two orders, or crashes.
  *
  * Not here: anything that a card alone shows (tests/gpu.sh).
  */
@@ -21,12 +21,30 @@
 
 /* ---- against the oracle, in both orders ---- */
 
-static GArray *run_in_order(guint n, int rows, WeightFormat format, int last_first)
+/* Compute capabilities, major.0. */
+enum { AMPERE = 8, HOPPER = 9 };
+
+/* Rows of more than one tile. */
+enum { SOME = 66 };
+
+/* Those that have a kernel of their own for sm_90a. */
+static gboolean on_hopper(guint n)
+{
+    static const char *const names[] = {"gemm",           "attention",      "lightning",
+                                        "long_attention", "deep_attention", "long_lightning",
+                                        "experts",        "one_expert",     NULL};
+
+    return g_strv_contains(names, lab_cases[n].name);
+}
+
+static GArray *run_in_order(guint n, int rows, WeightFormat format, int major, int last_first)
 {
     GArray *got;
 
     cuemu_reverse(last_first);
+    cuemu_capability(major);
     got = lab_run(n, cuda_ops(), rows, format);
+    cuemu_capability(AMPERE);
     cuemu_reverse(0);
     return got;
 }
@@ -43,27 +61,43 @@ static double tolerance(guint n, WeightFormat format)
     return format != WEIGHT_REAL && strstr(lab_cases[n].name, "expert") ? 5e-3 : 1e-5;
 }
 
-/* How far the case is from the oracle; infinity where the two orders differ. */
-static double off_by(guint n, int rows, WeightFormat format)
+/* How far the case is from the oracle; infinity where the two orders differ. *got: its numbers. */
+static double off_by(guint n, int rows, WeightFormat format, int major, GArray **got)
 {
     WeightFormat exact = format <= WEIGHT_BF16 ? WEIGHT_REAL : format;
     g_autoptr(GArray) want = lab_run(n, &ops_ref_f64, rows, exact);
-    g_autoptr(GArray) first = run_in_order(n, rows, format, 0), last = NULL;
+    g_autoptr(GArray) first = run_in_order(n, rows, format, major, 0), last = NULL;
     double off = lab_distance(first, want);
 
+    *got = g_array_ref(first);
     if (!(off <= tolerance(n, format)))
         return off;
-    last = run_in_order(n, rows, format, 1);
+    last = run_in_order(n, rows, format, major, 1);
     return same_bits(first, last) ? off : INFINITY;
+}
+
+/* `want`: what sm_80's kernels gave. */
+static void check_hopper(guint n, int rows, WeightFormat format, const GArray *want)
+{
+    for (int last_first = 0; last_first < 2; last_first++) {
+        g_autoptr(GArray) got = run_in_order(n, rows, format, HOPPER, last_first);
+
+        if (!same_bits(got, want))
+            g_error("%s, %d rows, format %d: sm_90a has other bits than sm_80", lab_cases[n].name,
+                    rows, format);
+    }
 }
 
 static void check_case(guint n, int rows, WeightFormat format)
 {
-    double off = off_by(n, rows, format);
+    g_autoptr(GArray) got = NULL;
+    double off = off_by(n, rows, format, AMPERE, &got);
 
     g_test_message("%s, %d rows, format %d: off by %g", lab_cases[n].name, rows, format, off);
     if (!(off <= tolerance(n, format)))
         g_error("%s, %d rows, format %d: off by %g", lab_cases[n].name, rows, format, off);
+    if (on_hopper(n) && (rows >= SOME || format > WEIGHT_BF16))
+        check_hopper(n, rows, format, got);
 }
 
 /* Rows that end within a tile, or just behind one; packed weights in bf16 once more. */
@@ -75,7 +109,7 @@ static void test_case(gconstpointer data)
     for (guint i = 0; i < G_N_ELEMENTS(rows) && (i == 0 || !lab_cases[n].fixed); i++)
         check_case(n, rows[i], WEIGHT_REAL);
     if (lab_cases[n].weights)
-        check_case(n, 66, WEIGHT_BF16);
+        check_case(n, SOME, WEIGHT_BF16);
     for (int format = WEIGHT_INT8; format < WEIGHT_FORMATS && lab_cases[n].weights; format++)
         check_case(n, 7, (WeightFormat)format);
 }
@@ -152,7 +186,68 @@ static void test_terms(void)
     g_assert_cmpfloat(exact, <, 6e-7);
 }
 
+/* ---- which kernels run ---- */
+
+static void test_choice(void)
+{
+    static const struct {
+        int major;
+        const char *asked, *name;
+    } choices[] = {{AMPERE, NULL, "cuda"},
+                   {HOPPER, NULL, "cuda-sm90"},
+                   {HOPPER, "sm80", "cuda"},
+                   {HOPPER + 1, NULL, "cuda"}};
+
+    for (guint i = 0; i < G_N_ELEMENTS(choices); i++) {
+        cuemu_capability(choices[i].major);
+        if (choices[i].asked)
+            g_setenv("ASSAY_CUDA", choices[i].asked, TRUE);
+        g_assert_cmpstr(cuda_ops()->name, ==, choices[i].name);
+        g_unsetenv("ASSAY_CUDA");
+    }
+    cuemu_capability(AMPERE);
+}
+
 /* ---- a row's bits do not depend on the rows around it ---- */
+
+enum { BATCH = 19, BATCH_K = 70, BATCH_N = 5 };
+
+static void product(float *y, const float *x, int rows, WeightFormat format,
+                    GemmPrecision precision, int major)
+{
+    static float numbers[BATCH_N * BATCH_K];
+    const Ops *ops;
+    OpsWeight w = {.n = BATCH_N, .k = BATCH_K, .format = format};
+
+    cuemu_capability(major);
+    ops = cuda_ops();
+    w.data = ops->memory_new(ops->weight_bytes(format, BATCH_N, BATCH_K));
+    fill_fine(numbers, G_N_ELEMENTS(numbers), 15);
+    ops->weight_pack(&w, numbers);
+    ops->gemm_fwd(y, x, &w, rows, precision);
+    ops->memory_free(w.data);
+    cuemu_capability(AMPERE);
+}
+
+/* Few rows and many are cut differently on Hopper; numbers have all their terms. */
+static void test_alone(void)
+{
+    static float x[BATCH * BATCH_K], want[BATCH * BATCH_N], got[BATCH * BATCH_N];
+
+    fill_fine(x, G_N_ELEMENTS(x), 5);
+    for (int which = 0; which < 4; which++) {
+        WeightFormat format = which % 2 ? WEIGHT_BF16 : WEIGHT_REAL;
+        GemmPrecision precision = which / 2 ? GEMM_EXACT : GEMM_ROUNDED;
+
+        product(want, x, BATCH, format, precision, AMPERE);
+        for (int major = AMPERE; major <= HOPPER; major++)
+            for (int piece = 1; piece <= BATCH; piece += BATCH - 1) {
+                for (int t = 0; t < BATCH; t += piece)
+                    product(got + t * BATCH_N, x + t * BATCH_K, piece, format, precision, major);
+                g_assert_cmpmem(got, sizeof got, want, sizeof want);
+            }
+    }
+}
 
 typedef struct {
     OpsHeads s;
@@ -215,8 +310,12 @@ static void test_pieces(void)
     q.qkv = lab_in(&q.lab, 3 * n, 1);
     q.decay = lab_decay(&q.lab, q.s);
     whole = in_pieces(&q, q.rows);
-    for (guint i = 0; i < G_N_ELEMENTS(pieces); i++)
-        g_assert_true(memcmp(in_pieces(&q, pieces[i]), whole, 2 * n * sizeof(float)) == 0);
+    for (int major = AMPERE; major <= HOPPER; major++) {
+        cuemu_capability(major);
+        for (guint i = 0; i < G_N_ELEMENTS(pieces); i++)
+            g_assert_true(memcmp(in_pieces(&q, pieces[i]), whole, 2 * n * sizeof(float)) == 0);
+    }
+    cuemu_capability(AMPERE);
     g_ptr_array_unref(q.lab.own);
 }
 
@@ -249,14 +348,20 @@ static void test_deep(void)
 {
     Lab lab = {.ops = cuda_ops(), .own = g_ptr_array_new_with_free_func(cuda_ops()->memory_free)};
     gsize row = DEEP_HEADS * 2;
-    float *alone = deep_rows(lab.ops, &lab, 1), *both, *want;
+    float *alone = deep_rows(lab.ops, &lab, 1), *want;
 
-    lab.seed = 0;
-    both = deep_rows(lab.ops, &lab, 2);
+    for (int major = AMPERE; major <= HOPPER; major++) {
+        float *both;
+
+        cuemu_capability(major);
+        lab.seed = 0;
+        both = deep_rows(cuda_ops(), &lab, 2);
+        g_assert_true(memcmp(alone, both, row * sizeof(float)) == 0);
+        g_assert_true(memcmp(alone, both + row, row * sizeof(float)) == 0);
+    }
+    cuemu_capability(AMPERE);
     lab.seed = 0;
     want = deep_rows(&ops_ref_f32, &lab, 1);
-    g_assert_true(memcmp(alone, both, row * sizeof(float)) == 0);
-    g_assert_true(memcmp(alone, both + row, row * sizeof(float)) == 0);
     for (gsize i = 0; i < row; i++)
         g_assert_cmpfloat_with_epsilon(alone[i], want[i], 2e-5);
     g_ptr_array_unref(lab.own);
@@ -264,11 +369,31 @@ static void test_deep(void)
 
 /* ---- barriers ---- */
 
-enum { SOME = 66 };
+/* A case that meets a barrier. */
+typedef struct {
+    CuemuSite *site;
+    guint n;
+    WeightFormat format;
+    int major;
+} Meeting;
 
-static gboolean case_shows(guint n, WeightFormat format)
+static gboolean case_shows(const Meeting *m)
 {
-    return !(off_by(n, SOME, format) <= tolerance(n, format));
+    g_autoptr(GArray) got = NULL;
+
+    return !(off_by(m->n, SOME, m->format, m->major, &got) <= tolerance(m->n, m->format));
+}
+
+/* Instances of a template have a site each for the same line. */
+static gboolean same_line(const CuemuSite *a, const CuemuSite *b)
+{
+    return a->line == b->line && strcmp(a->file, b->file) == 0;
+}
+
+static void skip_line(const CuemuSite *line)
+{
+    for (CuemuSite *site = cuemu_sites(); site; site = site->next)
+        site->skipped |= same_line(site, line);
 }
 
 static void quiet(void)
@@ -282,7 +407,7 @@ static void quiet(void)
 }
 
 /* In a process of its own, since a kernel without a barrier may read through poison. */
-static gboolean missing_is_seen(guint n, WeightFormat format, CuemuSite *site)
+static gboolean missing_is_seen(const Meeting *m)
 {
     int status = 0;
     pid_t child = fork();
@@ -290,27 +415,20 @@ static gboolean missing_is_seen(guint n, WeightFormat format, CuemuSite *site)
     g_assert_cmpint(child, >=, 0);
     if (child == 0) {
         quiet();
-        site->skipped = 1;
-        _exit(case_shows(n, format) ? 1 : 0);
+        skip_line(m->site);
+        _exit(case_shows(m) ? 1 : 0);
     }
     g_assert_cmpint(waitpid(child, &status, 0), ==, child);
     return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
 }
 
-/* A case that meets a barrier. */
-typedef struct {
-    CuemuSite *site;
-    guint n;
-    WeightFormat format;
-} Meeting;
-
-static void note_meetings(GArray *meetings, guint n, WeightFormat format)
+static void note_meetings(GArray *meetings, guint n, WeightFormat format, int major)
 {
     for (CuemuSite *site = cuemu_sites(); site; site = site->next)
         site->hits = 0;
-    g_array_unref(run_in_order(n, SOME, format, 0));
+    g_array_unref(run_in_order(n, SOME, format, major, 0));
     for (CuemuSite *site = cuemu_sites(); site; site = site->next) {
-        Meeting meeting = {site, n, format};
+        Meeting meeting = {site, n, format, major};
 
         if (site->hits > 0)
             g_array_append_val(meetings, meeting);
@@ -322,31 +440,45 @@ static gboolean some_case_shows(const GArray *meetings, const CuemuSite *site)
     for (guint i = 0; i < meetings->len; i++) {
         const Meeting *m = &g_array_index(meetings, Meeting, i);
 
-        if (m->site == site && missing_is_seen(m->n, m->format, m->site))
+        if (same_line(m->site, site) && missing_is_seen(m))
             return TRUE;
     }
+    return FALSE;
+}
+
+/* Whether an earlier site of the list is of the same line. */
+static gboolean line_is_done(const CuemuSite *site)
+{
+    for (CuemuSite *other = cuemu_sites(); other != site; other = other->next)
+        if (same_line(other, site))
+            return TRUE;
     return FALSE;
 }
 
 static void test_barriers(void)
 {
     g_autoptr(GArray) meetings = g_array_new(FALSE, FALSE, sizeof(Meeting));
-    guint n_sites = 0;
+    guint n_lines = 0;
 
 #ifdef __SANITIZE_ADDRESS__
     g_test_skip("a plain build shows it faster");
     return;
 #endif
-    for (guint n = 0; n < lab_n_cases; n++) {
-        note_meetings(meetings, n, WEIGHT_REAL);
-        if (lab_cases[n].weights)
-            note_meetings(meetings, n, WEIGHT_BF16);
-    }
-    for (CuemuSite *site = cuemu_sites(); site; site = site->next, n_sites++)
+    for (guint n = 0; n < lab_n_cases; n++)
+        for (int format = WEIGHT_REAL; format <= (lab_cases[n].weights ? WEIGHT_BF16 : WEIGHT_REAL);
+             format++)
+            for (int major = AMPERE; major <= (on_hopper(n) ? HOPPER : AMPERE); major++)
+                note_meetings(meetings, n, (WeightFormat)format, major);
+    for (CuemuSite *site = cuemu_sites(); site; site = site->next) {
+        if (line_is_done(site))
+            continue;
         if (!some_case_shows(meetings, site))
-            g_error("%s:%d: no case shows that this barrier is missing", site->file, site->line);
-    g_test_message("%u barriers, each left out once", n_sites);
-    g_assert_cmpuint(n_sites, >, 0);
+            g_error("%s:%d: no case shows that this is missing", site->file, site->line);
+        n_lines++;
+    }
+    g_test_message("%u lines with barriers, waits, arrivals or fences, each left out once",
+                   n_lines);
+    g_assert_cmpuint(n_lines, >, 0);
 }
 
 int main(int argc, char **argv)
@@ -359,6 +491,8 @@ int main(int argc, char **argv)
     }
     g_test_add_func("/cuda_emu/terms_of_f32", test_terms);
     g_test_add_func("/cuda_emu/codes_as_the_bf16_of_their_values", test_codes);
+    g_test_add_func("/cuda_emu/the_card_says_which_kernels", test_choice);
+    g_test_add_func("/cuda_emu/a_row_alone_has_the_same_bits", test_alone);
     g_test_add_func("/cuda_emu/a_sequence_in_pieces_has_the_same_bits", test_pieces);
     g_test_add_func("/cuda_emu/a_long_context_in_any_number_of_launches", test_deep);
     g_test_add_func("/cuda_emu/every_barrier_is_needed", test_barriers);
