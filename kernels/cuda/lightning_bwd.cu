@@ -146,10 +146,9 @@ static __device__ __forceinline__ size_t owned_at(const Owned &o, int d, int row
 static __device__ __forceinline__ void owned_load(Acc acc, const Owned &o, int d, const float *from)
 {
     acc_zero(acc);
-    if (!from)
-        return;
     FOR_ACC (i, j, e, o.m, o.n)
-        acc[i][j][e] = from[(size_t)o.head * o.one + owned_at(o, d, acc_row(i, e), acc_col(j, e))];
+        acc[i][j][e] =
+            from ? from[(size_t)o.head * o.one + owned_at(o, d, acc_row(i, e), acc_col(j, e))] : 0;
 }
 
 /* Chunk n's, to [H][chunks][d][d]; then times `by`. */
