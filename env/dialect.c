@@ -13,8 +13,6 @@
 
 #include <string.h>
 
-#define ARROW "=>"
-
 /* ---- lexemes ---- */
 
 static guint lexeme_len(const char *s)
@@ -215,67 +213,75 @@ gboolean dialect_answer(const Tokenizer *tokenizer, const char *words, gboolean 
 
 /* ---- from the model ---- */
 
-/* One edit of one line. */
+/* One line that is to read otherwise. */
 typedef struct LineEdit {
     guint line; /* from 1, as shown */
-    char *from, *to;
+    const char *text;
 } LineEdit;
 
-static void line_edit_clear(LineEdit *edit)
-{
-    g_clear_pointer(&edit->from, g_free);
-    g_clear_pointer(&edit->to, g_free);
-}
-
-/* "12 a + b => a - b"; FALSE: not of that form. */
+/* "12 a = b - c ;"; FALSE: not of that form. */
 static gboolean edit_parse(const char *text, LineEdit *edit)
 {
-    const char *arrow = strstr(text, " " ARROW), *space = strchr(text, ' ');
+    const char *space = strchr(text, ' ');
     g_autofree char *number = space ? g_strndup(text, space - text) : NULL;
     guint64 line;
 
-    if (!arrow || !number || arrow <= space ||
-        !g_ascii_string_to_unsigned(number, 10, 1, DIALECT_LINES_MAX, &line, NULL))
+    if (!number || !g_ascii_string_to_unsigned(number, 10, 1, DIALECT_LINES_MAX, &line, NULL))
         return FALSE;
     edit->line = (guint)line;
-    edit->from = g_strstrip(g_strndup(space, arrow - space));
-    edit->to = g_strstrip(g_strdup(arrow + strlen(" " ARROW)));
-    return *edit->from != '\0' && strlen(edit->to) < DIALECT_TOKENS_MAX;
+    edit->text = space + 1;
+    return strlen(edit->text) < DIALECT_TOKENS_MAX;
 }
 
-/* The first run of lexemes of `line` that are those of `from`; FALSE: there is none. */
-static gboolean run_find(const SourceLine *line, const SourceLine *from, guint *ret_at)
+/* Lexemes [from, a_end) of `a` and [from, b_end) of `b`: what differs between the lines, with one
+ * lexeme around it where one of the two would be empty. FALSE: nothing does. */
+static gboolean lines_differ(const SourceLine *a, const SourceLine *b, guint *from, guint *a_end,
+                             guint *b_end)
 {
-    guint n = from->lexemes->len;
+    guint na = a->lexemes->len, nb = b->lexemes->len, at = 0, same = 0;
 
-    for (guint at = 0; at + n <= line->lexemes->len; at++) {
-        guint i = 0;
-
-        while (i < n && lexeme_equal(line, at + i, from, i))
-            i++;
-        if (i == n) {
-            *ret_at = at;
-            return TRUE;
-        }
-    }
-    return FALSE;
+    while (at < na && at < nb && lexeme_equal(a, at, b, at))
+        at++;
+    if (at == na && at == nb)
+        return FALSE;
+    while (at + same < na && at + same < nb && lexeme_equal(a, na - 1 - same, b, nb - 1 - same))
+        same++;
+    if (at > 0 && (at + same == na || at + same == nb))
+        at--;
+    else if (at + same == na || at + same == nb)
+        same--;
+    *from = at;
+    *a_end = na - same;
+    *b_end = nb - same;
+    return TRUE;
 }
 
-/* The line's text after the edit; NULL: the edit does not apply. */
+/* Where lexemes [from, to) of the line stand in its text. */
+static gsize piece_at(const SourceLine *line, guint from, guint to, gsize *len)
+{
+    const Lexeme *first = lexeme_at(line, from), *last = lexeme_at(line, to - 1);
+
+    *len = last->at + last->len - first->at;
+    return first->at;
+}
+
+/* The line's text with the lexemes of the edit's, and its own layout where they are the same; NULL:
+ * they all are, or the edit has none. */
 static char *edit_apply(const char *text, const LineEdit *edit)
 {
-    g_autoptr(GArray) of_line = lexemes_of(text), of_from = lexemes_of(edit->from);
-    g_autofree char *copy = g_strdup(text);
-    SourceLine line = {.text = copy, .lexemes = of_line};
-    SourceLine from = {.text = edit->from, .lexemes = of_from};
-    const Lexeme *last;
-    guint at;
+    g_autoptr(GArray) of_line = lexemes_of(text), of_edit = lexemes_of(edit->text);
+    g_autofree char *line_text = g_strdup(text), *new_text = g_strdup(edit->text);
+    SourceLine line = {.text = line_text, .lexemes = of_line};
+    SourceLine new = {.text = new_text, .lexemes = of_edit};
+    guint from, line_end, new_end;
+    gsize line_at, line_len, new_at, new_len;
 
-    if (from.lexemes->len == 0 || !run_find(&line, &from, &at))
+    if (of_edit->len == 0 || !lines_differ(&line, &new, &from, &line_end, &new_end))
         return NULL;
-    last = lexeme_at(&line, at + from.lexemes->len - 1);
-    return g_strdup_printf("%.*s%s%s", (int)lexeme_at(&line, at)->at, text, edit->to,
-                           text + last->at + last->len);
+    line_at = piece_at(&line, from, line_end, &line_len);
+    new_at = piece_at(&new, from, new_end, &new_len);
+    return g_strdup_printf("%.*s%.*s%s", (int)line_at, text, (int)new_len, new_text + new_at,
+                           text + line_at + line_len);
 }
 
 /* How often `part` occurs in `text`, at most 2. */
@@ -339,7 +345,7 @@ static gboolean add_call(const Source *source, json_t *changes, const LineEdit *
     text = json_string_value(before ? before : json_object_get(source->files, line->path));
     lines = g_strsplit(text, "\n", -1);
     changed = edit_apply(lines[line->number], edit);
-    if (!changed || !strcmp(changed, lines[line->number]))
+    if (!changed)
         return FALSE;
     call = replace_call(line->path, text, line->number, changed);
     after = text_replaced(text, json_string_value(json_object_get(call, "old_str")),
@@ -359,11 +365,9 @@ json_t *dialect_action(const Source *source, const char *text, json_t **ret_chan
     if (n == 0 || n > DIALECT_EDITS_MAX || !g_utf8_validate(text, -1, NULL))
         return NULL;
     for (guint i = 0; i < n; i++) {
-        LineEdit edit = {0};
-        gboolean ok = edit_parse(lines[i], &edit) && add_call(source, changes, &edit, calls);
+        LineEdit edit;
 
-        line_edit_clear(&edit);
-        if (!ok)
+        if (!edit_parse(lines[i], &edit) || !add_call(source, changes, &edit, calls))
             return NULL;
     }
     if (ret_changes)
@@ -373,48 +377,20 @@ json_t *dialect_action(const Source *source, const char *text, json_t **ret_chan
 
 /* ---- demonstrations ---- */
 
-/* Appends the edit that turns lexemes [a, a_end) of `line` into [a, b_end) of `fixed`, with as many
- * lexemes before as make it the first such place of the line. */
-static void append_edit(GString *out, guint number, const SourceLine *line, guint a, guint a_end,
-                        const SourceLine *fixed, guint b_end)
-{
-    guint found = 0;
-
-    if (a == a_end && a > 0)
-        a--;
-    else if (a == a_end)
-        a_end++, b_end++;
-    for (;; a--) {
-        g_autoptr(GArray) part = g_array_new(FALSE, FALSE, sizeof(Lexeme));
-        SourceLine from = {.text = line->text, .lexemes = part};
-
-        g_array_append_vals(part, lexeme_at(line, a), a_end - a);
-        if (a == 0 || (run_find(line, &from, &found) && found == a))
-            break;
-    }
-    g_string_append_printf(out, "%s%u", out->len ? "\n" : "", number);
-    append_lexemes(out, line, a, a_end - a);
-    g_string_append(out, " " ARROW);
-    append_lexemes(out, fixed, a, b_end - a);
-}
-
 char *dialect_fix(const Source *source, const Source *fixed)
 {
     g_autoptr(GString) out = g_string_new(NULL);
+    guint from, a_end, b_end;
 
     if (source->lines->len != fixed->lines->len)
         return NULL;
     for (guint i = 0; i < source->lines->len; i++) {
-        const SourceLine *a = source->lines->pdata[i], *b = fixed->lines->pdata[i];
-        guint from = 0, a_end = a->lexemes->len, b_end = b->lexemes->len;
+        const SourceLine *line = fixed->lines->pdata[i];
 
-        while (from < a_end && from < b_end && lexeme_equal(a, from, b, from))
-            from++;
-        if (from == a_end && from == b_end)
+        if (!lines_differ(source->lines->pdata[i], line, &from, &a_end, &b_end))
             continue;
-        while (a_end > from && b_end > from && lexeme_equal(a, a_end - 1, b, b_end - 1))
-            a_end--, b_end--;
-        append_edit(out, i + 1, a, from, a_end, b, b_end);
+        g_string_append_printf(out, "%s%u", out->len ? "\n" : "", i + 1);
+        append_lexemes(out, line, 0, line->lexemes->len);
     }
     return g_string_free(g_steal_pointer(&out), FALSE);
 }
@@ -449,6 +425,18 @@ static char *other_of_kind(const Source *source, const char *text, GRand *rand)
     return g_ascii_isalpha(line->text[lexeme_at(line, at)->at]) ? lexeme_text(line, at) : NULL;
 }
 
+/* Line `number` with `word` in the place of lexeme `at`. */
+static char *action_with(guint number, const SourceLine *line, guint at, const char *word)
+{
+    GString *out = g_string_new(NULL);
+
+    g_string_append_printf(out, "%u", number);
+    append_lexemes(out, line, 0, at);
+    g_string_append_printf(out, " %s", word);
+    append_lexemes(out, line, at + 1, line->lexemes->len - at - 1);
+    return g_string_free(out, FALSE);
+}
+
 char *dialect_random(const Source *source, GRand *rand)
 {
     for (int tries = 0; tries < 1000; tries++) {
@@ -456,12 +444,9 @@ char *dialect_random(const Source *source, GRand *rand)
         const SourceLine *line = source->lines->pdata[number];
         guint at = (guint)g_rand_int_range(rand, 0, (gint32)line->lexemes->len);
         g_autofree char *old = lexeme_text(line, at), *new = other_of_kind(source, old, rand);
-        g_autofree char *action =
-            new ? g_strdup_printf("%u %s " ARROW " %s", number + 1, old, new) : NULL;
-        g_autoptr(json_t) calls = action ? dialect_action(source, action, NULL) : NULL;
 
-        if (calls)
-            return g_steal_pointer(&action);
+        if (new &&strcmp(old, new))
+            return action_with(number + 1, line, at, new);
     }
-    return g_strdup("1 => ");
+    return g_strdup("1 ;");
 }

@@ -4,13 +4,13 @@
  *
  *     prompt   <bos>  1 int clamp ( int x , int lo , int hi ) {
  *                     2 if ( x > lo ) return lo ;             ... <eos> <bos>
- *     action          2 > => <                                    <eos>
+ *     action          2 if ( x < lo ) return lo ;                 <eos>
  *     answer   <bos>  fail                                        <eos> <bos>
  *
  * Shown are the lines of the files under repair that are not blank, numbered through, as lexical
- * tokens with one space between. An action is a line number, tokens of that line, and
- * what to put in their place; several lines of it are several edits. The first place in the line
- * counts. An action becomes calls of the tool `edit`, so the episode is that of any other agent.
+ * tokens with one space between. An action is a line number and what the line is to read; several
+ * lines of it are several edits. Tokens that stay keep their layout, and indentation is the line's
+ * own. An action becomes calls of the tool `edit`, so the episode is that of any other agent.
  */
 #pragma once
 
@@ -59,8 +59,8 @@ gboolean dialect_answer(const Tokenizer *tokenizer, const char *words, gboolean 
 #define DIALECT_FAIL "fail"
 #define DIALECT_BAD  "bad"
 
-/* Reads an action; NULL (no error) when it is none: it names no line, no such tokens, or too many
- * edits. The edits are arguments of the tool `edit`: str_replace, with as many lines around as make
+/* Reads an action; NULL (no error) when it is none: it names no line, changes nothing, or is too
+ * many edits. The edits are arguments of the tool `edit`: str_replace, with as many lines around as make
  * the place the only one. `ret_changes` (may be NULL): the changed files as they are then, path to
  * text. */
 json_t *dialect_action(const Source *source, const char *text, json_t **ret_changes);

@@ -204,12 +204,12 @@ static json_t *canary_row(RepairSource *source, const RepairFamily *family, guin
     return row;
 }
 
-/* The mutant with others, one more every other time; NULL: by itself. */
+/* The mutant with others, one more every fifth time; NULL: by itself. */
 static RepairMutant *join_more(RepairSource *source, const Choice *choice,
                                const RepairMutant *first)
 {
     g_autoptr(RepairMutant) all = NULL;
-    while (draw(source, 2) == 0) {
+    while (draw(source, 5) == 0) {
         guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
         const RepairMutant *other = choice->family->mutants->pdata[i];
         RepairMutant *more = repair_mutant_join(all != NULL ? all : first, other);
