@@ -3,7 +3,8 @@
  *
  * An op lists its launches and ends. Then staging goes up in one copy, the kernels are launched one
  * after the other, and the host waits. Between `begin` and `end` of the table an op's end does
- * nothing: the list grows, and `end` runs all of it as one graph (graph.cu), with one wait.
+ * nothing: the list grows, and `end` runs all of it as one graph (graph.cu), with one wait. With
+ * "wait" in ASSAY_CUDA every op is alone.
  *
  * Invariants
  *  1. When an op returns, or `end`, what was written may be read by the host.
@@ -242,7 +243,7 @@ static void list_run(const char *what)
             cudaMemcpyAsync(block->device, block->host, block->used, cudaMemcpyHostToDevice, 0),
             "copy staging");
     }
-    if (between && list.n > 0 && !asked_for("nograph"))
+    if (between && list.n > 0)
         graph_run(&list);
     else
         launch_each(what);
@@ -286,6 +287,8 @@ void cuda_begin(void)
 {
     if (between)
         misused("begin within begin");
+    if (asked_for("wait"))
+        return;
     pthread_mutex_lock(&one_at_a_time);
     between = 1;
 }
@@ -293,7 +296,7 @@ void cuda_begin(void)
 void cuda_end(void)
 {
     if (!between)
-        misused("end without begin");
+        return;
     list_end("a list of ops");
     between = 0;
     pthread_mutex_unlock(&one_at_a_time);

@@ -16,6 +16,49 @@
 
 enum { AMPERE = 8, HOPPER = 9 };
 
+/* ---- staging that grows within a list ---- */
+
+enum { GROW_OPS = 7, GROW_ROWS = 1500, GROW_WIDTH = 2, GROW_WORDS = 97 };
+
+/* Each op is told its ids in the same array. */
+static void embed_all(const Ops *ops, const OpsWeight *w, float *const *y)
+{
+    int ids[GROW_ROWS];
+
+    for (int op = 0; op < GROW_OPS; op++) {
+        for (int t = 0; t < GROW_ROWS; t++)
+            ids[t] = (t * (op + 3) + op) % GROW_WORDS;
+        ops->embed_fwd(y[op], w, ids, GROW_ROWS);
+    }
+}
+
+/* Runs first, while there is little staging. */
+static void test_growth(void)
+{
+    Lab lab = {.ops = cuda_ops(), .own = g_ptr_array_new_with_free_func(cuda_ops()->memory_free)};
+    gsize n = GROW_ROWS * GROW_WIDTH;
+    OpsWeight w = {.n = GROW_WORDS, .k = GROW_WIDTH};
+    float *want[GROW_OPS], *got[GROW_OPS];
+    long held;
+
+    w.data = lab_room(&lab, lab.ops->weight_bytes(w.format, w.n, w.k));
+    lab.ops->weight_pack(&w, lab_in(&lab, GROW_WORDS * GROW_WIDTH, 1));
+    for (int op = 0; op < GROW_OPS; op++) {
+        want[op] = lab_out(&lab, n);
+        got[op] = lab_out(&lab, n);
+    }
+    embed_all(lab.ops, &w, want);
+    held = cuemu_memory();
+    lab.ops->begin();
+    embed_all(lab.ops, &w, got);
+    g_assert_cmpint(cuemu_memory(), >, held);
+    lab.ops->end();
+    g_assert_cmpint(cuemu_memory(), ==, held);
+    for (int op = 0; op < GROW_OPS; op++)
+        g_assert_true(memcmp(got[op], want[op], n * sizeof(float)) == 0);
+    g_ptr_array_unref(lab.own);
+}
+
 /* ---- every op of every case ---- */
 
 static GArray *case_in_order(guint n, WeightFormat format, int major, int last_first,
@@ -49,11 +92,10 @@ static void test_cases(void)
 {
     long launched = cuemu_graphs().launched;
 
-    for (guint n = 0; n < lab_n_cases; n++)
-        for (int format = WEIGHT_REAL; format <= (lab_cases[n].weights ? WEIGHT_BF16 : WEIGHT_REAL);
-             format++)
-            for (int major = AMPERE; major <= HOPPER; major++)
-                check_case(n, (WeightFormat)format, major);
+    for (guint n = 0; n < lab_n_cases; n++) {
+        check_case(n, WEIGHT_REAL, AMPERE);
+        check_case(n, lab_cases[n].weights ? WEIGHT_BF16 : WEIGHT_REAL, HOPPER);
+    }
     g_assert_cmpint(cuemu_graphs().launched, >, launched);
 }
 
@@ -285,12 +327,171 @@ static void test_rounds(gconstpointer data)
     layer_free(l);
 }
 
+/* Staging, scratch and graphs are those of the first rounds; what is the same is not changed. */
+static void test_many(void)
+{
+    Layer *l = layer_new(AMPERE);
+    CuemuGraphs before, after;
+    long memory, changed;
+
+    g_byte_array_unref(as_list(l, &more));
+    g_byte_array_unref(as_list(l, &prompt));
+    before = cuemu_graphs();
+    memory = cuemu_memory();
+    for (int i = 0; i < 20; i++)
+        g_byte_array_unref(as_list(l, i % 2 ? &more : &decode));
+    after = cuemu_graphs();
+    g_assert_cmpint(after.made, ==, before.made);
+    g_assert_cmpint(after.held, ==, before.held);
+    g_assert_cmpint(cuemu_memory(), ==, memory);
+    changed = (after.changed - before.changed) / 20;
+    g_byte_array_unref(as_list(l, &more));
+    g_assert_cmpint(cuemu_graphs().changed - after.changed, <, changed);
+    layer_free(l);
+}
+
+/* ---- which graphs are kept ---- */
+
+enum { KEPT = 8 };
+
+/* y = -y, n times. Returns how many graphs were made for it. */
+static long negate(const Ops *ops, float *y, int n)
+{
+    long made = cuemu_graphs().made;
+    float want = n % 2 ? -y[0] : y[0];
+
+    ops->begin();
+    for (int i = 0; i < n; i++)
+        ops->axpby(y, 0, y, -1, 1);
+    ops->end();
+    g_assert_true(y[0] == want);
+    return cuemu_graphs().made - made;
+}
+
+static void test_kept(void)
+{
+    const Ops *ops = cuda_ops();
+    float *y = ops->memory_new(sizeof *y);
+
+    *y = 3;
+    for (int n = 1; n <= KEPT + 1; n++)
+        g_assert_cmpint(negate(ops, y, n), ==, 1);
+    g_assert_cmpint(cuemu_graphs().held, ==, KEPT);
+    g_assert_cmpint(negate(ops, y, 2), ==, 0);
+    g_assert_cmpint(negate(ops, y, 1), ==, 1); /* in the place of 3 */
+    g_assert_cmpint(negate(ops, y, 2), ==, 0);
+    g_assert_cmpint(negate(ops, y, 3), ==, 1);
+    g_assert_cmpint(negate(ops, y, 0), ==, 0);
+    g_assert_cmpint(cuemu_graphs().held, ==, KEPT);
+    ops->memory_free(y);
+}
+
+/* ---- what is asked for, and what is refused ---- */
+
+static void test_wait(void)
+{
+    Layer *l = layer_new(AMPERE);
+    g_autoptr(GByteArray) want = one_by_one(l, &decode), got = NULL;
+    long launched = cuemu_graphs().launched;
+
+    g_setenv("ASSAY_CUDA", "wait", TRUE);
+    begin_anew(l);
+    l->ops->begin();
+    list_ops(l, &decode);
+    got = numbers_of(l);
+    l->ops->end();
+    g_unsetenv("ASSAY_CUDA");
+    g_assert_cmpmem(got->data, got->len, want->data, want->len);
+    g_assert_cmpint(cuemu_graphs().launched, ==, launched);
+    layer_free(l);
+}
+
+static void test_refuses(void)
+{
+    static const char *const says[] = {"*begin within begin*", "*returns a number*"};
+    static const char *const paths[] = {"/cuda_graph/refuses/subprocess/nested",
+                                        "/cuda_graph/refuses/subprocess/number"};
+
+    for (guint i = 0; i < G_N_ELEMENTS(paths); i++) {
+        g_test_trap_subprocess(paths[i], 0, 0);
+        g_test_trap_assert_failed();
+        g_test_trap_assert_stderr(says[i]);
+    }
+}
+
+static void nest(void)
+{
+    cuda_ops()->begin();
+    cuda_ops()->begin();
+}
+
+static void ask_number(void)
+{
+    float x = 1;
+
+    cuda_ops()->begin();
+    cuda_ops()->sumsq(&x, 1);
+}
+
+/* ---- plans of experts ---- */
+
+static void check_plan(int rows, int topk, int experts)
+{
+    Lab lab = {.ops = cuda_ops(), .own = g_ptr_array_new_with_free_func(cuda_ops()->memory_free)};
+    gsize n = (gsize)rows * (gsize)topk, bytes = n * sizeof(int);
+    gsize ends = ((gsize)experts + 1) * sizeof(int);
+    int *ids = lab_room(&lab, bytes);
+    MoePlan plan[2];
+
+    for (gsize i = 0; i < n; i++)
+        ids[i] = (int)(fabs(lab_number((guint)(rows + topk), i)) * (experts * 0.7)) % experts;
+    for (int i = 0; i < 2; i++) {
+        plan[i] = (MoePlan){.offsets = lab_room(&lab, ends),
+                            .source = lab_room(&lab, bytes),
+                            .slot = lab_room(&lab, bytes),
+                            .order = lab_room(&lab, bytes)};
+        (i ? lab.ops->route_plan : moe_plan)(&plan[i], ids, rows, topk, experts);
+    }
+    g_assert_cmpint(plan[1].rows, ==, plan[0].rows);
+    g_assert_cmpint(plan[1].topk, ==, topk);
+    g_assert_cmpint(plan[1].experts, ==, experts);
+    g_assert_true(memcmp(plan[1].offsets, plan[0].offsets, ends) == 0);
+    g_assert_true(memcmp(plan[1].source, plan[0].source, bytes) == 0);
+    g_assert_true(memcmp(plan[1].slot, plan[0].slot, bytes) == 0);
+    g_assert_true(memcmp(plan[1].order, plan[0].order, bytes) == 0);
+    g_ptr_array_unref(lab.own);
+}
+
+/* The upper experts stay empty; a row may have an expert twice, whose choices keep their order. */
+static void test_plans(void)
+{
+    static const int rows[] = {0, 1, 33, 100}, topk[] = {1, 2, OPS_TOPK_MAX},
+                     experts[] = {1, 6, OPS_EXPERTS_MAX};
+
+    for (int last_first = 0; last_first < 2; last_first++) {
+        cuemu_reverse(last_first);
+        for (guint r = 0; r < G_N_ELEMENTS(rows); r++)
+            for (guint k = 0; k < G_N_ELEMENTS(topk); k++)
+                for (guint e = 0; e < G_N_ELEMENTS(experts); e++)
+                    check_plan(rows[r], topk[k], experts[e]);
+    }
+    cuemu_reverse(0);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/cuda_graph/staging_that_grows_within_a_list", test_growth);
     g_test_add_func("/cuda_graph/every_case_as_a_list", test_cases);
     g_test_add_data_func("/cuda_graph/rounds_of_a_layer", GINT_TO_POINTER(AMPERE), test_rounds);
     g_test_add_data_func("/cuda_graph/rounds_of_a_layer_on_hopper", GINT_TO_POINTER(HOPPER),
                          test_rounds);
+    g_test_add_func("/cuda_graph/many_rounds", test_many);
+    g_test_add_func("/cuda_graph/which_graphs_are_kept", test_kept);
+    g_test_add_func("/cuda_graph/every_op_waits_where_that_is_asked_for", test_wait);
+    g_test_add_func("/cuda_graph/refuses", test_refuses);
+    g_test_add_func("/cuda_graph/refuses/subprocess/nested", nest);
+    g_test_add_func("/cuda_graph/refuses/subprocess/number", ask_number);
+    g_test_add_func("/cuda_graph/plans_as_the_host_makes_them", test_plans);
     return g_test_run();
 }

@@ -239,9 +239,66 @@ static void test_odd(void)
     refused(launch_odd, "*divided_kernel: blocks must be whole warps*");
 }
 
+/* ---- graphs ---- */
+
+static __global__ void add_kernel(int *at, int by)
+{
+    if (threadIdx.x == 0)
+        *at = *at * 10 + by;
+}
+
+static cudaKernelNodeParams adding(void **args)
+{
+    cudaKernelNodeParams params = {};
+
+    params.func = const_cast<void *>(KERNEL(add_kernel));
+    params.gridDim = 1;
+    params.blockDim = 32;
+    params.kernelParams = args;
+    return params;
+}
+
+/* A chain of two nodes, of which the second is changed; only what was copied counts. */
+static void test_graph(void)
+{
+    int x = 0, by = 1, *at = &x;
+    void *args[] = {&at, &by};
+    cudaGraph_t graph, other;
+    cudaGraphNode_t first, second;
+    cudaGraphExec_t exec;
+    cudaKernelNodeParams params = adding(args), wrong = params;
+
+    wrong.func = const_cast<void *>(KERNEL(number_kernel));
+    g_assert_cmpint(cudaGraphCreate(&graph, 0), ==, cudaSuccess);
+    g_assert_cmpint(cudaGraphAddKernelNode(&first, graph, nullptr, 0, &params), ==, cudaSuccess);
+    by = 2;
+    g_assert_cmpint(cudaGraphAddKernelNode(&second, graph, nullptr, 0, &params), ==,
+                    cudaErrorInvalidValue);
+    g_assert_cmpint(cudaGraphAddKernelNode(&second, graph, &first, 1, &params), ==, cudaSuccess);
+    g_assert_cmpint(cudaGraphInstantiate(&exec, graph, 0), ==, cudaSuccess);
+    by = 3;
+    g_assert_cmpint(x, ==, 0);
+    cudaGraphLaunch(exec, nullptr);
+    g_assert_cmpint(x, ==, 12);
+    g_assert_cmpint(cudaGraphExecKernelNodeSetParams(exec, second, &wrong), ==,
+                    cudaErrorInvalidValue);
+    g_assert_cmpint(cudaGraphExecKernelNodeSetParams(exec, second, &params), ==, cudaSuccess);
+    by = 4;
+    cudaGraphLaunch(exec, nullptr);
+    g_assert_cmpint(x, ==, 1213);
+    cudaGraphCreate(&other, 0);
+    cudaGraphAddKernelNode(&first, other, nullptr, 0, &params);
+    g_assert_cmpint(cudaGraphExecKernelNodeSetParams(exec, first, &params), ==,
+                    cudaErrorInvalidValue);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaGraphDestroy(other);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/cuemu/graphs_of_launches", test_graph);
     g_test_add_func("/cuemu/threads_and_blocks_have_numbers", test_numbers);
     g_test_add_func("/cuemu/shared_memory_begins_as_poison", test_poison);
     g_test_add_func("/cuemu/warp_operations", test_warp);
