@@ -55,6 +55,12 @@ static __device__ __forceinline__ GemmTile gemm_tile_at(const GemmRows &rows, in
     return rows.offsets ? none : at;
 }
 
+/* How many rows the block takes. */
+static __device__ __forceinline__ int gemm_tile_rows(const GemmTile &at)
+{
+    return at.end - at.row0 < TILE_M ? at.end - at.row0 : TILE_M;
+}
+
 static __device__ __forceinline__ const char *gemm_b_row(const GemmJob *job, const char *b, int row)
 {
     return b + (size_t)row * job->b_row * (job->b_codes ? 1 : job->b_bf16 ? 2 : 4);

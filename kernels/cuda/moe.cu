@@ -185,12 +185,11 @@ static __device__ __forceinline__ int up_col(int j, int e)
 }
 
 template <int T>
-static __device__ __forceinline__ void up_tile(const UpJob *job, GemmTile tile_at, int col0)
+static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int m, int col0)
 {
     DYN_SMEM(void, smem);
     Tile<T, T> *tile = (Tile<T, T> *)smem;
     const GemmJob *g = &job->gate;
-    int row0 = tile_at.row0, left = tile_at.end - row0, m = left < TILE_M ? left : TILE_M;
     int n = g->n - col0;
     Side b = gemm_side_b(g, col0);
     Acc acc;
@@ -212,10 +211,11 @@ static __device__ __forceinline__ void up_tile(const UpJob *job, GemmTile tile_a
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 float a = acc[i][j][e], up = acc[i][j + WARP_N / 2][e];
-                size_t at = (size_t)(row0 + acc_row(i, e)) * g->c_row + col0 + up_col(j, e);
+                size_t at;
 
                 if (acc_row(i, e) >= m || up_col(j, e) >= n)
                     continue;
+                at = (size_t)(row0 + acc_row(i, e)) * g->c_row + col0 + up_col(j, e);
                 if (job->a)
                     job->a[at] = a;
                 if (job->b)
@@ -230,7 +230,7 @@ static __global__ void __launch_bounds__(TILE_BLOCK)
     GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TILE_M);
 
     if (at.job >= 0)
-        up_tile<1>(&jobs[at.job], at, (int)blockIdx.y * TILE_N / 2);
+        up_tile<1>(&jobs[at.job], at.row0, gemm_tile_rows(at), (int)blockIdx.y * TILE_N / 2);
 }
 
 static __global__ void __launch_bounds__(TILE_BLOCK)
@@ -239,7 +239,7 @@ static __global__ void __launch_bounds__(TILE_BLOCK)
     GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TILE_M);
 
     if (at.job >= 0)
-        up_tile<2>(&jobs[at.job], at, (int)blockIdx.y * TILE_N / 2);
+        up_tile<2>(&jobs[at.job], at.row0, gemm_tile_rows(at), (int)blockIdx.y * TILE_N / 2);
 }
 
 /* y[t] = sum of the row's choices c in `order` of weights[t, c] (or 1) from[slot]. */
