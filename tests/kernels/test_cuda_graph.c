@@ -32,7 +32,7 @@ static void embed_all(const Ops *ops, const OpsWeight *w, float *const *y)
     }
 }
 
-/* Runs first, while there is little staging. */
+/* Runs first, while there is little staging. A second time there is room for all of it. */
 static void test_growth(void)
 {
     Lab lab = {.ops = cuda_ops(), .own = g_ptr_array_new_with_free_func(cuda_ops()->memory_free)};
@@ -49,11 +49,13 @@ static void test_growth(void)
     }
     embed_all(lab.ops, &w, want);
     held = cuemu_memory();
-    lab.ops->begin();
-    embed_all(lab.ops, &w, got);
-    g_assert_cmpint(cuemu_memory(), >, held);
-    lab.ops->end();
-    g_assert_cmpint(cuemu_memory(), ==, held);
+    for (int round = 0; round < 2; round++) {
+        lab.ops->begin();
+        embed_all(lab.ops, &w, got);
+        g_assert_true(round ? cuemu_memory() == held : cuemu_memory() > held);
+        lab.ops->end();
+        g_assert_cmpint(cuemu_memory(), ==, held);
+    }
     for (int op = 0; op < GROW_OPS; op++)
         g_assert_true(memcmp(got[op], want[op], n * sizeof(float)) == 0);
     g_ptr_array_unref(lab.own);
