@@ -21,7 +21,7 @@ static __device__ __forceinline__ void gemm_tile(const GemmJob *job, GemmTile at
     int m, n;
     Acc acc;
 
-    gemm_acc<TA, TB>(acc, (Tile<TA, TB> *)smem, job, at.row0, at.end, col0, &m, &n);
+    gemm_acc<TA, TB>(acc, (Tile<TA, TB> *)smem, job, at, col0, &m, &n);
     FOR_ACC (i, j, e, m, n) {
         float *to = job->c + (size_t)(at.row0 + acc_row(i, e)) * job->c_row + col0 + acc_col(j, e);
 

@@ -79,19 +79,19 @@ static __device__ __forceinline__ Side gemm_side_b(const GemmJob *job, int first
     return b;
 }
 
-/* A B^T of a job's rows row0 .. row0 + *m - 1, before `end`, and columns col0 .. col0 + *n - 1. */
+/* A B^T of the tile's *m rows and of columns col0 .. col0 + *n - 1. */
 template <int TA, int TB>
 static __device__ __forceinline__ void gemm_acc(Acc acc, Tile<TA, TB> *tile, const GemmJob *job,
-                                                int row0, int end, int col0, int *m, int *n)
+                                                const GemmTile &at, int col0, int *m, int *n)
 {
     Side b = gemm_side_b(job, col0);
 
-    *m = end - row0 < TILE_M ? end - row0 : TILE_M;
+    *m = gemm_tile_rows(at);
     *n = job->n - col0 < TILE_N ? job->n - col0 : TILE_N;
     for (int r = (int)threadIdx.x; r < *m; r += TILE_BLOCK) {
-        int at = job->a_rows ? job->a_rows[row0 + r] / job->divide : row0 + r;
+        int row = job->a_rows ? job->a_rows[at.row0 + r] / job->divide : at.row0 + r;
 
-        tile->a_at[r] = (const char *)(job->a + (size_t)at * job->a_row);
+        tile->a_at[r] = (const char *)(job->a + (size_t)row * job->a_row);
     }
     for (int r = (int)threadIdx.x; r < *n; r += TILE_BLOCK)
         tile->b_at[r] = gemm_b_row(job, job->b, col0 + r);

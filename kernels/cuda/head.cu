@@ -85,9 +85,10 @@ static __device__ __forceinline__ void head_parts(const HeadSums &h, const GemmJ
     DYN_SMEM(void, dynamic);
     HeadSmem<TB> *sm = (HeadSmem<TB> *)dynamic;
     int row0 = (int)blockIdx.x * TILE_M, p = (int)blockIdx.y, m, n;
+    GemmTile at = {0, row0, job.m};
     Acc acc;
 
-    gemm_acc<3, TB>(acc, &sm->tile, &job, row0, job.m, p * PART, &m, &n);
+    gemm_acc<3, TB>(acc, &sm->tile, &job, at, p * PART, &m, &n);
     FOR_ACC (i, j, e, m, n)
         sm->scores[acc_row(i, e)][acc_col(j, e)] = acc[i][j][e];
     __syncthreads();
@@ -147,9 +148,10 @@ static __device__ __forceinline__ void head_dz(const GradRows &g, const GemmJob 
 {
     DYN_SMEM(void, dynamic);
     int row0 = (int)blockIdx.x * TILE_M, col0 = (int)blockIdx.y * PART, m, n;
+    GemmTile at = {0, row0, job.m};
     Acc acc;
 
-    gemm_acc<3, TB>(acc, (Tile<3, TB> *)dynamic, &job, row0, job.m, col0, &m, &n);
+    gemm_acc<3, TB>(acc, (Tile<3, TB> *)dynamic, &job, at, col0, &m, &n);
     FOR_ACC (i, j, e, m, n) {
         int t = row0 + acc_row(i, e), col = col0 + acc_col(j, e);
         float log_p = acc[i][j][e] * g.beta - g.lse[t], c = g.coef[t] * g.beta;

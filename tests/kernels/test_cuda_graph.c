@@ -357,7 +357,7 @@ static void test_many(void)
 
 enum { KEPT = 8 };
 
-/* y = -y, n times. Returns how many graphs were made for it. */
+/* y[0] = -y[0], n times. Returns how many graphs were made for it. */
 static long negate(const Ops *ops, float *y, int n)
 {
     long made = cuemu_graphs().made;
@@ -365,7 +365,7 @@ static long negate(const Ops *ops, float *y, int n)
 
     ops->begin();
     for (int i = 0; i < n; i++)
-        ops->axpby(y, 0, y, -1, 1);
+        ops->axpby(y, 0, y + 1, -1, 1);
     ops->end();
     g_assert_true(y[0] == want);
     return cuemu_graphs().made - made;
@@ -374,9 +374,9 @@ static long negate(const Ops *ops, float *y, int n)
 static void test_kept(void)
 {
     const Ops *ops = cuda_ops();
-    float *y = ops->memory_new(sizeof *y);
+    float *y = ops->memory_new(2 * sizeof *y);
 
-    *y = 3;
+    y[0] = y[1] = 3;
     for (int n = 1; n <= KEPT + 1; n++)
         g_assert_cmpint(negate(ops, y, n), ==, 1);
     g_assert_cmpint(cuemu_graphs().held, ==, KEPT);
@@ -407,6 +407,44 @@ static void test_wait(void)
     g_assert_cmpmem(got->data, got->len, want->data, want->len);
     g_assert_cmpint(cuemu_graphs().launched, ==, launched);
     layer_free(l);
+}
+
+/* ---- two threads ---- */
+
+typedef struct {
+    const Ops *ops;
+    float *y; /* [2], the second is 1 */
+    gint here; /* the other thread is about to call */
+} Pair;
+
+static gpointer call_double(gpointer data)
+{
+    Pair *p = data;
+
+    g_atomic_int_set(&p->here, 1);
+    p->ops->axpby(p->y, 1, p->y + 1, 2, 1);
+    return NULL;
+}
+
+/* An op of another thread waits for the end: what it finds is what the list left. */
+static void test_threads(void)
+{
+    Pair p = {.ops = cuda_ops()};
+    GThread *thread;
+
+    p.y = p.ops->memory_new(2 * sizeof *p.y);
+    p.y[0] = 3;
+    p.y[1] = 1;
+    p.ops->begin();
+    p.ops->axpby(p.y, 0, p.y + 1, -1, 1);
+    thread = g_thread_new("other", call_double, &p);
+    while (!g_atomic_int_get(&p.here))
+        g_thread_yield();
+    p.ops->axpby(p.y, 2, p.y + 1, 5, 1);
+    p.ops->end();
+    g_thread_join(thread);
+    g_assert_cmpfloat(p.y[0], ==, -25);
+    p.ops->memory_free(p.y);
 }
 
 static void test_refuses(void)
@@ -492,6 +530,7 @@ int main(int argc, char **argv)
     g_test_add_func("/cuda_graph/many_rounds", test_many);
     g_test_add_func("/cuda_graph/which_graphs_are_kept", test_kept);
     g_test_add_func("/cuda_graph/every_op_waits_where_that_is_asked_for", test_wait);
+    g_test_add_func("/cuda_graph/ops_of_another_thread_wait", test_threads);
     g_test_add_func("/cuda_graph/refuses", test_refuses);
     g_test_add_func("/cuda_graph/refuses/subprocess/nested", nest);
     g_test_add_func("/cuda_graph/refuses/subprocess/number", ask_number);
