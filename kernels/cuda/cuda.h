@@ -6,8 +6,9 @@
  *  2. No atomics on floats; every sum has one order, fixed by shapes.
  *  3. Fusing multiply and add is written (fmaf), never the compiler's choice (-fmad=false).
  *
- * Arrays of `real` and the data of packed matrices lie in memory that the card reads (Ops.memory).
- * Ids, positions, plans, spans and matrices' descriptions may lie anywhere: ops stage copies.
+ * Arrays of `real`, the data of packed matrices, the router's ids and plans lie in memory that the
+ * card reads (Ops.memory_new). Other ids, positions, spans and matrices' descriptions may lie
+ * anywhere: ops stage copies.
  */
 #pragma once
 
