@@ -14,8 +14,8 @@
  *     further block is added; when the list has run its blocks become one of the whole size, so
  *     sizes settle after one round of the same work.
  *  4. Scratch begins anew with each op, since what a list launches runs one after the other.
- *  5. A card that fails leaves numbers that nobody may use: the program ends and names the op. What
- *     was accepted before is in the store and is taken up again.
+ *  5. A card that fails leaves numbers that nobody may use: the program ends and names the op, or
+ *     says that it was a list. What was accepted before is in the store and is taken up again.
  *
  * Not here: which card is used (table.cu).
  */

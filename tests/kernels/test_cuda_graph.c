@@ -413,7 +413,7 @@ static void test_wait(void)
 
 typedef struct {
     const Ops *ops;
-    float *y; /* [2], the second is 1 */
+    float *y;  /* [2], the second is 1 */
     gint here; /* the other thread is about to call */
 } Pair;
 
