@@ -8,7 +8,8 @@
  *    C chunk (= page) length, E experts, K experts per token, F expert width, V vocabulary.
  *  - `real` is the element of activations, norms, states and gradients: f32 or f64, see Ops.real.
  *    Matrices of weights are opaque: made by weight_pack, read by gemm, embed and moe entries.
- *  - When an op returns, the host may read what it wrote. One op of a table runs at a time.
+ *  - When an op returns, the host may read what it wrote, unless it was called between `begin` and
+ *    `end`. One op of a table runs at a time.
  *  - Buffers are aligned to 64 bytes, owned by the caller; no op allocates, none keeps a pointer.
  *    Outputs may not overlap inputs unless the entry says "in place".
  *  - A backward entry that writes into a gradient of weights or of cached keys, values or states
@@ -100,7 +101,8 @@ typedef struct {
     void *dopen;
 } OpsSpanGrad;
 
-/* Rows sorted by expert: made once per layer by moe_plan, read by the moe entries. R = T * K. */
+/* Rows sorted by expert: made once per layer by route_plan, read by the moe entries. R = T * K. The
+ * arrays lie in memory that the table's kernels read. */
 typedef struct {
     int rows, topk, experts; /* R, K, E */
     int *offsets;            /* [E + 1] first sorted slot of each expert */
@@ -137,6 +139,14 @@ typedef struct Ops {
      * reads and writes it, too. memory_new: NULL where there is none. */
     void *(*memory_new)(size_t bytes);
     void (*memory_free)(void *memory);
+
+    /* Ops that need not wait. Between begin and end an op may return before its work is done: what
+     * it wrote may be read, and real arrays that it reads may be changed or freed, after end. Ops
+     * keep their order. Positions, spans, page tables, descriptions of matrices and ids other than
+     * the router's are copied when the op is called. begin and end do not nest; what is between
+     * them is one thread's, and ops of other threads wait; sumsq may not be there. */
+    void (*begin)(void);
+    void (*end)(void);
 
     /* Weights. rows: real [n, k]. 0 bytes: the table cannot keep them that way. */
     size_t (*weight_bytes)(WeightFormat format, int n, int k);
@@ -208,10 +218,13 @@ typedef struct Ops {
 
     /* ids [T, K] = the K largest of softmax(z [T, E]), ties to the lower number, largest first;
      * weights [T, K] = their probabilities divided by their sum. Backward: dz_i = w_i (dw_i - sum_j
-     * w_j dw_j) for the chosen, 0 for the rest. */
+     * w_j dw_j) for the chosen, 0 for the rest. ids lie in memory that the kernels read. */
     void (*route_fwd)(int *ids, void *weights, const void *z, int rows, int experts, int topk);
     void (*route_bwd)(void *dz, const void *dweights, const int *ids, const void *weights, int rows,
                       int experts, int topk);
+    /* The plan of ids [T, K], as moe_plan makes it. Ids and the plan's arrays lie in memory that
+     * the kernels read; plan->rows, topk and experts are set when it returns. */
+    void (*route_plan)(MoePlan *plan, const int *ids, int rows, int topk, int experts);
 
     /* Even loads: with f_e the share of the plan's choices that expert e got and P_e the mean over
      * rows of p = softmax(z), L = scale E sum_e f_e P_e, f without gradient (arXiv 2101.03961,
@@ -269,7 +282,8 @@ const Ops *ops_cpu(void);
 /* The table of one instruction set, "plain", "avx2", "avx512" or "amx"; 0 where it cannot run. */
 int ops_cpu_table(const char *isa, Ops *ops);
 
-/* Sorts rows by expert; ids [rows, topk]. The arrays of `plan` are the caller's. */
+/* Sorts rows by expert; ids [rows, topk]. The arrays of `plan` are the caller's. What route_plan is
+ * in tables of the CPU. */
 void moe_plan(MoePlan *plan, const int *ids, int rows, int topk, int experts);
 
 static inline size_t ops_real_size(OpsReal real)

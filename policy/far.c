@@ -154,7 +154,7 @@ static void meet(const Model *m, Far *far, const MoePlan *plan)
         for (gsize e = 0; e < held; e++)
             for (int i = 0; i < counts[p * held + e]; i++)
                 expert[t++] = (int)e;
-    moe_plan(&far->plan, expert, far->came, 1, (int)held);
+    m->ops->route_plan(&far->plan, expert, far->came, 1, (int)held);
 }
 
 /* Rows of `width` bytes: to the experts, or back to where they came from. */

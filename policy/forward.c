@@ -7,6 +7,7 @@
  *  2. No allocation: activations live in Acts, sized once.
  *  3. Layers that keep nothing share their room, and a layer may overwrite its input.
  *  4. A layer run again from its input writes the bits that stand there.
+ *  5. Where nothing on the host looks in between, the ops of a pass need not wait for one another.
  *
  * Not here: caches and scheduling (engine.c), the reverse (backward.c).
  */
@@ -311,7 +312,7 @@ static void experts(const Model *m, guint l, Acts *acts, const Batch *b, void *y
         acts->rerouted += reroute(m, l, s, b);
     if (b->chosen)
         note_choice(m, l, s, b);
-    moe_plan(&s->plan, s->choice, b->rows, (int)c->experts_per_token, (int)c->experts);
+    ops->route_plan(&s->plan, s->choice, b->rows, (int)c->experts_per_token, (int)c->experts);
     if (s->far) {
         far_forward(m, l, s, b->rows, y);
         return;
@@ -347,20 +348,37 @@ void forward_layer(const Model *m, Acts *acts, guint l, const Batch *b)
     ops->axpby(next, c->alpha_mlp, s->g, c->beta_mlp, width);
 }
 
-void forward(const Model *m, Acts *acts, const Batch *b)
+static void layers(const Model *m, Acts *acts, const Batch *b)
 {
     const ModelConfig *c = &m->config;
-    const Ops *ops = m->ops;
 
+    shard_embed_fwd(m, acts->layers[0].x_in, b->ids, b->rows);
+    for (guint l = 0; l < c->layers; l++)
+        forward_layer(m, acts, l, b);
+    m->ops->rmsnorm_fwd(acts->hidden, acts->rstd_final, acts->x_out, m->final_norm, b->rows,
+                        (int)c->hidden, c->norm_eps);
+}
+
+/* Whether something between two ops reads or writes on the host: sums over ranks, rows on their way
+ * to others, the routing. */
+static gboolean host_looks(const Model *m, const Acts *acts, const Batch *b)
+{
+    return shard_is_needed(m) || acts->far || acts->seq || b->given || b->chosen;
+}
+
+void forward(const Model *m, Acts *acts, const Batch *b)
+{
     g_assert(b->rows <= acts->rows_max);
     acts->rerouted = 0;
     if (acts->seq)
         seq_begin(m, acts->seq, b);
-    shard_embed_fwd(m, acts->layers[0].x_in, b->ids, b->rows);
-    for (guint l = 0; l < c->layers; l++)
-        forward_layer(m, acts, l, b);
-    ops->rmsnorm_fwd(acts->hidden, acts->rstd_final, acts->x_out, m->final_norm, b->rows,
-                     (int)c->hidden, c->norm_eps);
+    if (host_looks(m, acts, b)) {
+        layers(m, acts, b);
+        return;
+    }
+    m->ops->begin();
+    layers(m, acts, b);
+    m->ops->end();
 }
 
 void forward_logits(const Model *m, void *logits, const void *hidden, int rows)

@@ -17,19 +17,19 @@ static CommReal kind_of(const Model *m)
     return m->ops->real == OPS_F64 ? COMM_F64 : COMM_F32;
 }
 
-static gboolean is_split(const Model *m)
+gboolean shard_is_needed(const Model *m)
 {
     return m->groups.tensor && m->groups.tensor->size > 1;
 }
 
 gboolean shard_is_first(const Model *m)
 {
-    return !is_split(m) || m->groups.tensor->rank == 0;
+    return !shard_is_needed(m) || m->groups.tensor->rank == 0;
 }
 
 void shard_sum(const Model *m, void *x, gsize n)
 {
-    if (is_split(m))
+    if (shard_is_needed(m))
         comm_all_reduce(m->groups.tensor, kind_of(m), x, n);
 }
 
@@ -44,7 +44,7 @@ void shard_embed_fwd(const Model *m, void *y, const int *ids, int rows)
 {
     gsize width = m->config.hidden * ops_real_size(m->ops->real);
 
-    if (!is_split(m)) {
+    if (!shard_is_needed(m)) {
         m->ops->embed_fwd(y, &m->embed, ids, rows);
         return;
     }
@@ -64,7 +64,7 @@ void shard_embed_bwd(const Model *m, void *dw, const void *dy, const int *ids, i
 {
     int hidden = (int)m->config.hidden;
 
-    if (!is_split(m)) {
+    if (!shard_is_needed(m)) {
         m->ops->embed_bwd(dw, dy, ids, rows, hidden);
         return;
     }
@@ -106,7 +106,7 @@ void shard_gatenorm_fwd(const Model *m, LayerActs *s, const void *w, int rows)
 
     m->ops->gatenorm_fwd(s->mixed, s->rstd_attn, s->o, s->gate, w, rows, (int)width,
                          c->lightning_norm_eps);
-    if (!is_split(m))
+    if (!shard_is_needed(m))
         return;
     row_dots(m, s->row_sum, s->o, s->o, rows);
     for (gsize t = 0; t < (gsize)rows; t++) {
@@ -131,7 +131,7 @@ void shard_gatenorm_bwd(const Model *m, void *do_, void *dg, void *dw, const voi
     gsize width = m->config.attn_dim;
 
     m->ops->gatenorm_bwd(do_, dg, dw, dmixed, s->o, s->gate, s->rstd_attn, w, rows, (int)width);
-    if (!is_split(m))
+    if (!shard_is_needed(m))
         return;
     row_dots(m, s->row_sum, dmixed, s->mixed, rows);
     for (gsize t = 0; t < (gsize)rows; t++) {
@@ -227,7 +227,7 @@ static void head_parts(const Model *m, void *logp, void *lse, void *entropy, con
 void shard_head_fwd(const Model *m, void *logp, void *lse, void *entropy, const void *x,
                     const int *ids, int rows, double temperature, void *scratch)
 {
-    if (is_split(m))
+    if (shard_is_needed(m))
         head_parts(m, logp, lse, entropy, x, ids, rows, temperature, scratch);
     else
         m->ops->head_fwd(logp, lse, entropy, x, &m->head, ids, rows, (int)m->config.vocab_valid,

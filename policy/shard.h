@@ -9,6 +9,9 @@
 
 #include "policy/forward.h"
 
+/* TRUE: some heads of this model are elsewhere. */
+gboolean shard_is_needed(const Model *model);
+
 /* x [n] becomes its sum over the tensor group: outputs of rows that each rank made in part, or
  * gradients of what all of them read. */
 void shard_sum(const Model *model, void *x, gsize n);

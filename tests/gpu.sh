@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a card, in one go: tests/gpu.sh [RESULTS]
 #
-# Builds into build-gpu, measures what the card can do, runs every op on it against the oracle, the
-# golden model, the trainer and the engine (equal bits), the checkers of compute-sanitizer on small
-# sizes, a table of speeds as shares of the ceilings, and a short CISPO run. On Hopper all but the
-# last is done with the general kernels, too. Logs go to RESULTS (build-gpu/results). Ends with one
-# line a step; 0 when none failed, 77 without a card.
+# Builds into build-gpu, measures what the card can do, runs every op on it against the oracle and
+# once more in a graph of launches, the golden model, the trainer and the engine (equal bits, passes
+# as graphs and op by op), the checkers of compute-sanitizer on small sizes, a table of speeds as
+# shares of the ceilings with the time of a token op by op and as a graph, and a short CISPO run. On
+# Hopper all but the last is done with the general kernels, too. Logs go to RESULTS
+# (build-gpu/results). Ends with one line a step; 0 when none failed, 77 without a card.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -49,11 +50,11 @@ hopper() { [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader -i 0)" 
 
 model() { $dir/tests/kernels/test_kernels_cuda_model_card --verbose; }
 
-# check TOOL: on cases of fixed small size, each kernel family once
+# check TOOL: on cases of fixed small size, each kernel family once, alone and in a graph
 check() {
     local args=() case
     command -v compute-sanitizer >/dev/null || { say "compute-sanitizer is not installed"; return 77; }
-    for case in weight attention lightning; do args+=(-p "/cuda_card/$case"); done
+    for case in weight attention lightning one_expert; do args+=(-p "/cuda_card/$case"); done
     compute-sanitizer --tool "$1" --error-exitcode 1 \
         $dir/tests/kernels/test_kernels_cuda_card "${args[@]}"
 }
@@ -91,7 +92,7 @@ step ceilings 120 bash -c ceilings
 both() { step "$@"; hopper && ASSAY_CUDA=sm80 step "$1-sm80" "${@:2}"; }
 both ops 120 bash -c ops
 both model 60 bash -c model
-for tool in memcheck racecheck synccheck; do both $tool 120 bash -c "check $tool"; done
+for tool in memcheck racecheck synccheck; do both $tool 180 bash -c "check $tool"; done
 both bench 180 bash -c bench
 step cispo 180 bash -c cispo
 cat "$results"/bench*.log

@@ -235,17 +235,6 @@ static size_t pages_of(const OpsSpan *span, OpsHeads h)
     return (size_t)((span->pos0 + span->rows + h.chunk - 1) / h.chunk);
 }
 
-size_t attn_stage_bytes(const OpsSpan *spans, int n_spans, OpsHeads heads)
-{
-    size_t bytes = stage_size((size_t)n_spans * sizeof(AttnSpan)), tiles = 0;
-
-    for (int n = 0; n < n_spans; n++) {
-        bytes += stage_size(pages_of(&spans[n], heads) * sizeof(void *));
-        tiles += (size_t)tiles_of(&spans[n], heads);
-    }
-    return bytes + stage_size(tiles * sizeof(AttnTile));
-}
-
 const AttnSpan *attn_put_spans(const OpsSpan *spans, int n_spans, OpsHeads heads)
 {
     void *fill;
@@ -299,13 +288,12 @@ static void launch_pieces(const Attn &a, const Pieces &w)
 {
     dim3 blocks((unsigned)a.n_tiles, (unsigned)a.s.kv_heads, (unsigned)(a.slices * w.pieces));
 
-    LAUNCH(attn_kernel, blocks, TILE_BLOCK, sizeof(AttnSmem), cuda_stream(), a.o, a.lse, a.q,
-           a.spans, a.tiles, a.s, w);
+    LAUNCH(attn_kernel, blocks, TILE_BLOCK, sizeof(AttnSmem), a.o, a.lse, a.q, a.spans, a.tiles,
+           a.s, w);
     if (!w.room)
         return;
     blocks.z = (unsigned)a.rows;
-    LAUNCH(pieces_kernel, blocks, TILE_BLOCK, 0, cuda_stream(), a.o, a.lse, a.spans, a.tiles, a.s,
-           w);
+    LAUNCH(pieces_kernel, blocks, TILE_BLOCK, 0, a.o, a.lse, a.spans, a.tiles, a.s, w);
 }
 
 /* Pieces that run side by side, of `all`. */
@@ -346,18 +334,16 @@ void ENTRY(attn_fwd)(void *o, void *lse, const void *q, const void *k, const voi
     a.slices = (int)blocks_for((size_t)heads.dim, TILE_N, SIZE_MAX);
     a.rows = call.most * a.s.group < TILE_M ? call.most * a.s.group : TILE_M;
     w.pieces = pieces_at_once(a, pieces);
-    cuda_begin(attn_stage_bytes(spans, n_spans, heads),
-               pieces > 1 ? stage_size(room_bytes(a, w.pieces)) + 2 * stage_size(totals) : 0);
+    cuda_op_begin();
     a.spans = attn_put_spans(spans, n_spans, heads);
     a.tiles = attn_put_tiles(spans, n_spans, heads, &a.n_tiles);
-    cuda_send();
     if (pieces > 1) {
         w.room = (float *)cuda_room(room_bytes(a, w.pieces));
         w.totals = (float *)cuda_room(totals);
         w.next = (float *)cuda_room(totals);
     }
     LAUNCH(pages_kernel, dim3((unsigned)(call.most < 1024 ? call.most : 1024), (unsigned)n_spans),
-           TILE_BLOCK, 0, cuda_stream(), (const float *)k, (const float *)v, a.spans, a.s);
+           TILE_BLOCK, 0, (const float *)k, (const float *)v, a.spans, a.s);
     cuda_allow_smem((const void *)attn_kernel, sizeof(AttnSmem));
     for (; w.first < pieces; w.first += w.pieces) {
         float *spent = w.totals;
@@ -366,5 +352,5 @@ void ENTRY(attn_fwd)(void *o, void *lse, const void *q, const void *k, const voi
         w.totals = w.next;
         w.next = spent;
     }
-    cuda_end("attn_fwd");
+    cuda_op_end("attn_fwd");
 }

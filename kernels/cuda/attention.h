@@ -82,6 +82,5 @@ static inline AttnShape attn_shape(OpsHeads h, size_t offset)
 }
 
 /* Stages spans with their pages, and the list of row tiles. */
-size_t attn_stage_bytes(const OpsSpan *spans, int n_spans, OpsHeads heads);
 const AttnSpan *attn_put_spans(const OpsSpan *spans, int n_spans, OpsHeads heads);
 const AttnTile *attn_put_tiles(const OpsSpan *spans, int n_spans, OpsHeads heads, int *n_tiles);

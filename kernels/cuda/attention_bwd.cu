@@ -313,14 +313,14 @@ static void launch_bwd(void *dq, void *dk, void *dv, const BwdIn *in, const Attn
     cuda_allow_smem((const void *)attn_dv_kernel, sizeof(BwdSmem));
     cuda_allow_smem((const void *)attn_dq_kernel, sizeof(AttnSmem));
     LAUNCH(attn_dk_kernel, dim3((unsigned)n_owners, kv, slices), TILE_BLOCK, sizeof(BwdSmem),
-           cuda_stream(), owners, *in);
+           owners, *in);
     LAUNCH(attn_dv_kernel, dim3((unsigned)n_owners, kv, slices), TILE_BLOCK, sizeof(BwdSmem),
-           cuda_stream(), owners, *in);
+           owners, *in);
     LAUNCH(attn_dq_kernel, dim3((unsigned)n_tiles, kv, slices), TILE_BLOCK, sizeof(AttnSmem),
-           cuda_stream(), (float *)dq, tiles, *in);
+           (float *)dq, tiles, *in);
     LAUNCH(read_back_kernel, dim3((unsigned)(most < 1024 ? most : 1024), (unsigned)n_spans),
-           TILE_BLOCK, 0, cuda_stream(), (float *)dk, (float *)dv, in->spans,
-           (const void *const *const *)dpages, in->s);
+           TILE_BLOCK, 0, (float *)dk, (float *)dv, in->spans, (const void *const *const *)dpages,
+           in->s);
 }
 
 void ENTRY(attn_bwd)(void *dq, void *dk, void *dv, const void *do_, const void *o, const void *lse,
@@ -348,22 +348,18 @@ void ENTRY(attn_bwd)(void *dq, void *dk, void *dv, const void *do_, const void *
     }
     if (most == 0)
         return;
-    cuda_begin(attn_stage_bytes(spans, n_spans, heads) + stage_size(uses * sizeof(PageUse)) +
-                   stage_size(uses * sizeof(PageOwner)) + attn_stage_bytes(spans, n_spans, heads) +
-                   stage_size(n_spans * sizeof(void *)),
-               stage_size(rows * (size_t)heads.heads * sizeof(float)));
+    cuda_op_begin();
     in.spans = attn_put_spans(spans, n_spans, heads);
     tiles = attn_put_tiles(spans, n_spans, heads, &n_tiles);
     in.uses = (const PageUse *)cuda_put_room(uses * sizeof(PageUse), &fill);
     owners = cuda_put_room(uses * sizeof(PageOwner), &fill_owners);
     n_owners = uses_fill((PageUse *)fill, (PageOwner *)fill_owners, spans, grads, n_spans, heads);
     dpages = put_dpages(spans, grads, n_spans, heads);
-    cuda_send();
     delta = cuda_room(rows * (size_t)heads.heads * sizeof(float));
     in.delta = (const float *)delta;
-    LAUNCH(delta_kernel, (unsigned)(rows * (size_t)heads.heads), LANES, 0, cuda_stream(),
-           (float *)delta, (const float *)do_, (const float *)o, heads.dim);
+    LAUNCH(delta_kernel, (unsigned)(rows * (size_t)heads.heads), LANES, 0, (float *)delta,
+           (const float *)do_, (const float *)o, heads.dim);
     launch_bwd(dq, dk, dv, &in, tiles, n_tiles, (const PageOwner *)owners, n_owners, dpages,
                n_spans, most);
-    cuda_end("attn_bwd");
+    cuda_op_end("attn_bwd");
 }

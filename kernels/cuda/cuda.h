@@ -6,8 +6,9 @@
  *  2. No atomics on floats; every sum has one order, fixed by shapes.
  *  3. Fusing multiply and add is written (fmaf), never the compiler's choice (-fmad=false).
  *
- * Arrays of `real` and the data of packed matrices lie in memory that the card reads (Ops.memory).
- * Ids, positions, plans, spans and matrices' descriptions may lie anywhere: ops stage copies.
+ * Arrays of `real`, the data of packed matrices, the router's ids and plans lie in memory that the
+ * card reads (Ops.memory_new). Other ids, positions, spans and matrices' descriptions may lie
+ * anywhere: ops stage copies.
  */
 #pragma once
 
@@ -18,11 +19,11 @@
 #include <cuda_runtime.h>
 #include <math.h>
 #include <stdint.h>
+#include <type_traits>
 #define DYN_SMEM(type, name)                                                                       \
     extern __shared__ __align__(16) unsigned char dynamic_smem[];                                  \
     type *name = reinterpret_cast<type *>(dynamic_smem)
-#define LAUNCH(kernel, grid, block, smem, stream, ...)                                             \
-    kernel<<<grid, block, smem, stream>>>(__VA_ARGS__)
+#define KERNEL(kernel) reinterpret_cast<const void *>(kernel)
 
 /* c [16, 8] += a [16, 16] b [16, 8] over a warp, bf16 into f32. */
 static __device__ __forceinline__ void tensor_mma(float c[4], const uint32_t a[4],
@@ -47,34 +48,43 @@ extern "C" {
 
 /* ---- host side (device.cu) ---- */
 
-/* One op at a time: begin, put and room what the kernels need, send, launch, end. `puts` and
- * `rooms` are the most bytes that the op will ask for, each item filled up to STAGE_ALIGN. */
+/* An op begins, puts and takes what its kernels need, launches, ends. */
 #define STAGE_ALIGN 64
-void cuda_begin(size_t puts, size_t rooms);
-/* Begins an op that stages one array, and sends it. */
-const void *cuda_begin_put(const void *from, size_t bytes, size_t rooms);
-/* A copy of host memory for kernels to read; valid from cuda_send on. */
+void cuda_op_begin(void);
+/* A copy of host memory for kernels to read: what is launched from here to the op's end. */
 const void *cuda_put(const void *from, size_t bytes);
-/* The same for memory that the caller fills before cuda_send, through *fill. */
+/* The same for memory that the caller fills before the op's end, through *fill. */
 const void *cuda_put_room(size_t bytes, void **fill);
-/* Scratch that begins undefined. */
+/* Scratch that begins undefined, the op's own. */
 void *cuda_room(size_t bytes);
-void cuda_send(void);
-/* Copies scratch back, after what was launched so far. */
+/* Copies scratch back, after what was launched so far; read it after the op's end. Such an op may
+ * not be called between the table's begin and end. */
 void cuda_take(void *to, const void *room, size_t bytes);
-/* Waits until all is done; a failure of the card ends the program and names `op`. */
-void cuda_end(const char *op);
+/* Runs what was launched and waits until all is done, unless the table's `end` is still to come; a
+ * failure of the card ends the program and names `op`. */
+void cuda_op_end(const char *op);
 void cuda_check(cudaError_t error, const char *what);
-cudaStream_t cuda_stream(void);
-/* Whether kernels for sm_90a run here: compute capability 9.0, and ASSAY_CUDA is not sm80. */
+/* Whether kernels for sm_90a run here: compute capability 9.0, and not "sm80" in ASSAY_CUDA. */
 int cuda_hopper(void);
 /* Lets a kernel have more dynamic shared memory than 48 KiB. */
 void cuda_allow_smem(const void *kernel, size_t bytes);
+/* Lists a launch with copies of its n arguments. */
+void cuda_list(const void *kernel, dim3 grid, dim3 block, size_t smem, int n,
+               const void *const *args, const size_t *sizes);
 
-static inline size_t stage_size(size_t bytes)
+/* Arguments become what the kernel's parameters are, so their bytes are the kernel's. */
+template <typename... P>
+static inline void cuda_launch(void (*kernel)(P...), const void *at, dim3 grid, dim3 block,
+                               size_t smem, std::common_type_t<P>... p)
 {
-    return (bytes + STAGE_ALIGN - 1) / STAGE_ALIGN * STAGE_ALIGN;
+    const void *const args[] = {&p...};
+    const size_t sizes[] = {sizeof p...};
+
+    (void)kernel;
+    cuda_list(at, grid, block, smem, (int)sizeof...(P), args, sizes);
 }
+#define LAUNCH(kernel, grid, block, smem, ...)                                                     \
+    cuda_launch(kernel, KERNEL(kernel), grid, block, smem, __VA_ARGS__)
 
 static inline unsigned blocks_for(size_t n, size_t per_block, size_t most)
 {
@@ -180,6 +190,8 @@ static __device__ __forceinline__ uint32_t bf16_pair(float low, float high)
 
 void *cuda_memory_new(size_t bytes);
 void cuda_memory_free(void *memory);
+void cuda_begin(void);
+void cuda_end(void);
 size_t cuda_weight_bytes(WeightFormat format, int n, int k);
 void cuda_weight_pack(const OpsWeight *w, const void *rows);
 void cuda_weight_unpack(void *rows, const OpsWeight *w);
@@ -214,6 +226,7 @@ void cuda_lightning_bwd(void *dqkv, const void *do_, const void *qkv, const OpsS
 void cuda_route_fwd(int *ids, void *weights, const void *z, int rows, int experts, int topk);
 void cuda_route_bwd(void *dz, const void *dweights, const int *ids, const void *weights, int rows,
                     int experts, int topk);
+void cuda_route_plan(MoePlan *plan, const int *ids, int rows, int topk, int experts);
 void cuda_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double scale);
 void cuda_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
                      const MoeWeights *w);

@@ -48,30 +48,29 @@ void cuda_axpby(void *y, double a, const void *x, double b, size_t n)
 {
     if (n == 0)
         return;
-    cuda_begin(0, 0);
-    LAUNCH(axpby_kernel, flat_blocks(n), FLAT_BLOCK, 0, cuda_stream(), (float *)y, (float)a,
-           (const float *)x, (float)b, n);
-    cuda_end("axpby");
+    cuda_op_begin();
+    LAUNCH(axpby_kernel, flat_blocks(n), FLAT_BLOCK, 0, (float *)y, (float)a, (const float *)x,
+           (float)b, n);
+    cuda_op_end("axpby");
 }
 
 void cuda_silu_fwd(void *y, const void *z, size_t n)
 {
     if (n == 0)
         return;
-    cuda_begin(0, 0);
-    LAUNCH(silu_kernel, flat_blocks(n), FLAT_BLOCK, 0, cuda_stream(), (float *)y, (const float *)z,
-           n);
-    cuda_end("silu_fwd");
+    cuda_op_begin();
+    LAUNCH(silu_kernel, flat_blocks(n), FLAT_BLOCK, 0, (float *)y, (const float *)z, n);
+    cuda_op_end("silu_fwd");
 }
 
 void cuda_silu_bwd(void *dz, const void *dy, const void *z, size_t n)
 {
     if (n == 0)
         return;
-    cuda_begin(0, 0);
-    LAUNCH(silu_bwd_kernel, flat_blocks(n), FLAT_BLOCK, 0, cuda_stream(), (float *)dz,
-           (const float *)dy, (const float *)z, n);
-    cuda_end("silu_bwd");
+    cuda_op_begin();
+    LAUNCH(silu_bwd_kernel, flat_blocks(n), FLAT_BLOCK, 0, (float *)dz, (const float *)dy,
+           (const float *)z, n);
+    cuda_op_end("silu_bwd");
 }
 
 /* ---- norms ---- */
@@ -150,10 +149,10 @@ static void norm_fwd(void *y, void *rstd, const void *x, const void *g, const vo
 {
     if (rows == 0)
         return;
-    cuda_begin(0, 0);
-    LAUNCH(norm_kernel, (unsigned)rows, SUM_BLOCK, 0, cuda_stream(), (float *)y, (float *)rstd,
-           (const float *)x, (const float *)g, (const float *)w, width, (float)eps);
-    cuda_end(op);
+    cuda_op_begin();
+    LAUNCH(norm_kernel, (unsigned)rows, SUM_BLOCK, 0, (float *)y, (float *)rstd, (const float *)x,
+           (const float *)g, (const float *)w, width, (float)eps);
+    cuda_op_end(op);
 }
 
 static void norm_bwd(void *dx, void *dg, void *dw, const void *dy, const void *x, const void *g,
@@ -161,14 +160,14 @@ static void norm_bwd(void *dx, void *dg, void *dw, const void *dy, const void *x
 {
     if (rows == 0)
         return;
-    cuda_begin(0, 0);
-    LAUNCH(norm_dx_kernel, (unsigned)rows, SUM_BLOCK, 0, cuda_stream(), (float *)dx, (float *)dg,
+    cuda_op_begin();
+    LAUNCH(norm_dx_kernel, (unsigned)rows, SUM_BLOCK, 0, (float *)dx, (float *)dg,
            (const float *)dy, (const float *)x, (const float *)g, (const float *)rstd,
            (const float *)w, width);
     LAUNCH(norm_dw_kernel, (unsigned)(width + LANES - 1) / LANES, dim3(LANES, STRANDS), 0,
-           cuda_stream(), (float *)dw, (const float *)dy, (const float *)x, (const float *)g,
-           (const float *)rstd, rows, width);
-    cuda_end(op);
+           (float *)dw, (const float *)dy, (const float *)x, (const float *)g, (const float *)rstd,
+           rows, width);
+    cuda_op_end(op);
 }
 
 void cuda_rmsnorm_fwd(void *y, void *rstd, const void *x, const void *w, int rows, int width,
@@ -236,10 +235,11 @@ void cuda_embed_fwd(void *y, const OpsWeight *w, const int *ids, int rows)
 
     if (rows == 0)
         return;
-    staged = cuda_begin_put(ids, bytes, 0);
-    LAUNCH(embed_kernel, (unsigned)rows, EMBED_BLOCK, 0, cuda_stream(), (float *)y, packed_of(w),
+    cuda_op_begin();
+    staged = cuda_put(ids, bytes);
+    LAUNCH(embed_kernel, (unsigned)rows, EMBED_BLOCK, 0, (float *)y, packed_of(w),
            (const int *)staged, w->k);
-    cuda_end("embed_fwd");
+    cuda_op_end("embed_fwd");
 }
 
 void cuda_embed_bwd(void *dw, const void *dy, const int *ids, int rows, int width)
@@ -249,11 +249,11 @@ void cuda_embed_bwd(void *dw, const void *dy, const int *ids, int rows, int widt
 
     if (rows == 0)
         return;
-    staged = cuda_begin_put(ids, bytes, 0);
+    cuda_op_begin();
+    staged = cuda_put(ids, bytes);
     LAUNCH(embed_bwd_kernel, dim3(blocks_for((size_t)width, EMBED_BLOCK, SIZE_MAX), EMBED_SHARES),
-           EMBED_BLOCK, 0, cuda_stream(), (float *)dw, (const float *)dy, (const int *)staged, rows,
-           width);
-    cuda_end("embed_bwd");
+           EMBED_BLOCK, 0, (float *)dw, (const float *)dy, (const int *)staged, rows, width);
+    cuda_op_end("embed_bwd");
 }
 
 void cuda_rope(void *x, const int64_t *positions, const double *inv_freq, int half, int rows,
@@ -267,11 +267,10 @@ void cuda_rope(void *x, const int64_t *positions, const double *inv_freq, int ha
         return;
     for (int i = 0; i < half; i++)
         freq[i] = (float)inv_freq[i];
-    cuda_begin(stage_size(bytes) + stage_size(sizeof freq), 0);
+    cuda_op_begin();
     where = cuda_put(positions, bytes);
     rates = cuda_put(freq, (size_t)half * sizeof *freq);
-    cuda_send();
-    LAUNCH(rope_kernel, (unsigned)rows, EMBED_BLOCK, 0, cuda_stream(), (float *)x,
-           (const int64_t *)where, (const float *)rates, half, heads, dim, (float)sign);
-    cuda_end("rope");
+    LAUNCH(rope_kernel, (unsigned)rows, EMBED_BLOCK, 0, (float *)x, (const int64_t *)where,
+           (const float *)rates, half, heads, dim, (float)sign);
+    cuda_op_end("rope");
 }

@@ -15,15 +15,15 @@
 /* ---- the kernel ---- */
 
 template <int TA, int TB>
-static __device__ __forceinline__ void gemm_tile(const GemmJob *job, int row0, int col0)
+static __device__ __forceinline__ void gemm_tile(const GemmJob *job, GemmTile at, int col0)
 {
     DYN_SMEM(void, smem);
     int m, n;
     Acc acc;
 
-    gemm_acc<TA, TB>(acc, (Tile<TA, TB> *)smem, job, row0, col0, &m, &n);
+    gemm_acc<TA, TB>(acc, (Tile<TA, TB> *)smem, job, at, col0, &m, &n);
     FOR_ACC (i, j, e, m, n) {
-        float *to = job->c + (size_t)(row0 + acc_row(i, e)) * job->c_row + col0 + acc_col(j, e);
+        float *to = job->c + (size_t)(at.row0 + acc_row(i, e)) * job->c_row + col0 + acc_col(j, e);
 
         *to = job->add ? *to + acc[i][j][e] : acc[i][j][e];
     }
@@ -31,11 +31,12 @@ static __device__ __forceinline__ void gemm_tile(const GemmJob *job, int row0, i
 
 #define GEMM_KERNEL(TA, TB)                                                                        \
     static __global__ void __launch_bounds__(TILE_BLOCK)                                           \
-        gemm_##TA##TB##_kernel(const GemmJob *jobs, const GemmTile *tiles)                         \
+        gemm_##TA##TB##_kernel(const GemmJob *jobs, GemmRows rows)                                 \
     {                                                                                              \
-        GemmTile at = tiles[blockIdx.x];                                                           \
+        GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TILE_M);                                 \
                                                                                                    \
-        gemm_tile<TA, TB>(&jobs[at.job], at.row0, (int)blockIdx.y * TILE_N);                       \
+        if (at.job >= 0)                                                                           \
+            gemm_tile<TA, TB>(&jobs[at.job], at, (int)blockIdx.y * TILE_N);                        \
     }
 
 GEMM_KERNEL(1, 1)
@@ -52,47 +53,20 @@ GEMM_KERNEL(3, 3)
 static const struct {
     int a, b;
     size_t smem;
-    void (*kernel)(const GemmJob *jobs, const GemmTile *tiles);
+    void (*kernel)(const GemmJob *jobs, GemmRows rows);
 } kernels[] = {GEMM_ROW(1, 1), GEMM_ROW(2, 1), GEMM_ROW(2, 2), GEMM_ROW(3, 1), GEMM_ROW(3, 3)};
 
-size_t gemm_stage_bytes(int jobs, int rows)
+void gemm_launch(const GemmJob *jobs, GemmRows rows, GemmTerms terms)
 {
-    size_t tiles = (size_t)rows / TILE_M + (size_t)jobs;
+    const GemmJob *staged = (const GemmJob *)cuda_put(jobs, (size_t)rows.n * sizeof *jobs);
+    dim3 grid((unsigned)gemm_tiles_most(rows, TILE_M),
+              blocks_for((size_t)jobs[0].n, TILE_N, SIZE_MAX));
 
-    return stage_size((size_t)jobs * sizeof(GemmJob)) + stage_size(tiles * sizeof(GemmTile));
-}
-
-void gemm_launch(const GemmJob *jobs, int n_jobs, GemmTerms terms)
-{
-    const GemmJob *staged = (const GemmJob *)cuda_put(jobs, (size_t)n_jobs * sizeof *jobs);
-    int n_tiles, width = 0;
-    const GemmTile *tiles = gemm_tiles(jobs, n_jobs, &n_tiles);
-
-    for (int i = 0; i < n_jobs; i++)
-        width = jobs[i].m > 0 && jobs[i].n > width ? jobs[i].n : width;
-    if (n_tiles == 0 || width == 0)
+    if (rows.rows == 0 || jobs[0].n == 0)
         return;
-    cuda_send();
     for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
         if (kernels[i].a == terms.a && kernels[i].b == terms.b)
-            LAUNCH(kernels[i].kernel, dim3((unsigned)n_tiles, blocks_for(width, TILE_N, SIZE_MAX)),
-                   TILE_BLOCK, kernels[i].smem, cuda_stream(), staged, tiles);
-}
-
-const GemmTile *gemm_tiles(const GemmJob *jobs, int n_jobs, int *n_tiles)
-{
-    int n = 0;
-    GemmTile *tiles;
-    const void *staged;
-
-    for (int i = 0; i < n_jobs; i++)
-        n += (jobs[i].m + TILE_M - 1) / TILE_M;
-    *n_tiles = n;
-    staged = cuda_put_room((size_t)n * sizeof *tiles, (void **)&tiles);
-    for (int i = 0, at = 0; i < n_jobs; i++)
-        for (int row0 = 0; row0 < jobs[i].m; row0 += TILE_M)
-            tiles[at++] = (GemmTile){i, row0};
-    return (const GemmTile *)staged;
+            LAUNCH(kernels[i].kernel, grid, TILE_BLOCK, kernels[i].smem, staged, rows);
 }
 
 /* ---- the ops ---- */
@@ -107,11 +81,9 @@ GemmTerms gemm_terms(WeightFormat format, GemmPrecision precision)
 
 static void gemm_one(const GemmJob *job, GemmTerms terms, const char *op)
 {
-    if (job->m == 0 || job->n == 0)
-        return;
-    cuda_begin(gemm_stage_bytes(1, job->m), 0);
-    gemm_launch(job, 1, terms);
-    cuda_end(op);
+    cuda_op_begin();
+    gemm_launch(job, gemm_rows_all(job), terms);
+    cuda_op_end(op);
 }
 
 void cuda_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision)

@@ -18,14 +18,48 @@ typedef struct {
     int m, n, k;
 } GemmJob;
 
+/* Whose the rows of a list of jobs are: all are the one job's, or those from offsets[j] up to
+ * offsets[j + 1] job j's. Then jobs share arrays of `rows` rows, of which offsets, on the card,
+ * says whose is which. */
 typedef struct {
-    int job, row0;
+    const int *offsets; /* NULL, or [n + 1] */
+    int n, rows;
+} GemmRows;
+
+/* Rows row0 .. end - 1 of a job; of them a block takes as many as a tile has. */
+typedef struct {
+    int job, row0, end; /* job -1: none */
 } GemmTile;
 
 /* bf16 terms of each side (product.h). */
 typedef struct {
     int a, b;
 } GemmTerms;
+
+/* The tile of block number `block` where tiles have `high` rows: job by job in ascending order. */
+static __device__ __forceinline__ GemmTile gemm_tile_at(const GemmRows &rows, int block, int high)
+{
+    GemmTile at = {0, block * high, rows.rows}, none = {-1, 0, 0};
+
+    for (int j = 0; rows.offsets && j < rows.n; j++) {
+        int first = rows.offsets[j], tiles = (rows.offsets[j + 1] - first + high - 1) / high;
+
+        if (block < tiles) {
+            at.job = j;
+            at.row0 = first + block * high;
+            at.end = rows.offsets[j + 1];
+            return at;
+        }
+        block -= tiles;
+    }
+    return rows.offsets ? none : at;
+}
+
+/* How many rows the block takes. */
+static __device__ __forceinline__ int gemm_tile_rows(const GemmTile &at)
+{
+    return at.end - at.row0 < TILE_M ? at.end - at.row0 : TILE_M;
+}
 
 static __device__ __forceinline__ const char *gemm_b_row(const GemmJob *job, const char *b, int row)
 {
@@ -45,19 +79,19 @@ static __device__ __forceinline__ Side gemm_side_b(const GemmJob *job, int first
     return b;
 }
 
-/* A B^T of a job's rows row0 .. row0 + *m - 1 and columns col0 .. col0 + *n - 1. */
+/* A B^T of the tile's *m rows and of columns col0 .. col0 + *n - 1. */
 template <int TA, int TB>
 static __device__ __forceinline__ void gemm_acc(Acc acc, Tile<TA, TB> *tile, const GemmJob *job,
-                                                int row0, int col0, int *m, int *n)
+                                                const GemmTile &at, int col0, int *m, int *n)
 {
     Side b = gemm_side_b(job, col0);
 
-    *m = job->m - row0 < TILE_M ? job->m - row0 : TILE_M;
+    *m = gemm_tile_rows(at);
     *n = job->n - col0 < TILE_N ? job->n - col0 : TILE_N;
     for (int r = (int)threadIdx.x; r < *m; r += TILE_BLOCK) {
-        int at = job->a_rows ? job->a_rows[row0 + r] / job->divide : row0 + r;
+        int row = job->a_rows ? job->a_rows[at.row0 + r] / job->divide : at.row0 + r;
 
-        tile->a_at[r] = (const char *)(job->a + (size_t)at * job->a_row);
+        tile->a_at[r] = (const char *)(job->a + (size_t)row * job->a_row);
     }
     for (int r = (int)threadIdx.x; r < *n; r += TILE_BLOCK)
         tile->b_at[r] = gemm_b_row(job, job->b, col0 + r);
@@ -65,15 +99,32 @@ static __device__ __forceinline__ void gemm_acc(Acc acc, Tile<TA, TB> *tile, con
     tile_product<TA, TB>(acc, tile, side(job->a_inner), *m, b, *n, job->k);
 }
 
-/* What gemm_launch stages for jobs of `rows` rows together. */
-size_t gemm_stage_bytes(int jobs, int rows);
-void gemm_launch(const GemmJob *jobs, int n_jobs, GemmTerms terms);
-/* y [T, width] = sum of each row's slots of `from`, in ascending order of expert; `order` and
- * `slot` are staged (moe.cu). */
-void moe_combine(float *y, const float *from, const float *weights, const int *order,
-                 const int *slot, const MoePlan *plan, int width);
-/* The staged list of every job's row tiles. */
-const GemmTile *gemm_tiles(const GemmJob *jobs, int n_jobs, int *n_tiles);
+/* Jobs of a list have the same number of columns. */
+void gemm_launch(const GemmJob *jobs, GemmRows rows, GemmTerms terms);
+/* y [T, width] = sum of each row's slots of `from`, in ascending order of expert (moe.cu). */
+void moe_combine(float *y, const float *from, const float *weights, const MoePlan *plan, int width);
+
+static inline GemmRows gemm_rows_all(const GemmJob *job)
+{
+    GemmRows rows = {NULL, 1, job->m};
+
+    return rows;
+}
+
+static inline GemmRows gemm_rows_of(const MoePlan *plan)
+{
+    GemmRows rows = {plan->offsets, plan->experts, plan->rows};
+
+    return rows;
+}
+
+/* The most tiles of `high` rows that there can be: as many blocks find theirs or leave. */
+static inline int gemm_tiles_most(GemmRows rows, int high)
+{
+    int ends = rows.n < rows.rows ? rows.n : rows.rows;
+
+    return rows.offsets ? rows.rows / high + ends : (rows.rows + high - 1) / high;
+}
 
 /* What B is where it is W (rows apart by one row of W) or W^T. */
 static inline void gemm_set_weight(GemmJob *job, const OpsWeight *w, int turned)

@@ -64,23 +64,24 @@ static __device__ __forceinline__ void row_part(float x[CORE], const float *row,
 
 /* One stage of one tile: [TX][tn / 8][STAGE_K / 8][8][8]. */
 static __global__ void __launch_bounds__(PACK_BLOCK)
-    planes_kernel(unsigned short *planes, const HopperJob *jobs, const GemmTile *tiles, int tn,
-                  int terms)
+    planes_kernel(unsigned short *planes, const HopperJob *jobs, GemmRows rows, int tn, int terms)
 {
-    GemmTile at = tiles[blockIdx.x];
+    GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, tn);
     const GemmJob *job = &jobs[at.job].job;
     size_t plane = (size_t)tn * STAGE_K;
     unsigned short *stage =
         planes + ((size_t)blockIdx.x * gridDim.y + blockIdx.y) * (size_t)terms * plane;
 
+    if (at.job < 0)
+        return;
     for (int part = (int)threadIdx.x; part < tn * STAGE_K / CORE; part += PACK_BLOCK) {
         int r = part / (STAGE_K / CORE), i = part % (STAGE_K / CORE), row = at.row0 + r;
-        int from = row < job->m && job->a_rows ? job->a_rows[row] / job->divide : row;
+        int from = row < at.end && job->a_rows ? job->a_rows[row] / job->divide : row;
         unsigned short *to =
             stage + (r / CORE * (STAGE_K / CORE) + i) * CORE * CORE + r % CORE * CORE;
         float x[CORE];
 
-        row_part(x, row < job->m ? job->a + (size_t)from * job->a_row : NULL,
+        row_part(x, row < at.end ? job->a + (size_t)from * job->a_row : NULL,
                  (int)blockIdx.y * STAGE_K + i * CORE, job->k);
         for (int term = 0; term < terms; term++, to += plane)
 #pragma unroll
@@ -209,7 +210,7 @@ static __device__ __forceinline__ int w_of(int e)
 
 template <int TN>
 static __device__ __forceinline__ void write_rows(const HopperJob *job, float acc[TN / 8][4],
-                                                  int row0, int col0)
+                                                  GemmTile at, int col0)
 {
     const GemmJob *g = &job->job;
 
@@ -217,13 +218,13 @@ static __device__ __forceinline__ void write_rows(const HopperJob *job, float ac
     for (int j = 0; j < TN / 8; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            if (row0 + x_of(j, e) < g->m && col0 + w_of(e) < g->n)
-                g->c[(size_t)(row0 + x_of(j, e)) * g->c_row + col0 + w_of(e)] = acc[j][e];
+            if (at.row0 + x_of(j, e) < at.end && col0 + w_of(e) < g->n)
+                g->c[(size_t)(at.row0 + x_of(j, e)) * g->c_row + col0 + w_of(e)] = acc[j][e];
 }
 
 template <int TN>
 static __device__ __forceinline__ void write_gated(const HopperJob *job, float acc[TN / 8][4],
-                                                   int row0, int col0)
+                                                   GemmTile tile, int col0)
 {
     const GemmJob *g = &job->job;
     int col = col0 + w_column<1>(w_of(0));
@@ -233,9 +234,9 @@ static __device__ __forceinline__ void write_gated(const HopperJob *job, float a
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             float a = acc[j][e], b = acc[j][e + 2];
-            size_t at = (size_t)(row0 + x_of(j, e)) * g->c_row + col;
+            size_t at = (size_t)(tile.row0 + x_of(j, e)) * g->c_row + col;
 
-            if (row0 + x_of(j, e) >= g->m || col >= g->n)
+            if (tile.row0 + x_of(j, e) >= tile.end || col >= g->n)
                 continue;
             if (job->a)
                 job->a[at] = a;
@@ -247,17 +248,16 @@ static __device__ __forceinline__ void write_gated(const HopperJob *job, float a
 
 template <int TX, int TW, int TN, int UP>
 static __global__ void __launch_bounds__(CONSUMERS + LANES, 1)
-    wgmma_kernel(const HopperJob *jobs, const GemmTile *tiles, const unsigned short *planes,
-                 int steps)
+    wgmma_kernel(const HopperJob *jobs, GemmRows rows, const unsigned short *planes, int steps)
 {
     typedef Ring<TX, TW, TN> R;
     DYN_SMEM(R, ring);
-    GemmTile at = tiles[blockIdx.x];
+    GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TN);
     const HopperJob *job = &jobs[at.job];
     int col0 = (int)blockIdx.y * (UP ? BLOCK_N / 2 : BLOCK_N);
     float acc[TN / 8][4];
 
-    if (col0 >= job->job.n)
+    if (at.job < 0 || col0 >= job->job.n)
         return;
     if (threadIdx.x == 0) {
         for (int i = 0; i < R::stages; i++) {
@@ -286,9 +286,9 @@ static __global__ void __launch_bounds__(CONSUMERS + LANES, 1)
     }
     acc_settle(acc);
     if (UP)
-        write_gated<TN>(job, acc, at.row0, col0);
+        write_gated<TN>(job, acc, at, col0);
     else
-        write_rows<TN>(job, acc, at.row0, col0);
+        write_rows<TN>(job, acc, at, col0);
 }
 
 /* ---- host side ---- */
@@ -302,69 +302,35 @@ static __global__ void __launch_bounds__(CONSUMERS + LANES, 1)
 static const struct {
     int x, w, tn, up;
     size_t smem;
-    void (*kernel)(const HopperJob *jobs, const GemmTile *tiles, const unsigned short *planes,
-                   int steps);
+    void (*kernel)(const HopperJob *jobs, GemmRows rows, const unsigned short *planes, int steps);
 } kernels[] = {HOPPER_ROWS(1, 1, 0), HOPPER_ROWS(2, 2, 0), HOPPER_ROWS(1, 1, 1),
                HOPPER_ROWS(2, 2, 1)};
 
-/* How a list of jobs over one k is cut; depends on nothing that bits depend on. */
-typedef struct {
-    int tn, steps, tiles;
-    size_t plane_bytes;
-} Cut;
-
-static Cut cut_of(const HopperJob *jobs, int n_jobs, GemmTerms terms)
+/* Tiles are as wide as an even share of the rows asks for: bits do not depend on it. */
+static void launch(const HopperJob *jobs, GemmRows rows, GemmTerms terms)
 {
-    Cut cut = {ROWS_FEW, (jobs[0].job.k + STAGE_K - 1) / STAGE_K, 0, 0};
-
-    for (int i = 0; i < n_jobs; i++)
-        if (jobs[i].job.m > ROWS_FEW)
-            cut.tn = ROWS_MANY;
-    for (int i = 0; i < n_jobs; i++)
-        cut.tiles += (jobs[i].job.m + cut.tn - 1) / cut.tn;
-    cut.plane_bytes = (size_t)cut.tiles * (size_t)cut.steps * (size_t)terms.a * (size_t)cut.tn *
-                      STAGE_K * sizeof(unsigned short);
-    return cut;
-}
-
-static size_t put_bytes(Cut cut, int n_jobs)
-{
-    return stage_size((size_t)n_jobs * sizeof(HopperJob)) +
-           stage_size((size_t)cut.tiles * sizeof(GemmTile));
-}
-
-/* Puts what the kernels need, sends all that was put, launches. Some job has rows. */
-static void launch(const HopperJob *jobs, int n_jobs, GemmTerms terms, Cut cut)
-{
-    const HopperJob *staged = (const HopperJob *)cuda_put(jobs, (size_t)n_jobs * sizeof *jobs);
-    void *fill;
-    const GemmTile *tiles =
-        (const GemmTile *)cuda_put_room((size_t)cut.tiles * sizeof(GemmTile), &fill);
-    unsigned short *planes = (unsigned short *)cuda_room(cut.plane_bytes);
-    int up = jobs[0].up != NULL;
-    dim3 grid((unsigned)cut.tiles,
+    const HopperJob *staged = (const HopperJob *)cuda_put(jobs, (size_t)rows.n * sizeof *jobs);
+    int tn = rows.rows > ROWS_FEW * rows.n ? ROWS_MANY : ROWS_FEW, up = jobs[0].up != NULL;
+    int steps = (jobs[0].job.k + STAGE_K - 1) / STAGE_K, tiles = gemm_tiles_most(rows, tn);
+    size_t stage = (size_t)terms.a * (size_t)tn * STAGE_K * sizeof(unsigned short);
+    unsigned short *planes = (unsigned short *)cuda_room((size_t)tiles * (size_t)steps * stage);
+    dim3 grid((unsigned)tiles,
               blocks_for((size_t)jobs[0].job.n, up ? BLOCK_N / 2 : BLOCK_N, SIZE_MAX));
 
-    for (int i = 0, at = 0; i < n_jobs; i++)
-        for (int row0 = 0; row0 < jobs[i].job.m; row0 += cut.tn)
-            ((GemmTile *)fill)[at++] = (GemmTile){i, row0};
-    cuda_send();
-    LAUNCH(planes_kernel, dim3((unsigned)cut.tiles, (unsigned)cut.steps), PACK_BLOCK, 0,
-           cuda_stream(), planes, staged, tiles, cut.tn, terms.a);
+    LAUNCH(planes_kernel, dim3((unsigned)tiles, (unsigned)steps), PACK_BLOCK, 0, planes, staged,
+           rows, tn, terms.a);
     for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
-        if (kernels[i].x == terms.a && kernels[i].w == terms.b && kernels[i].tn == cut.tn &&
+        if (kernels[i].x == terms.a && kernels[i].w == terms.b && kernels[i].tn == tn &&
             kernels[i].up == up) {
             cuda_allow_smem((const void *)kernels[i].kernel, kernels[i].smem);
-            LAUNCH(kernels[i].kernel, grid, CONSUMERS + LANES, kernels[i].smem, cuda_stream(),
-                   staged, tiles, planes, cut.steps);
+            LAUNCH(kernels[i].kernel, grid, CONSUMERS + LANES, kernels[i].smem, staged, rows,
+                   planes, steps);
         }
 }
 
 void hopper_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision)
 {
     HopperJob job = {};
-    GemmTerms terms;
-    Cut cut;
 
     if (w->format > WEIGHT_BF16 || precision == GEMM_EXACT) {
         cuda_gemm_fwd(y, x, w, rows, precision);
@@ -373,21 +339,15 @@ void hopper_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmP
     if (rows == 0 || w->n == 0)
         return;
     job.job = gemm_job_fwd((float *)y, (const float *)x, w, rows);
-    terms = gemm_terms(w->format, precision);
-    cut = cut_of(&job, 1, terms);
-    cuda_begin(put_bytes(cut, 1), stage_size(cut.plane_bytes));
-    launch(&job, 1, terms, cut);
-    cuda_end("gemm_fwd");
+    cuda_op_begin();
+    launch(&job, gemm_rows_all(&job.job), gemm_terms(w->format, precision));
+    cuda_op_end("gemm_fwd");
 }
 
 void hopper_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
                        const MoeWeights *w)
 {
     HopperJob jobs[OPS_EXPERTS_MAX] = {};
-    GemmTerms terms = gemm_terms(w->w1[0].format, GEMM_ROUNDED);
-    size_t sources = (size_t)plan->rows * sizeof(int);
-    const int *source;
-    Cut cut;
 
     if (w->w1[0].format > WEIGHT_BF16) {
         cuda_moe_up_fwd(a, b, act, x, plan, w);
@@ -396,33 +356,22 @@ void hopper_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan
     if (plan->rows == 0)
         return;
     for (int e = 0; e < plan->experts; e++) {
-        size_t at = (size_t)plan->offsets[e] * (size_t)w->w1[e].n;
-
-        jobs[e].job = gemm_job_fwd((float *)act + at, (const float *)x, &w->w1[e],
-                                   plan->offsets[e + 1] - plan->offsets[e]);
+        jobs[e].job = gemm_job_fwd((float *)act, (const float *)x, &w->w1[e], plan->rows);
+        jobs[e].job.a_rows = plan->source;
         jobs[e].job.divide = plan->topk;
         jobs[e].up = (const char *)w->w3[e].data;
-        jobs[e].a = a ? (float *)a + at : NULL;
-        jobs[e].b = b ? (float *)b + at : NULL;
+        jobs[e].a = (float *)a;
+        jobs[e].b = (float *)b;
     }
-    cut = cut_of(jobs, plan->experts, terms);
-    cuda_begin(stage_size(sources) + put_bytes(cut, plan->experts), stage_size(cut.plane_bytes));
-    source = (const int *)cuda_put(plan->source, sources);
-    for (int e = 0; e < plan->experts; e++)
-        jobs[e].job.a_rows = source + plan->offsets[e];
-    launch(jobs, plan->experts, terms, cut);
-    cuda_end("moe_up_fwd");
+    cuda_op_begin();
+    launch(jobs, gemm_rows_of(plan), gemm_terms(w->w1[0].format, GEMM_ROUNDED));
+    cuda_op_end("moe_up_fwd");
 }
 
 void hopper_moe_down_fwd(void *y, void *expert_out, const void *act, const void *weights,
                          const MoePlan *plan, const MoeWeights *w)
 {
     HopperJob jobs[OPS_EXPERTS_MAX] = {};
-    GemmTerms terms = gemm_terms(w->w2[0].format, GEMM_ROUNDED);
-    size_t ints = (size_t)plan->rows * sizeof(int);
-    int width = w->w2[0].n, inner = w->w2[0].k;
-    const int *order, *slot;
-    Cut cut;
 
     if (w->w2[0].format > WEIGHT_BF16) {
         cuda_moe_down_fwd(y, expert_out, act, weights, plan, w);
@@ -431,15 +380,9 @@ void hopper_moe_down_fwd(void *y, void *expert_out, const void *act, const void 
     if (plan->rows == 0)
         return;
     for (int e = 0; e < plan->experts; e++)
-        jobs[e].job = gemm_job_fwd((float *)expert_out + (size_t)plan->offsets[e] * (size_t)width,
-                                   (const float *)act + (size_t)plan->offsets[e] * (size_t)inner,
-                                   &w->w2[e], plan->offsets[e + 1] - plan->offsets[e]);
-    cut = cut_of(jobs, plan->experts, terms);
-    cuda_begin(2 * stage_size(ints) + put_bytes(cut, plan->experts), stage_size(cut.plane_bytes));
-    order = (const int *)cuda_put(plan->order, ints);
-    slot = (const int *)cuda_put(plan->slot, ints);
-    launch(jobs, plan->experts, terms, cut);
-    moe_combine((float *)y, (const float *)expert_out, (const float *)weights, order, slot, plan,
-                width);
-    cuda_end("moe_down_fwd");
+        jobs[e].job = gemm_job_fwd((float *)expert_out, (const float *)act, &w->w2[e], plan->rows);
+    cuda_op_begin();
+    launch(jobs, gemm_rows_of(plan), gemm_terms(w->w2[0].format, GEMM_ROUNDED));
+    moe_combine((float *)y, (const float *)expert_out, (const float *)weights, plan, w->w2[0].n);
+    cuda_op_end("moe_down_fwd");
 }

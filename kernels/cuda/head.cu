@@ -85,9 +85,10 @@ static __device__ __forceinline__ void head_parts(const HeadSums &h, const GemmJ
     DYN_SMEM(void, dynamic);
     HeadSmem<TB> *sm = (HeadSmem<TB> *)dynamic;
     int row0 = (int)blockIdx.x * TILE_M, p = (int)blockIdx.y, m, n;
+    GemmTile at = {0, row0, job.m};
     Acc acc;
 
-    gemm_acc<3, TB>(acc, &sm->tile, &job, row0, p * PART, &m, &n);
+    gemm_acc<3, TB>(acc, &sm->tile, &job, at, p * PART, &m, &n);
     FOR_ACC (i, j, e, m, n)
         sm->scores[acc_row(i, e)][acc_col(j, e)] = acc[i][j][e];
     __syncthreads();
@@ -147,9 +148,10 @@ static __device__ __forceinline__ void head_dz(const GradRows &g, const GemmJob 
 {
     DYN_SMEM(void, dynamic);
     int row0 = (int)blockIdx.x * TILE_M, col0 = (int)blockIdx.y * PART, m, n;
+    GemmTile at = {0, row0, job.m};
     Acc acc;
 
-    gemm_acc<3, TB>(acc, (Tile<3, TB> *)dynamic, &job, row0, col0, &m, &n);
+    gemm_acc<3, TB>(acc, (Tile<3, TB> *)dynamic, &job, at, col0, &m, &n);
     FOR_ACC (i, j, e, m, n) {
         int t = row0 + acc_row(i, e), col = col0 + acc_col(j, e);
         float log_p = acc[i][j][e] * g.beta - g.lse[t], c = g.coef[t] * g.beta;
@@ -172,19 +174,12 @@ static __global__ void __launch_bounds__(TILE_BLOCK) head_dz_3_kernel(GradRows g
 
 /* ---- host side ---- */
 
-static size_t parts_bytes(int rows, int valid)
-{
-    size_t parts = blocks_for((size_t)valid, PART, SIZE_MAX);
-
-    return stage_size((size_t)rows * parts * sizeof(HeadPart)) +
-           stage_size((size_t)rows * sizeof(float));
-}
-
 static HeadSums begin_sums(const int *ids, int rows, int valid, double temperature)
 {
     HeadSums h;
 
-    h.ids = (const int *)cuda_begin_put(ids, (size_t)rows * sizeof *ids, parts_bytes(rows, valid));
+    cuda_op_begin();
+    h.ids = (const int *)cuda_put(ids, (size_t)rows * sizeof *ids);
     h.n_parts = (int)blocks_for((size_t)valid, PART, SIZE_MAX);
     h.parts = (HeadPart *)cuda_room((size_t)rows * (size_t)h.n_parts * sizeof(HeadPart));
     h.own = (float *)cuda_room((size_t)rows * sizeof(float));
@@ -196,9 +191,9 @@ static HeadSums begin_sums(const int *ids, int rows, int valid, double temperatu
 static void end_sums(void *logp, void *lse, void *entropy, const HeadSums &h, int rows,
                      const char *op)
 {
-    LAUNCH(head_sum_kernel, (unsigned)rows, LANES, 0, cuda_stream(), (float *)logp, (float *)lse,
-           (float *)entropy, h);
-    cuda_end(op);
+    LAUNCH(head_sum_kernel, (unsigned)rows, LANES, 0, (float *)logp, (float *)lse, (float *)entropy,
+           h);
+    cuda_op_end(op);
 }
 
 void cuda_logprob_fwd(void *logp, void *lse, void *entropy, const void *logits, const int *ids,
@@ -209,7 +204,7 @@ void cuda_logprob_fwd(void *logp, void *lse, void *entropy, const void *logits, 
     HeadSums h = begin_sums(ids, rows, valid, temperature);
     LAUNCH(logprob_parts_kernel,
            dim3((unsigned)rows, blocks_for((size_t)h.n_parts, SUM_WARPS, SIZE_MAX)), SUM_BLOCK, 0,
-           cuda_stream(), h, (const float *)logits, vocab);
+           h, (const float *)logits, vocab);
     end_sums(logp, lse, entropy, h, rows, "logprob_fwd");
 }
 
@@ -232,12 +227,12 @@ void cuda_head_fwd(void *logp, void *lse, void *entropy, const void *x, const Op
     HeadSums h = begin_sums(ids, rows, valid, temperature);
     if (gemm_terms(w->format, GEMM_EXACT).b == 1) {
         cuda_allow_smem((const void *)head_parts_1_kernel, sizeof(HeadSmem<1>));
-        LAUNCH(head_parts_1_kernel, head_grid(rows, valid), TILE_BLOCK, sizeof(HeadSmem<1>),
-               cuda_stream(), h, job);
+        LAUNCH(head_parts_1_kernel, head_grid(rows, valid), TILE_BLOCK, sizeof(HeadSmem<1>), h,
+               job);
     } else {
         cuda_allow_smem((const void *)head_parts_3_kernel, sizeof(HeadSmem<3>));
-        LAUNCH(head_parts_3_kernel, head_grid(rows, valid), TILE_BLOCK, sizeof(HeadSmem<3>),
-               cuda_stream(), h, job);
+        LAUNCH(head_parts_3_kernel, head_grid(rows, valid), TILE_BLOCK, sizeof(HeadSmem<3>), h,
+               job);
     }
     end_sums(logp, lse, entropy, h, rows, "head_fwd");
 }
@@ -247,11 +242,9 @@ static void launch_dz(const GradRows &g, const GemmJob &job, GemmTerms terms)
     if (job.n == 0)
         return;
     if (terms.b == 1)
-        LAUNCH(head_dz_1_kernel, head_grid(job.m, job.n), TILE_BLOCK, (sizeof(Tile<3, 1>)),
-               cuda_stream(), g, job);
+        LAUNCH(head_dz_1_kernel, head_grid(job.m, job.n), TILE_BLOCK, (sizeof(Tile<3, 1>)), g, job);
     else
-        LAUNCH(head_dz_3_kernel, head_grid(job.m, job.n), TILE_BLOCK, (sizeof(Tile<3, 3>)),
-               cuda_stream(), g, job);
+        LAUNCH(head_dz_3_kernel, head_grid(job.m, job.n), TILE_BLOCK, (sizeof(Tile<3, 3>)), g, job);
 }
 
 /* A tile of the vocabulary: dz, then its share of dx and its rows of dw. */
@@ -263,15 +256,14 @@ static void head_bwd_tile(float *dx, float *dw, const float *x, const OpsWeight 
         gemm_job_dw(dw + (size_t)g.from * (size_t)part->k, dz, x, rows, part->n, part->k);
 
     launch_dz(g, gemm_job_fwd(dz, x, part, rows), gemm_terms(part->format, GEMM_EXACT));
-    gemm_launch(&up, 1, gemm_terms_dx(part->format));
-    gemm_launch(&weights, 1, gemm_terms_dw());
+    gemm_launch(&up, gemm_rows_all(&up), gemm_terms_dx(part->format));
+    gemm_launch(&weights, gemm_rows_all(&weights), gemm_terms_dw());
 }
 
 void cuda_head_bwd(void *dx, void *dw, const void *x, const OpsWeight *w, const HeadGrad *grad,
                    int rows, int valid, double temperature, void *scratch)
 {
     size_t bytes = (size_t)rows * sizeof(int);
-    size_t tiles = blocks_for((size_t)valid, OPS_HEAD_TILE, SIZE_MAX) + 1;
     GradRows g = {(const float *)grad->lse,
                   (const float *)grad->coef,
                   (const float *)grad->bonus,
@@ -282,11 +274,8 @@ void cuda_head_bwd(void *dx, void *dw, const void *x, const OpsWeight *w, const 
 
     if (rows == 0)
         return;
-    cuda_begin(stage_size(bytes) +
-                   tiles * (gemm_stage_bytes(1, rows) + gemm_stage_bytes(1, OPS_HEAD_TILE)),
-               0);
+    cuda_op_begin();
     g.ids = (const int *)cuda_put(grad->ids, bytes);
-    cuda_send();
     do {
         int left = valid - g.from;
         OpsWeight part = gemm_weight_part(w, g.from, left < OPS_HEAD_TILE ? left : OPS_HEAD_TILE);
@@ -294,5 +283,5 @@ void cuda_head_bwd(void *dx, void *dw, const void *x, const OpsWeight *w, const 
         head_bwd_tile((float *)dx, (float *)dw, (const float *)x, &part, g, rows, (float *)scratch);
         g.from += OPS_HEAD_TILE;
     } while (g.from < valid); /* without any id, dx is zero */
-    cuda_end("head_bwd");
+    cuda_op_end("head_bwd");
 }

@@ -206,7 +206,6 @@ void ENTRY(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_
                           OpsHeads heads)
 {
     LightShape s = {heads.heads, heads.dim, heads.chunk};
-    size_t bytes = stage_size((size_t)n_spans * sizeof(int));
     const LightSpan *staged;
     const int *order;
     void *fill, *room;
@@ -214,7 +213,7 @@ void ENTRY(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_
 
     if (n_spans == 0)
         return;
-    cuda_begin(stage_size((size_t)n_spans * sizeof(LightSpan)) + 2 * bytes, 0);
+    cuda_op_begin();
     staged = put_spans(spans, n_spans, state_offset, open_offset);
     order = (const int *)cuda_put_room((size_t)n_spans * sizeof(int), &fill);
     cuda_put_room((size_t)n_spans * sizeof(int), &room);
@@ -224,7 +223,6 @@ void ENTRY(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_
         for (int n = 0; n < n_spans; n++)
             if (wave_of[n] == w)
                 ((int *)fill)[at++] = n;
-    cuda_send();
     cuda_allow_smem((const void *)lightning_kernel, sizeof(LightSmem));
     for (int w = 0; w < waves; w++) {
         int count = 0;
@@ -232,9 +230,9 @@ void ENTRY(lightning_fwd)(void *o, const void *qkv, const OpsSpan *spans, int n_
         for (int n = 0; n < n_spans; n++)
             count += wave_of[n] == w;
         LAUNCH(lightning_kernel, dim3((unsigned)s.heads, (unsigned)count), TILE_BLOCK,
-               sizeof(LightSmem), cuda_stream(), (float *)o, (const float *)qkv, staged,
-               order + from, (const float *)decay, s);
+               sizeof(LightSmem), (float *)o, (const float *)qkv, staged, order + from,
+               (const float *)decay, s);
         from += count;
     }
-    cuda_end("lightning_fwd");
+    cuda_op_end("lightning_fwd");
 }

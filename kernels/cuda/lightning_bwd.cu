@@ -312,12 +312,12 @@ static void launch_span(const BwdSpan &b)
     dim3 tiles(heads, blocks_for((size_t)b.shape.dim, TILE_M, SIZE_MAX), slices);
     dim3 all(chunks, heads, slices);
 
-    LAUNCH(gather_kernel, dim3(chunks, heads), TILE_BLOCK, 0, cuda_stream(), b);
-    LAUNCH(lightning_states_kernel, tiles, TILE_BLOCK, (sizeof(Tile<2, 2>)), cuda_stream(), b);
-    LAUNCH(lightning_dstates_kernel, tiles, TILE_BLOCK, (sizeof(Tile<2, 2>)), cuda_stream(), b);
-    LAUNCH(lightning_dq_kernel, all, TILE_BLOCK, sizeof(BwdSmem), cuda_stream(), b);
-    LAUNCH(lightning_dk_kernel, all, TILE_BLOCK, sizeof(BwdSmem), cuda_stream(), b);
-    LAUNCH(lightning_dv_kernel, all, TILE_BLOCK, sizeof(BwdSmem), cuda_stream(), b);
+    LAUNCH(gather_kernel, dim3(chunks, heads), TILE_BLOCK, 0, b);
+    LAUNCH(lightning_states_kernel, tiles, TILE_BLOCK, (sizeof(Tile<2, 2>)), b);
+    LAUNCH(lightning_dstates_kernel, tiles, TILE_BLOCK, (sizeof(Tile<2, 2>)), b);
+    LAUNCH(lightning_dq_kernel, all, TILE_BLOCK, sizeof(BwdSmem), b);
+    LAUNCH(lightning_dk_kernel, all, TILE_BLOCK, sizeof(BwdSmem), b);
+    LAUNCH(lightning_dv_kernel, all, TILE_BLOCK, sizeof(BwdSmem), b);
 }
 
 void ENTRY(lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
@@ -338,7 +338,7 @@ void ENTRY(lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const Op
         return;
     kv = 2 * head_floats * (size_t)most * (size_t)s.chunk * sizeof(float);
     g = head_floats * (size_t)s.dim * (size_t)most * sizeof(float);
-    cuda_begin(0, stage_size(kv) + stage_size(g));
+    cuda_op_begin();
     kv_room = (float *)cuda_room(kv);
     g_room = (float *)cuda_room(g);
     cuda_allow_smem((const void *)lightning_states_kernel, sizeof(Tile<2, 2>));
@@ -369,5 +369,5 @@ void ENTRY(lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const Op
         if (b.chunks > 0)
             launch_span(b);
     }
-    cuda_end("lightning_bwd");
+    cuda_op_end("lightning_bwd");
 }

@@ -5,8 +5,10 @@
  *  1. A slot's numbers depend on its row and its expert alone; slots are combined in ascending
  *     order of expert (MoePlan.order), without atomics.
  *  2. All experts of a call keep their weights in one format.
+ *  3. The plan is read where it lies, on the card: no launch depends on how many rows an expert
+ *     has.
  *
- * Not here: sorting rows by expert (kernels/moe_plan.c).
+ * Not here: the products' tiles (gemm.h, product.h).
  */
 #include "kernels/cuda/gemm.h"
 
@@ -91,47 +93,80 @@ static unsigned route_blocks(int rows)
 
 void cuda_route_fwd(int *ids, void *weights, const void *z, int rows, int experts, int topk)
 {
-    size_t bytes = (size_t)rows * (size_t)topk * sizeof(int);
-    void *room;
-
     if (rows == 0)
         return;
-    cuda_begin(0, stage_size(bytes));
-    room = cuda_room(bytes);
-    LAUNCH(route_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (int *)room,
-           (float *)weights, (const float *)z, rows, experts, topk);
-    cuda_take(ids, room, bytes);
-    cuda_end("route_fwd");
+    cuda_op_begin();
+    LAUNCH(route_kernel, route_blocks(rows), ROUTE_BLOCK, 0, ids, (float *)weights,
+           (const float *)z, rows, experts, topk);
+    cuda_op_end("route_fwd");
 }
 
 void cuda_route_bwd(void *dz, const void *dweights, const int *ids, const void *weights, int rows,
                     int experts, int topk)
 {
-    size_t bytes = (size_t)rows * (size_t)topk * sizeof(int);
-    const void *staged;
-
     if (rows == 0)
         return;
-    staged = cuda_begin_put(ids, bytes, 0);
-    LAUNCH(route_bwd_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
-           (const float *)dweights, (const int *)staged, (const float *)weights, rows, experts,
-           topk);
-    cuda_end("route_bwd");
+    cuda_op_begin();
+    LAUNCH(route_bwd_kernel, route_blocks(rows), ROUTE_BLOCK, 0, (float *)dz,
+           (const float *)dweights, ids, (const float *)weights, rows, experts, topk);
+    cuda_op_end("route_bwd");
+}
+
+/* ---- the plan: a warp for each expert ---- */
+
+/* Its slots begin where those of lower experts end, and go to its choices in their order: each
+ * lane looks at its choice of 32, and the warp counts those before. */
+static __global__ void plan_kernel(MoePlan plan, const int *ids)
+{
+    int e = (int)blockIdx.x, lane = (int)threadIdx.x, lower = 0;
+
+    for (int r = lane; r < plan.rows; r += LANES)
+        lower += ids[r] < e;
+    for (int by = LANES / 2; by > 0; by /= 2)
+        lower += __shfl_xor_sync(FULL_WARP, lower, by);
+    if (lane == 0)
+        plan.offsets[e] = lower;
+    for (int from = 0; from < plan.rows; from += LANES) {
+        int r = from + lane, mine = r < plan.rows && ids[r] == e;
+        unsigned all = __ballot_sync(FULL_WARP, mine);
+
+        if (mine) {
+            int first = r / plan.topk * plan.topk, rank = 0;
+            int slot = lower + __popc(all & ((1u << lane) - 1));
+
+            for (int c = first; c < first + plan.topk; c++)
+                rank += ids[c] < e || (ids[c] == e && c < r);
+            plan.slot[r] = slot;
+            plan.source[slot] = r;
+            plan.order[first + rank] = r - first;
+        }
+        lower += __popc(all);
+    }
+    if (lane == 0 && e == plan.experts - 1)
+        plan.offsets[plan.experts] = lower;
+}
+
+void cuda_route_plan(MoePlan *plan, const int *ids, int rows, int topk, int experts)
+{
+    plan->rows = rows * topk;
+    plan->topk = topk;
+    plan->experts = experts;
+    cuda_op_begin();
+    LAUNCH(plan_kernel, (unsigned)experts, LANES, 0, *plan, ids);
+    cuda_op_end("route_plan");
 }
 
 void cuda_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double scale)
 {
     int rows = plan->rows / plan->topk;
-    size_t bytes = (size_t)(plan->experts + 1) * sizeof(int);
-    const void *staged;
 
     if (rows == 0)
         return;
-    staged = cuda_begin_put(plan->offsets, bytes, 0);
-    LAUNCH(balance_kernel, route_blocks(rows), ROUTE_BLOCK, 0, cuda_stream(), (float *)dz,
-           (const float *)z, (const int *)staged, rows, plan->experts, (float)1 / (float)plan->rows,
+    cuda_op_begin();
+    LAUNCH(balance_kernel, route_blocks(rows), ROUTE_BLOCK, 0, (float *)dz, (const float *)z,
+           plan->offsets, rows, plan->experts, (float)1 / (float)plan->rows,
            (float)scale * (float)plan->experts / (float)rows);
-    cuda_end("route_balance_bwd");
+    cuda_op_end("route_balance_bwd");
 }
 
 /* ---- experts, forward ---- */
@@ -150,12 +185,12 @@ static __device__ __forceinline__ int up_col(int j, int e)
 }
 
 template <int T>
-static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int col0)
+static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int m, int col0)
 {
     DYN_SMEM(void, smem);
     Tile<T, T> *tile = (Tile<T, T> *)smem;
     const GemmJob *g = &job->gate;
-    int m = g->m - row0 < TILE_M ? g->m - row0 : TILE_M, n = g->n - col0;
+    int n = g->n - col0;
     Side b = gemm_side_b(g, col0);
     Acc acc;
 
@@ -176,10 +211,11 @@ static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int c
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 float a = acc[i][j][e], up = acc[i][j + WARP_N / 2][e];
-                size_t at = (size_t)(row0 + acc_row(i, e)) * g->c_row + col0 + up_col(j, e);
+                size_t at;
 
                 if (acc_row(i, e) >= m || up_col(j, e) >= n)
                     continue;
+                at = (size_t)(row0 + acc_row(i, e)) * g->c_row + col0 + up_col(j, e);
                 if (job->a)
                     job->a[at] = a;
                 if (job->b)
@@ -189,15 +225,21 @@ static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int c
 }
 
 static __global__ void __launch_bounds__(TILE_BLOCK)
-    moe_up_1_kernel(const UpJob *jobs, const GemmTile *tiles)
+    moe_up_1_kernel(const UpJob *jobs, GemmRows rows)
 {
-    up_tile<1>(&jobs[tiles[blockIdx.x].job], tiles[blockIdx.x].row0, (int)blockIdx.y * TILE_N / 2);
+    GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TILE_M);
+
+    if (at.job >= 0)
+        up_tile<1>(&jobs[at.job], at.row0, gemm_tile_rows(at), (int)blockIdx.y * TILE_N / 2);
 }
 
 static __global__ void __launch_bounds__(TILE_BLOCK)
-    moe_up_2_kernel(const UpJob *jobs, const GemmTile *tiles)
+    moe_up_2_kernel(const UpJob *jobs, GemmRows rows)
 {
-    up_tile<2>(&jobs[tiles[blockIdx.x].job], tiles[blockIdx.x].row0, (int)blockIdx.y * TILE_N / 2);
+    GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TILE_M);
+
+    if (at.job >= 0)
+        up_tile<2>(&jobs[at.job], at.row0, gemm_tile_rows(at), (int)blockIdx.y * TILE_N / 2);
 }
 
 /* y[t] = sum of the row's choices c in `order` of weights[t, c] (or 1) from[slot]. */
@@ -218,91 +260,53 @@ static __global__ void combine_kernel(float *y, const float *from, const float *
     }
 }
 
-static size_t ints_size(const MoePlan *plan)
+void moe_combine(float *y, const float *from, const float *weights, const MoePlan *plan, int width)
 {
-    return stage_size((size_t)plan->rows * sizeof(int));
-}
-
-static const int *put_ints(const int *from, const MoePlan *plan)
-{
-    return (const int *)cuda_put(from, (size_t)plan->rows * sizeof *from);
-}
-
-/* y [T, width] from slots; `order` and `slot` are staged. */
-void moe_combine(float *y, const float *from, const float *weights, const int *order,
-                 const int *slot, const MoePlan *plan, int width)
-{
-    LAUNCH(combine_kernel, (unsigned)(plan->rows / plan->topk), FLAT_BLOCK, 0, cuda_stream(), y,
-           from, weights, order, slot, plan->topk, width);
-}
-
-static int expert_rows(const MoePlan *plan, int e)
-{
-    return plan->offsets[e + 1] - plan->offsets[e];
+    LAUNCH(combine_kernel, (unsigned)(plan->rows / plan->topk), FLAT_BLOCK, 0, y, from, weights,
+           plan->order, plan->slot, plan->topk, width);
 }
 
 void cuda_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
                      const MoeWeights *w)
 {
     UpJob jobs[OPS_EXPERTS_MAX];
-    GemmJob gates[OPS_EXPERTS_MAX];
-    int width = w->w1[0].n, n_tiles, two = w->w1[0].format == WEIGHT_REAL;
-    const GemmTile *tiles;
-    const int *source;
+    int width = w->w1[0].n, two = w->w1[0].format == WEIGHT_REAL;
+    GemmRows rows = gemm_rows_of(plan);
     const UpJob *staged;
 
     if (plan->rows == 0)
         return;
-    cuda_begin(
-        ints_size(plan) + stage_size(sizeof jobs) + gemm_stage_bytes(plan->experts, plan->rows), 0);
-    source = put_ints(plan->source, plan);
     for (int e = 0; e < plan->experts; e++) {
-        size_t at = (size_t)plan->offsets[e] * (size_t)width;
+        GemmJob gate = gemm_job_fwd((float *)act, (const float *)x, &w->w1[e], plan->rows);
 
-        gates[e] =
-            gemm_job_fwd((float *)act + at, (const float *)x, &w->w1[e], expert_rows(plan, e));
-        gates[e].a_rows = source + plan->offsets[e];
-        gates[e].divide = plan->topk;
-        jobs[e] = (UpJob){gates[e], (const char *)w->w3[e].data, a ? (float *)a + at : NULL,
-                          b ? (float *)b + at : NULL};
+        gate.a_rows = plan->source;
+        gate.divide = plan->topk;
+        jobs[e] = (UpJob){gate, (const char *)w->w3[e].data, (float *)a, (float *)b};
     }
+    cuda_op_begin();
     staged = (const UpJob *)cuda_put(jobs, (size_t)plan->experts * sizeof *jobs);
-    tiles = gemm_tiles(gates, plan->experts, &n_tiles);
-    cuda_send();
-    dim3 grid((unsigned)n_tiles, blocks_for((size_t)width, TILE_N / 2, SIZE_MAX));
+    dim3 grid((unsigned)gemm_tiles_most(rows, TILE_M),
+              blocks_for((size_t)width, TILE_N / 2, SIZE_MAX));
     if (two)
-        LAUNCH(moe_up_2_kernel, grid, TILE_BLOCK, (sizeof(Tile<2, 2>)), cuda_stream(), staged,
-               tiles);
+        LAUNCH(moe_up_2_kernel, grid, TILE_BLOCK, (sizeof(Tile<2, 2>)), staged, rows);
     else
-        LAUNCH(moe_up_1_kernel, grid, TILE_BLOCK, (sizeof(Tile<1, 1>)), cuda_stream(), staged,
-               tiles);
-    cuda_end("moe_up_fwd");
+        LAUNCH(moe_up_1_kernel, grid, TILE_BLOCK, (sizeof(Tile<1, 1>)), staged, rows);
+    cuda_op_end("moe_up_fwd");
 }
 
 void cuda_moe_down_fwd(void *y, void *expert_out, const void *act, const void *weights,
                        const MoePlan *plan, const MoeWeights *w)
 {
     GemmJob jobs[OPS_EXPERTS_MAX];
-    GemmTerms terms = gemm_terms(w->w2[0].format, GEMM_ROUNDED);
-    int width = w->w2[0].n, inner = w->w2[0].k;
-    const int *order, *slot;
 
     if (plan->rows == 0)
         return;
-    cuda_begin(2 * ints_size(plan) + gemm_stage_bytes(plan->experts, plan->rows), 0);
-    order = put_ints(plan->order, plan);
-    slot = put_ints(plan->slot, plan);
-    for (int e = 0; e < plan->experts; e++) {
-        size_t first = (size_t)plan->offsets[e];
-
-        jobs[e] = gemm_job_fwd((float *)expert_out + first * (size_t)width,
-                               (const float *)act + first * (size_t)inner, &w->w2[e],
-                               expert_rows(plan, e));
-    }
-    gemm_launch(jobs, plan->experts, terms);
-    moe_combine((float *)y, (const float *)expert_out, (const float *)weights, order, slot, plan,
-                width);
-    cuda_end("moe_down_fwd");
+    for (int e = 0; e < plan->experts; e++)
+        jobs[e] = gemm_job_fwd((float *)expert_out, (const float *)act, &w->w2[e], plan->rows);
+    cuda_op_begin();
+    gemm_launch(jobs, gemm_rows_of(plan), gemm_terms(w->w2[0].format, GEMM_ROUNDED));
+    moe_combine((float *)y, (const float *)expert_out, (const float *)weights, plan, w->w2[0].n);
+    cuda_op_end("moe_down_fwd");
 }
 
 /* ---- experts, backward ---- */
@@ -340,31 +344,34 @@ static __global__ void dact_kernel(float *dact, const float *a, const float *b, 
     }
 }
 
-/* c [m, n] += sum over slots r of a[r][0 .. m) b[r][0 .. n): the gradient of one matrix. */
+/* c [m, n] += sum over an expert's slots r of a[r][0 .. m) b[r][0 .. n): the gradient of one of its
+ * three matrices. */
 typedef struct {
     const float *a, *b;
     float *c;
     size_t a_row, b_row;
     const int *b_rows; /* NULL, or slot r's row of b is number b_rows[r] / divide */
-    int divide, m, n, rows;
+    int divide, m, n;
 } DwJob;
 
-static __global__ void __launch_bounds__(TILE_BLOCK) moe_dw_kernel(const DwJob *jobs)
+static __global__ void __launch_bounds__(TILE_BLOCK)
+    moe_dw_kernel(const DwJob *jobs, const int *offsets)
 {
     DYN_SMEM(void, smem);
     typedef Tile<2, 2> T22;
     T22 *tile = (T22 *)smem;
     DwJob job = jobs[blockIdx.z];
+    int first = offsets[blockIdx.z / 3], end = offsets[blockIdx.z / 3 + 1];
     int row0 = (int)blockIdx.x * TILE_M, col0 = (int)blockIdx.y * TILE_N;
     int m = job.m - row0 < TILE_M ? job.m - row0 : TILE_M;
     int n = job.n - col0 < TILE_N ? job.n - col0 : TILE_N;
     Acc acc;
 
     acc_zero(acc);
-    if (m <= 0 || n <= 0 || job.rows == 0)
+    if (m <= 0 || n <= 0 || first == end)
         return;
-    for (int from = 0; from < job.rows; from += TILE_M) {
-        int count = job.rows - from < TILE_M ? job.rows - from : TILE_M;
+    for (int from = first; from < end; from += TILE_M) {
+        int count = end - from < TILE_M ? end - from : TILE_M;
 
         for (int r = (int)threadIdx.x; r < count; r += TILE_BLOCK) {
             int at = job.b_rows ? job.b_rows[from + r] / job.divide : from + r;
@@ -379,11 +386,10 @@ static __global__ void __launch_bounds__(TILE_BLOCK) moe_dw_kernel(const DwJob *
             acc[i][j][e];
 }
 
-/* What moe_bwd's steps share; staged arrays are on the card. */
+/* What moe_bwd's steps share. */
 typedef struct {
     const MoePlan *plan;
     const MoeWeights *w;
-    const int *source;
     const float *x, *act;
     float *dact, *dout;
     int width, inner;
@@ -395,16 +401,11 @@ static void bwd_act(const Bwd *s, const float *a, const float *b)
     GemmJob jobs[OPS_EXPERTS_MAX];
 
     for (int e = 0; e < s->plan->experts; e++) {
-        size_t first = (size_t)s->plan->offsets[e];
-
-        jobs[e] =
-            gemm_job_dx(s->dact + 2 * first * (size_t)s->inner, s->dout + first * (size_t)s->width,
-                        &s->w->w2[e], expert_rows(s->plan, e), 0);
+        jobs[e] = gemm_job_dx(s->dact, s->dout, &s->w->w2[e], s->plan->rows, 0);
         jobs[e].c_row = 2 * (size_t)s->inner;
     }
-    gemm_launch(jobs, s->plan->experts, gemm_terms_dx(s->w->w2[0].format));
-    LAUNCH(dact_kernel, (unsigned)s->plan->rows, FLAT_BLOCK, 0, cuda_stream(), s->dact, a, b,
-           s->inner);
+    gemm_launch(jobs, gemm_rows_of(s->plan), gemm_terms_dx(s->w->w2[0].format));
+    LAUNCH(dact_kernel, (unsigned)s->plan->rows, FLAT_BLOCK, 0, s->dact, a, b, s->inner);
 }
 
 static void bwd_weights(const Bwd *s, void *const *dw1, void *const *dw3, void *const *dw2)
@@ -412,33 +413,26 @@ static void bwd_weights(const Bwd *s, void *const *dw1, void *const *dw3, void *
     DwJob jobs[3 * OPS_EXPERTS_MAX];
     int n = 3 * s->plan->experts, most = s->width > s->inner ? s->width : s->inner;
     size_t width = (size_t)s->width, inner = (size_t)s->inner;
-    DwJob up = {NULL, s->x, NULL, 2 * inner, width, NULL, s->plan->topk, s->inner, s->width, 0};
-    DwJob down = {NULL, NULL, NULL, width, inner, NULL, 1, s->width, s->inner, 0};
+    DwJob gate = {s->dact,         s->x,          NULL,     2 * inner, width,
+                  s->plan->source, s->plan->topk, s->inner, s->width};
+    DwJob down = {s->dout, s->act, NULL, width, inner, NULL, 1, s->width, s->inner};
+    DwJob up = gate;
     const DwJob *staged;
 
+    up.a += s->inner;
     for (int e = 0; e < s->plan->experts; e++) {
-        size_t first = (size_t)s->plan->offsets[e];
-        int rows = expert_rows(s->plan, e);
-
-        up.a = s->dact + 2 * first * inner;
-        up.c = (float *)dw1[e];
-        up.b_rows = s->source + first;
-        up.rows = down.rows = rows;
-        jobs[3 * e] = up;
-        up.a += s->inner;
+        gate.c = (float *)dw1[e];
         up.c = (float *)dw3[e];
-        jobs[3 * e + 1] = up;
-        down.a = s->dout + first * width;
-        down.b = s->act + first * inner;
         down.c = (float *)dw2[e];
+        jobs[3 * e] = gate;
+        jobs[3 * e + 1] = up;
         jobs[3 * e + 2] = down;
     }
     staged = (const DwJob *)cuda_put(jobs, (size_t)n * sizeof *jobs);
-    cuda_send();
     LAUNCH(moe_dw_kernel,
            dim3(blocks_for((size_t)most, TILE_M, SIZE_MAX),
                 blocks_for((size_t)most, TILE_N, SIZE_MAX), (unsigned)n),
-           TILE_BLOCK, (sizeof(Tile<2, 2>)), cuda_stream(), staged);
+           TILE_BLOCK, (sizeof(Tile<2, 2>)), staged, s->plan->offsets);
 }
 
 /* Each slot's share of dx, into dout: da W1 + db W3. */
@@ -448,15 +442,11 @@ static void bwd_rows(const Bwd *s)
 
     for (int part = 0; part < 2; part++) {
         for (int e = 0; e < s->plan->experts; e++) {
-            size_t first = (size_t)s->plan->offsets[e];
-
-            jobs[e] =
-                gemm_job_dx(s->dout + first * (size_t)s->width,
-                            s->dact + 2 * first * (size_t)s->inner + part * s->inner,
-                            part ? &s->w->w3[e] : &s->w->w1[e], expert_rows(s->plan, e), part);
+            jobs[e] = gemm_job_dx(s->dout, s->dact + part * s->inner,
+                                  part ? &s->w->w3[e] : &s->w->w1[e], s->plan->rows, part);
             jobs[e].a_row = 2 * (size_t)s->inner;
         }
-        gemm_launch(jobs, s->plan->experts, gemm_terms_dx(s->w->w1[0].format));
+        gemm_launch(jobs, gemm_rows_of(s->plan), gemm_terms_dx(s->w->w1[0].format));
     }
 }
 
@@ -465,26 +455,18 @@ void cuda_moe_bwd(void *dx, void *dweights, void *const *dw1, void *const *dw3, 
                   const void *expert_out, const void *weights, const MoePlan *plan,
                   const MoeWeights *w, void *dact, void *dout)
 {
-    Bwd s = {
-        plan,          w,          NULL,      (const float *)x, (const float *)act, (float *)dact,
-        (float *)dout, w->w2[0].n, w->w2[0].k};
-    const int *order, *slot;
+    Bwd s = {plan,          w,          (const float *)x, (const float *)act, (float *)dact,
+             (float *)dout, w->w2[0].n, w->w2[0].k};
 
     if (plan->rows == 0)
         return;
-    cuda_begin(3 * ints_size(plan) + 3 * gemm_stage_bytes(plan->experts, plan->rows) +
-                   stage_size(3 * OPS_EXPERTS_MAX * sizeof(DwJob)),
-               0);
-    s.source = put_ints(plan->source, plan);
-    order = put_ints(plan->order, plan);
-    slot = put_ints(plan->slot, plan);
-    cuda_send();
-    LAUNCH(slot_kernel, (unsigned)plan->rows, SUM_BLOCK, 0, cuda_stream(), (float *)dweights,
-           (float *)dout, (const float *)dy, (const float *)expert_out, (const float *)weights,
-           s.source, plan->topk, s.width);
+    cuda_op_begin();
+    LAUNCH(slot_kernel, (unsigned)plan->rows, SUM_BLOCK, 0, (float *)dweights, (float *)dout,
+           (const float *)dy, (const float *)expert_out, (const float *)weights, plan->source,
+           plan->topk, s.width);
     bwd_act(&s, (const float *)a, (const float *)b);
     bwd_weights(&s, dw1, dw3, dw2);
     bwd_rows(&s);
-    moe_combine((float *)dx, (const float *)dout, NULL, order, slot, plan, s.width);
-    cuda_end("moe_bwd");
+    moe_combine((float *)dx, (const float *)dout, NULL, plan, s.width);
+    cuda_op_end("moe_bwd");
 }

@@ -18,6 +18,8 @@ static Ops table(void)
     ops.real = OPS_F32;
     ops.memory_new = cuda_memory_new;
     ops.memory_free = cuda_memory_free;
+    ops.begin = cuda_begin;
+    ops.end = cuda_end;
     ops.weight_bytes = cuda_weight_bytes;
     ops.weight_pack = cuda_weight_pack;
     ops.weight_unpack = cuda_weight_unpack;
@@ -40,6 +42,7 @@ static Ops table(void)
     ops.lightning_bwd = cuda_lightning_bwd;
     ops.route_fwd = cuda_route_fwd;
     ops.route_bwd = cuda_route_bwd;
+    ops.route_plan = cuda_route_plan;
     ops.route_balance_bwd = cuda_route_balance_bwd;
     ops.moe_up_fwd = cuda_moe_up_fwd;
     ops.moe_down_fwd = cuda_moe_down_fwd;

@@ -42,10 +42,10 @@ void cuda_adamw(void *w, void *m, void *v, const void *grad, size_t n, const Ada
 
     if (n == 0)
         return;
-    cuda_begin(0, 0);
-    LAUNCH(adamw_kernel, blocks_for(n, FLAT_BLOCK, 4096), FLAT_BLOCK, 0, cuda_stream(), (float *)w,
-           (float *)m, (float *)v, (const float *)grad, n, rates);
-    cuda_end("adamw");
+    cuda_op_begin();
+    LAUNCH(adamw_kernel, blocks_for(n, FLAT_BLOCK, 4096), FLAT_BLOCK, 0, (float *)w, (float *)m,
+           (float *)v, (const float *)grad, n, rates);
+    cuda_op_end("adamw");
 }
 
 /* Part p takes the elements p * SUM_BLOCK + thread, then every SUMSQ_PARTS * SUM_BLOCK on. */
@@ -72,12 +72,11 @@ double cuda_sumsq(const void *x, size_t n)
     double parts[SUMSQ_PARTS], sum = 0;
     void *room;
 
-    cuda_begin(0, stage_size(sizeof parts));
+    cuda_op_begin();
     room = cuda_room(sizeof parts);
-    LAUNCH(sumsq_kernel, SUMSQ_PARTS, SUM_BLOCK, 0, cuda_stream(), (double *)room, (const float *)x,
-           n);
+    LAUNCH(sumsq_kernel, SUMSQ_PARTS, SUM_BLOCK, 0, (double *)room, (const float *)x, n);
     cuda_take(parts, room, sizeof parts);
-    cuda_end("sumsq");
+    cuda_op_end("sumsq");
     for (int i = 0; i < SUMSQ_PARTS; i++)
         sum += parts[i];
     return sum;

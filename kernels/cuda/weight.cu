@@ -107,22 +107,20 @@ void cuda_weight_pack(const OpsWeight *w, const void *rows)
 {
     Packed p = packed_of(w);
 
-    cuda_begin(0, 0);
+    cuda_op_begin();
     if (quant_is(w->format))
         LAUNCH(pack_codes_kernel,
                dim3((unsigned)w->n,
                     blocks_for((size_t)w->k, (size_t)quant_group_cols(w->format), SIZE_MAX)),
-               LANES, 0, cuda_stream(), p, (const float *)rows, w->n, w->k);
+               LANES, 0, p, (const float *)rows, w->n, w->k);
     else
-        LAUNCH(pack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), p, (const float *)rows,
-               w->k);
-    cuda_end("weight_pack");
+        LAUNCH(pack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, p, (const float *)rows, w->k);
+    cuda_op_end("weight_pack");
 }
 
 void cuda_weight_unpack(void *rows, const OpsWeight *w)
 {
-    cuda_begin(0, 0);
-    LAUNCH(unpack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, cuda_stream(), (float *)rows, packed_of(w),
-           w->k);
-    cuda_end("weight_unpack");
+    cuda_op_begin();
+    LAUNCH(unpack_kernel, (unsigned)w->n, FLAT_BLOCK, 0, (float *)rows, packed_of(w), w->k);
+    cuda_op_end("weight_unpack");
 }

@@ -32,7 +32,7 @@
 enum State { RUNS, AT_BLOCK, AT_WARP, AT_EVENT, ENDED };
 
 struct Fiber {
-    CuemuThread ids; /* first: cuemu_now points here */
+    dim3 thread;
     void *sp;
     char *stack;
     State state;
@@ -47,17 +47,20 @@ struct Warp {
     unsigned product_of; /* the operation that `product` belongs to */
 };
 
-CuemuThread *cuemu_now;
+dim3 threadIdx, blockIdx, blockDim, gridDim;
 void *cuemu_dynamic;
 int cuemu_major = 8;
+long cuemu_held;
 
-static Fiber fibers[THREADS_MAX];
+static Fiber fibers[THREADS_MAX], *now;
 static Warp warps[THREADS_MAX / LANES];
 static void *scheduler_sp;
 static int reverse, count;
-static const char *kernel_name;
-static const std::function<void()> *kernel_body;
+static const void *kernel_at;
+static CuemuKernel kernel;
+static void *const *kernel_args;
 static CuemuSite *sites;
+static std::map<const void *, CuemuKernel> kernels;
 static std::map<const void *, size_t> allowed;
 
 extern "C" char __start_cuemu_shared[] __attribute__((weak));
@@ -141,19 +144,19 @@ static void fiber_clean(const Fiber *) {}
 
 static Fiber *current(void)
 {
-    return reinterpret_cast<Fiber *>(cuemu_now);
+    return now;
 }
 
 static void fiber_main(void)
 {
     fiber_begun();
-    (*kernel_body)();
+    kernel.call(kernel_at, kernel_args);
     current()->state = ENDED;
     fiber_leave(current());
     abort();
 }
 
-static void fiber_start(Fiber *f, const CuemuThread *ids)
+static void fiber_start(Fiber *f, dim3 thread)
 {
     if (!f->stack) {
         void *at = mmap(nullptr, STACK_BYTES + GUARD_BYTES, PROT_READ | PROT_WRITE,
@@ -164,7 +167,7 @@ static void fiber_start(Fiber *f, const CuemuThread *ids)
         f->stack = static_cast<char *>(at) + GUARD_BYTES;
     }
     fiber_clean(f);
-    f->ids = *ids;
+    f->thread = thread;
     f->state = RUNS;
     f->site = nullptr;
     f->turn = 0;
@@ -191,7 +194,8 @@ static const char *place(const CuemuSite *site)
 
 void cuemu_fail(const char *what, const CuemuSite *site)
 {
-    fprintf(stderr, "cuemu: %s: %s at %s\n", kernel_name, what, place(site));
+    fprintf(stderr, "cuemu: %s: %s at %s\n", kernel.name ? kernel.name : "no kernel", what,
+            place(site));
     abort();
 }
 
@@ -225,7 +229,8 @@ static int lanes_run(int first)
             f->state = RUNS;
         if (f->state != RUNS)
             continue;
-        cuemu_now = &f->ids;
+        now = f;
+        threadIdx = f->thread;
         fiber_enter(f);
         ran++;
     }
@@ -286,17 +291,14 @@ static bool block_release(void)
     return true;
 }
 
-static void block_run(const CuemuThread *ids)
+static void block_run(void)
 {
-    CuemuThread mine = *ids;
-
     if (__start_cuemu_shared)
         memset(__start_cuemu_shared, 0xff, (size_t)(__stop_cuemu_shared - __start_cuemu_shared));
     for (int i = 0; i < count; i++) {
-        unsigned n = (unsigned)i, x = ids->block_dim.x, y = ids->block_dim.y;
+        unsigned n = (unsigned)i, x = blockDim.x, y = blockDim.y;
 
-        mine.thread = dim3(n % x, n / x % y, n / x / y);
-        fiber_start(&fibers[i], &mine);
+        fiber_start(&fibers[i], dim3(n % x, n / x % y, n / x / y));
     }
     for (int w = 0; w < count / LANES; w++)
         warps[w].product_of = 0;
@@ -310,34 +312,49 @@ void cuemu_allow(const void *kernel, size_t bytes)
     allowed[kernel] = bytes;
 }
 
-void cuemu_launch(const char *name, const void *at, dim3 grid, dim3 block, size_t smem,
-                  const std::function<void()> &kernel)
+void cuemu_note(const void *at, const CuemuKernel &noted)
+{
+    kernels[at] = noted;
+}
+
+const CuemuKernel &cuemu_noted(const void *at)
+{
+    auto found = kernels.find(at);
+
+    if (found == kernels.end())
+        cuemu_fail("a launch of what is no kernel", nullptr);
+    return found->second;
+}
+
+cudaError_t cudaLaunchKernel(const void *at, dim3 grid, dim3 block, void **args, size_t smem,
+                             cudaStream_t)
 {
     int blocks = (int)(grid.x * grid.y * grid.z);
-    CuemuThread ids;
 
-    kernel_name = name;
-    kernel_body = &kernel;
+    kernel = cuemu_noted(at);
+    kernel_at = at;
+    kernel_args = args;
     count = (int)(block.x * block.y * block.z);
     if (blocks == 0 || count == 0 || count > THREADS_MAX || count % LANES != 0)
         cuemu_fail("blocks must be whole warps, up to 1024 threads, and at least one", nullptr);
     if (smem > SMEM_FREE && smem > allowed[at])
         cuemu_fail("more dynamic shared memory than was asked for", nullptr);
-    ids.block_dim = block;
-    ids.grid_dim = grid;
+    blockDim = block;
+    gridDim = grid;
     for (int i = 0; i < blocks; i++) {
         unsigned n = (unsigned)nth(i, blocks);
 
         cuemu_dynamic = smem > 0 ? malloc(smem) : nullptr;
         if (cuemu_dynamic)
             memset(cuemu_dynamic, 0xff, smem);
-        ids.block = dim3(n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y);
+        blockIdx = dim3(n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y);
         cuemu_hopper_begin(smem);
-        block_run(&ids);
+        block_run();
         cuemu_hopper_end(count);
         free(cuemu_dynamic);
     }
-    cuemu_now = nullptr;
+    now = nullptr;
+    return cudaSuccess;
 }
 
 /* ---- barriers and warp operations ---- */
@@ -502,6 +519,11 @@ void cuemu_reverse(int on)
 void cuemu_capability(int major)
 {
     cuemu_major = major;
+}
+
+long cuemu_memory(void)
+{
+    return cuemu_held;
 }
 
 CuemuSite *cuemu_sites(void)

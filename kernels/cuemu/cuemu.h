@@ -19,7 +19,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
+#include <type_traits>
+#include <utility>
 
 #define __global__
 #define __device__
@@ -33,26 +34,50 @@ struct dim3 {
     dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-struct CuemuThread {
-    dim3 thread, block, block_dim, grid_dim;
-};
-
-extern CuemuThread *cuemu_now;
+/* Of the thread that runs. */
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 extern void *cuemu_dynamic;
 extern int cuemu_major;
-
-#define threadIdx (cuemu_now->thread)
-#define blockIdx  (cuemu_now->block)
-#define blockDim  (cuemu_now->block_dim)
-#define gridDim   (cuemu_now->grid_dim)
+extern long cuemu_held; /* pieces of memory */
 
 #define DYN_SMEM(type, name) type *name = static_cast<type *>(cuemu_dynamic)
-#define LAUNCH(kernel, grid, block, smem, stream, ...)                                             \
-    (static_cast<void>(stream), cuemu_launch(#kernel, reinterpret_cast<const void *>(kernel),      \
-                                             grid, block, smem, [&]() { kernel(__VA_ARGS__); }))
+/* ---- kernels ---- */
 
-void cuemu_launch(const char *name, const void *at, dim3 grid, dim3 block, size_t smem,
-                  const std::function<void()> &kernel);
+/* A kernel as the runtime's calls know it: by its address alone. `call` runs one thread of it. */
+struct CuemuKernel {
+    const char *name;
+    void (*call)(const void *kernel, void *const *args);
+    const size_t *sizes; /* of its n arguments */
+    size_t n;
+};
+
+void cuemu_note(const void *at, const CuemuKernel &kernel);
+const CuemuKernel &cuemu_noted(const void *at);
+
+template <typename... P, size_t... I>
+static inline void cuemu_apply(const void *kernel, void *const *args, std::index_sequence<I...>)
+{
+    void (*call)(P...) = reinterpret_cast<void (*)(P...)>(const_cast<void *>(kernel));
+
+    call(*static_cast<P *>(args[I])...);
+}
+
+template <typename... P> static inline void cuemu_call(const void *kernel, void *const *args)
+{
+    cuemu_apply<P...>(kernel, args, std::index_sequence_for<P...>());
+}
+
+/* The kernel's address, which the shim knows from now on. */
+template <typename... P>
+static inline const void *cuemu_kernel(const char *name, void (*kernel)(P...))
+{
+    static const size_t sizes[] = {sizeof(P)..., 0};
+    const void *at = reinterpret_cast<const void *>(kernel);
+
+    cuemu_note(at, {name, cuemu_call<P...>, sizes, sizeof...(P)});
+    return at;
+}
+#define KERNEL(kernel) cuemu_kernel(#kernel, kernel)
 
 /* Lets the kernel have so much dynamic shared memory. */
 void cuemu_allow(const void *kernel, size_t bytes);
@@ -98,6 +123,11 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate)
     return cuemu_ballot(mask, predicate);
 }
 
+static inline int __popc(unsigned bits)
+{
+    return __builtin_popcount(bits);
+}
+
 template <typename T> static inline T __ldg(const T *at)
 {
     return *at;
@@ -135,7 +165,7 @@ static inline unsigned __float_as_uint(float x)
 #define CUDART_VERSION 13000
 typedef int cudaError_t;
 typedef void *cudaStream_t;
-enum { cudaSuccess = 0 };
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
@@ -145,7 +175,8 @@ static inline cudaError_t cudaMalloc(void **at, size_t bytes)
     *at = nullptr;
     if (posix_memalign(at, 64, bytes) == 0)
         memset(*at, 0xff, bytes);
-    return *at ? cudaSuccess : 2;
+    cuemu_held += *at != nullptr;
+    return *at ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 static inline cudaError_t cudaMallocManaged(void **at, size_t bytes)
@@ -160,6 +191,7 @@ static inline cudaError_t cudaMallocHost(void **at, size_t bytes)
 
 static inline cudaError_t cudaFree(void *at)
 {
+    cuemu_held -= at != nullptr;
     free(at);
     return cudaSuccess;
 }
@@ -179,14 +211,6 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t byt
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaMemsetAsync(void *to, int byte, size_t bytes, cudaStream_t stream)
-{
-    (void)stream;
-    if (bytes > 0)
-        memset(to, byte, bytes);
-    return cudaSuccess;
-}
-
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     (void)stream;
@@ -200,14 +224,11 @@ static inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int 
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaGetLastError(void)
-{
-    return cudaSuccess;
-}
-
 static inline const char *cudaGetErrorString(cudaError_t error)
 {
-    return error == cudaSuccess ? "no error" : "out of memory";
+    static const char *const says[] = {"no error", "invalid argument", "out of memory"};
+
+    return says[error];
 }
 
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, int name, int value)
@@ -216,3 +237,45 @@ template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, 
         cuemu_allow(kernel, static_cast<size_t>(value));
     return cudaSuccess;
 }
+
+/* ---- launches and graphs of them (graph.cpp) ---- */
+
+struct cudaKernelNodeParams {
+    void *func;
+    dim3 gridDim, blockDim;
+    unsigned sharedMemBytes;
+    void **kernelParams, **extra;
+};
+typedef struct CuemuNode *cudaGraphNode_t;
+typedef struct CuemuGraph *cudaGraph_t;
+typedef struct CuemuExec *cudaGraphExec_t;
+
+/* Runs the kernel's blocks one by one. */
+cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args, size_t smem,
+                             cudaStream_t stream);
+cudaError_t cudaGraphCreate(cudaGraph_t *graph, unsigned flags);
+/* Arguments are copied; a node comes after the one made before it, and after no other. */
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph,
+                                   const cudaGraphNode_t *after, size_t n_after,
+                                   const cudaKernelNodeParams *params);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
+                                 unsigned long long flags);
+/* Of a node of the graph that `exec` was made of, which must still be there. Same kernel. */
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
+                                             const cudaKernelNodeParams *params);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+
+/* Runs a kernel now, for tests of the shim itself. */
+template <typename... P>
+static inline void cuemu_run(const void *at, void (*kernel)(P...), dim3 grid, dim3 block,
+                             size_t smem, std::common_type_t<P>... p)
+{
+    void *args[] = {&p..., nullptr};
+
+    static_cast<void>(kernel);
+    cudaLaunchKernel(at, grid, block, args, smem, nullptr);
+}
+#define CUEMU_RUN(kernel, grid, block, smem, ...)                                                  \
+    cuemu_run(KERNEL(kernel), kernel, grid, block, smem, ##__VA_ARGS__)

@@ -1,8 +1,14 @@
 /* The table of the ops that the bodies before it defined. A body without a guard. */
+
+/* Every op is done when it returns. */
+static void ref_nothing(void) {}
+
 #define REF_TABLE(symbol, real_kind)                                                               \
     const Ops symbol = {                                                                           \
         .name = "ref",                                                                             \
         .real = real_kind,                                                                         \
+        .begin = ref_nothing,                                                                      \
+        .end = ref_nothing,                                                                        \
         .weight_bytes = ref_weight_bytes,                                                          \
         .weight_pack = ref_weight_pack,                                                            \
         .weight_unpack = ref_weight_unpack,                                                        \
@@ -25,6 +31,7 @@
         .lightning_bwd = ref_lightning_bwd,                                                        \
         .route_fwd = ref_route_fwd,                                                                \
         .route_bwd = ref_route_bwd,                                                                \
+        .route_plan = moe_plan,                                                                    \
         .route_balance_bwd = ref_route_balance_bwd,                                                \
         .moe_up_fwd = ref_moe_up_fwd,                                                              \
         .moe_down_fwd = ref_moe_down_fwd,                                                          \

@@ -6,6 +6,7 @@
  *
  * A time is the median of ROUNDS calls after WARM, launch and wait included. A product of f32 is
  * three products of bf16 (product.h): its share is of the card's bf16 rate, each counted once.
+ * Last, a token of a small model, op by op and as one graph of launches: what waits cost.
  */
 #include "tests/kernels/card.h"
 #include "tests/kernels/lab.h"
@@ -32,6 +33,15 @@ enum {
     HEAD_ROWS = 1024
 };
 
+/* A small model's layer. */
+enum { SMALL_LAYERS = 16, SMALL_D = 512, SMALL_H = 8, SMALL_E = 8 };
+
+typedef struct {
+    OpsWeight qkv, gate, out, router, w1[SMALL_E], w3[SMALL_E], w2[SMALL_E];
+    int *ids;
+    MoePlan plan;
+} Small;
+
 typedef struct {
     Lab lab;
     float *x, *y, *w, *rstd, *grad, *m, *v, *qkv, *o, *up, *lse, *decay, *scratch;
@@ -43,6 +53,7 @@ typedef struct {
     void **pages, **dpages;
     OpsSpan span;
     OpsSpanGrad gradient;
+    Small small;
 } Bench;
 
 static const OpsHeads light = {.heads = H, .kv_heads = H, .dim = HEAD, .chunk = C};
@@ -157,6 +168,46 @@ static void run_attention_bwd(Bench *b)
 #define THD    ((double)T * H * HEAD)
 #define CAUSAL (2.0 * T * T * H * HEAD) /* q k^T and P V below the diagonal */
 
+static void small_layer(Bench *b)
+{
+    const OpsHeads heads = {SMALL_H, SMALL_H, SMALL_D / SMALL_H, C};
+    const Small *s = &b->small;
+    const MoeWeights w = {s->w1, s->w3, s->w2};
+    const Ops *ops = b->lab.ops;
+    OpsSpan span = b->span;
+    MoePlan plan = s->plan;
+
+    span.rows = 1;
+    ops->rmsnorm_fwd(b->x, b->rstd, b->y, b->w, 1, SMALL_D, 1e-5);
+    ops->gemm_fwd(b->m, b->x, &s->qkv, 1, GEMM_ROUNDED);
+    ops->silu_fwd(b->qkv, b->m, 3 * SMALL_D);
+    ops->lightning_fwd(b->o, b->qkv, &span, 1, 0, 0, b->decay, heads);
+    ops->gemm_fwd(b->m, b->x, &s->gate, 1, GEMM_ROUNDED);
+    ops->gatenorm_fwd(b->up, b->rstd, b->o, b->m, b->w, 1, SMALL_D, 1e-5);
+    ops->gemm_fwd(b->y, b->up, &s->out, 1, GEMM_ROUNDED);
+    ops->axpby(b->y, 1, b->x, 1, SMALL_D);
+    ops->rmsnorm_fwd(b->x, b->rstd, b->y, b->w, 1, SMALL_D, 1e-5);
+    ops->gemm_fwd(b->m, b->x, &s->router, 1, GEMM_EXACT);
+    ops->route_fwd(s->ids, b->route, b->m, 1, SMALL_E, 2);
+    ops->route_plan(&plan, s->ids, 1, 2, SMALL_E);
+    ops->moe_up_fwd(NULL, NULL, b->act, b->x, &plan, &w);
+    ops->moe_down_fwd(b->y, b->out, b->act, b->route, &plan, &w);
+    ops->axpby(b->y, 1, b->x, 1, SMALL_D);
+}
+
+static void run_small(Bench *b)
+{
+    for (int l = 0; l < SMALL_LAYERS; l++)
+        small_layer(b);
+}
+
+static void run_small_graph(Bench *b)
+{
+    b->lab.ops->begin();
+    run_small(b);
+    b->lab.ops->end();
+}
+
 /* bytes: moved at least; flops: of bf16 products, as often as they are taken. */
 static const struct {
     const char *name;
@@ -192,9 +243,34 @@ static OpsWeight packed(Bench *b, WeightFormat format, int n, int k)
     return w;
 }
 
+static MoePlan plan_room(Bench *b, int experts, int rows)
+{
+    return (MoePlan){.offsets = lab_room(&b->lab, ((gsize)experts + 1) * sizeof(int)),
+                     .source = lab_room(&b->lab, 2 * (gsize)rows * sizeof(int)),
+                     .slot = lab_room(&b->lab, 2 * (gsize)rows * sizeof(int)),
+                     .order = lab_room(&b->lab, 2 * (gsize)rows * sizeof(int))};
+}
+
+static void make_small(Bench *b)
+{
+    Small *s = &b->small;
+
+    s->qkv = packed(b, WEIGHT_BF16, 3 * SMALL_D, SMALL_D);
+    s->gate = packed(b, WEIGHT_BF16, SMALL_D, SMALL_D);
+    s->out = packed(b, WEIGHT_BF16, SMALL_D, SMALL_D);
+    s->router = packed(b, WEIGHT_BF16, SMALL_E, SMALL_D);
+    for (int e = 0; e < SMALL_E; e++) {
+        s->w1[e] = packed(b, WEIGHT_BF16, SMALL_D, SMALL_D);
+        s->w3[e] = packed(b, WEIGHT_BF16, SMALL_D, SMALL_D);
+        s->w2[e] = packed(b, WEIGHT_BF16, SMALL_D, SMALL_D);
+    }
+    s->ids = lab_room(&b->lab, 2 * sizeof(int));
+    s->plan = plan_room(b, SMALL_E, 1);
+}
+
 static void make_experts(Bench *b)
 {
-    int *ids = g_new(int, 2 * MOE_ROWS);
+    int *ids = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int));
 
     for (int i = 0; i < 2 * MOE_ROWS; i++)
         ids[i] = (i / 2 + i % 2 * 7) % E;
@@ -203,15 +279,11 @@ static void make_experts(Bench *b)
         b->w3[e] = packed(b, WEIGHT_BF16, WIDE, D);
         b->w2[e] = packed(b, WEIGHT_BF16, D, WIDE);
     }
-    b->plan = (MoePlan){.offsets = lab_room(&b->lab, (E + 1) * sizeof(int)),
-                        .source = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int)),
-                        .slot = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int)),
-                        .order = lab_room(&b->lab, 2 * MOE_ROWS * sizeof(int))};
-    moe_plan(&b->plan, ids, MOE_ROWS, 2, E);
+    b->plan = plan_room(b, E, MOE_ROWS);
+    b->lab.ops->route_plan(&b->plan, ids, MOE_ROWS, 2, E);
     b->act = floats(b, 2 * (gsize)MOE_ROWS * WIDE);
     b->out = floats(b, 2 * (gsize)MOE_ROWS * D);
     b->route = floats(b, 2 * MOE_ROWS);
-    g_free(ids);
 }
 
 static void make(Bench *b)
@@ -244,6 +316,7 @@ static void make(Bench *b)
                         .open = floats(b, 2 * (gsize)H * HEAD * C)};
     b->gradient = (OpsSpanGrad){.dpages = b->dpages};
     make_experts(b);
+    make_small(b);
 }
 
 static int by_time(const void *a, const void *b)
@@ -293,6 +366,8 @@ int main(int argc, char **argv)
 
         printf("%-32s %10.0f %10.1f %12.2f %6.2f\n", cases[i].name, us, speed, rate, share);
     }
+    printf("%-32s %10.0f us op by op, %.0f us as a graph\n", "a token of a small model",
+           median_us(&b, run_small), median_us(&b, run_small_graph));
     g_ptr_array_unref(b.lab.own);
     return 0;
 }

@@ -10,3 +10,5 @@ const Ops *card_ops(void);
 const char *card_missing(void);
 /* Whether it reads memory from malloc, which models are in. */
 int card_reads_host(void);
+/* Graphs launched so far; -1 where nobody counts. */
+long card_graphs(void);

@@ -21,3 +21,8 @@ int card_reads_host(void)
 {
     return 1;
 }
+
+long card_graphs(void)
+{
+    return cuemu_graphs().launched;
+}

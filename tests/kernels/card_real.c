@@ -24,3 +24,8 @@ int card_reads_host(void)
 {
     return card.reads_host;
 }
+
+long card_graphs(void)
+{
+    return -1;
+}

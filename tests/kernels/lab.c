@@ -80,8 +80,17 @@ void *lab_zeros(Lab *lab, gsize n)
     return lab_room(lab, n * sizeof(double));
 }
 
+/* From here on numbers may be read. */
+static void lab_wait(Lab *lab)
+{
+    if (lab->later)
+        lab->ops->end();
+    lab->later = FALSE;
+}
+
 void lab_keep(Lab *lab, const void *array, gsize n)
 {
+    lab_wait(lab);
     for (gsize i = 0; i < n; i++) {
         double x = lab_get(lab, array, i);
 
@@ -244,6 +253,7 @@ static void head_as_kept(Lab *lab, const void *x, const OpsWeight *w, const int 
 
     lab->ops->gemm_fwd(logits, x, w, lab->rows, GEMM_EXACT);
     lab->ops->logprob_fwd(own, all, NULL, logits, id, lab->rows, WORDS, VALID, 0.7);
+    lab_wait(lab);
     if (memcmp(own, logp, bytes) != 0 || memcmp(all, lse, bytes) != 0)
         g_error("%s, %d rows: the head without logits has other bits", lab->ops->name, lab->rows);
 }
@@ -462,7 +472,7 @@ static MoePlan plan_of(Lab *lab, const int *choice)
                     .slot = lab_room(lab, n * sizeof(int)),
                     .order = lab_room(lab, n * sizeof(int))};
 
-    moe_plan(&plan, choice, lab->rows, TOPK, EXPERTS);
+    lab->ops->route_plan(&plan, choice, lab->rows, TOPK, EXPERTS);
     return plan;
 }
 
@@ -545,15 +555,27 @@ const LabCase lab_cases[] = {
 
 const guint lab_n_cases = G_N_ELEMENTS(lab_cases);
 
-GArray *lab_run(guint n, const Ops *ops, int rows, WeightFormat format)
+static GArray *run(Lab lab, guint n)
 {
-    Lab lab = {.ops = ops, .rows = rows, .format = format, .seed = n * 1000};
-
     lab.out = g_array_new(FALSE, FALSE, sizeof(double));
-    lab.own = g_ptr_array_new_with_free_func(ops->memory_free ? ops->memory_free : free);
+    lab.own = g_ptr_array_new_with_free_func(lab.ops->memory_free ? lab.ops->memory_free : free);
+    lab.seed = n * 1000;
+    if (lab.later)
+        lab.ops->begin();
     lab_cases[n].run(&lab);
+    lab_wait(&lab);
     g_ptr_array_unref(lab.own);
     return lab.out;
+}
+
+GArray *lab_run(guint n, const Ops *ops, int rows, WeightFormat format)
+{
+    return run((Lab){.ops = ops, .rows = rows, .format = format}, n);
+}
+
+GArray *lab_run_later(guint n, const Ops *ops, int rows, WeightFormat format)
+{
+    return run((Lab){.ops = ops, .rows = rows, .format = format, .later = TRUE}, n);
 }
 
 double lab_distance(const GArray *got, const GArray *want)

@@ -14,6 +14,7 @@ typedef struct {
     int rows;
     WeightFormat format;
     guint seed;
+    gboolean later; /* ops are called between the table's begin and end */
     GArray *out;    /* double: what the op gave */
     GPtrArray *own; /* everything allocated */
 } Lab;
@@ -30,6 +31,8 @@ extern const guint lab_n_cases;
 
 /* The numbers that case n gives for `rows` rows. */
 GArray *lab_run(guint n, const Ops *ops, int rows, WeightFormat format);
+/* The same, ops up to the first number that is kept between the table's begin and end. */
+GArray *lab_run_later(guint n, const Ops *ops, int rows, WeightFormat format);
 /* |got - want| / |want|; NaN where an output was left unwritten. */
 double lab_distance(const GArray *got, const GArray *want);
 

@@ -11,6 +11,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define NEAR 2e-4
 
@@ -142,17 +143,14 @@ static gboolean on_token(const EngineToken *token, gpointer user)
     return TRUE;
 }
 
-static void test_engine(void)
+/* Two samples of the golden prompt. */
+static void say(Model *model, Said said[SAMPLES])
 {
     const EngineLimits limits = {
         .context_max = 64, .cache_bytes = 8 << 20, .rows_max = 32, .sequences_max = 8};
     g_autoptr(GError) error = NULL;
-    g_autoptr(Model) model = NULL;
-    g_autoptr(Engine) engine = NULL;
-    g_autoptr(Trainer) trainer = NULL;
-    g_autoptr(RolloutGroup) group = NULL;
+    g_autoptr(Engine) engine = engine_new(model, &limits, &error);
     int ids[GOLDEN_TOKENS];
-    Said said[SAMPLES] = {0};
     EngineRequest request = {.prompt = ids,
                              .prompt_len = PROMPT + 3,
                              .n = SAMPLES,
@@ -161,25 +159,65 @@ static void test_engine(void)
                              .on_token = on_token,
                              .user = said};
 
+    g_assert_no_error(error);
+    lab_golden_ids(ids);
+    g_assert_cmpuint(engine_submit(engine, &request, &error), >, 0);
+    while (engine_step(engine) > 0)
+        continue;
+    for (guint i = 0; i < SAMPLES; i++)
+        g_assert_cmpint(said[i].n, ==, SAID);
+}
+
+static void test_engine(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Model) model = NULL;
+    g_autoptr(Trainer) trainer = NULL;
+    g_autoptr(RolloutGroup) group = NULL;
+    int ids[GOLDEN_TOKENS];
+    Said said[SAMPLES] = {0};
+
     if (no_card())
         return;
     lab_golden_ids(ids);
     model = lab_golden_model(card_ops(), WEIGHT_REAL, 4);
-    engine = engine_new(model, &limits, &error);
-    g_assert_no_error(error);
     trainer = trainer_new(model, 64, ACTS_KEEP_ALL, &error);
     g_assert_no_error(error);
-    g_assert_cmpuint(engine_submit(engine, &request, &error), >, 0);
-    while (engine_step(engine) > 0)
-        continue;
+    say(model, said);
     group = rollout_group_new(ids, PROMPT + 3, SAMPLES);
     for (guint i = 0; i < SAMPLES; i++) {
-        g_assert_cmpint(said[i].n, ==, SAID);
         rollout_fill(&group->rollouts[i], said[i].ids, NULL, said[i].mu, said[i].n);
         group->rollouts[i].scale = 0.1;
         group->rollouts[i].advantage = i ? 1 : -1;
     }
     g_assert_cmpfloat(gradients(trainer, group, (LossOptions){0}).loss.mismatch_max, ==, 0);
+}
+
+static void nothing(void) {}
+
+/* A pass whose ops do not wait for one another has the bits of one whose ops do. */
+static void test_graphs(void)
+{
+    g_autoptr(Model) model = NULL, one_by_one = NULL;
+    Said said[SAMPLES] = {0}, want[SAMPLES] = {0};
+    long graphs = card_graphs();
+    Ops waits;
+
+#ifdef __SANITIZE_ADDRESS__
+    g_test_skip("test_cuda_graph.c has it faster");
+    return;
+#endif
+    if (no_card())
+        return;
+    waits = *card_ops();
+    waits.begin = waits.end = nothing;
+    one_by_one = lab_golden_model(&waits, WEIGHT_BF16, 4);
+    model = lab_golden_model(card_ops(), WEIGHT_BF16, 4);
+    say(one_by_one, want);
+    g_assert_cmpint(card_graphs(), ==, graphs);
+    say(model, said);
+    g_assert_true(graphs < 0 || card_graphs() > graphs + SAID);
+    g_assert_true(memcmp(said, want, sizeof want) == 0);
 }
 
 int main(int argc, char **argv)
@@ -189,5 +227,7 @@ int main(int argc, char **argv)
     g_test_add_func("/cuda_model/logits_of_codes_as_the_oracle", test_codes);
     g_test_add_func("/cuda_model/the_golden_update", test_update);
     g_test_add_func("/cuda_model/samples_and_trainer_have_the_same_bits", test_engine);
+    g_test_add_func("/cuda_model/samples_of_graphs_and_of_single_ops_have_the_same_bits",
+                    test_graphs);
     return g_test_run();
 }

@@ -21,7 +21,7 @@ static void test_numbers(void)
 {
     int out[12 * 64];
 
-    LAUNCH(number_kernel, dim3(2, 3, 2), dim3(16, 4), 0, nullptr, out);
+    CUEMU_RUN(number_kernel, dim3(2, 3, 2), dim3(16, 4), 0, out);
     for (int i = 0; i < 12 * 64; i++)
         g_assert_cmpint(out[i], ==, i / 64 * 1000 + i % 64);
 }
@@ -40,7 +40,7 @@ static void test_poison(void)
     unsigned char out[32] = {0};
 
     for (int i = 0; i < 2; i++) {
-        LAUNCH(poison_kernel, 2, 32, 32, nullptr, out);
+        CUEMU_RUN(poison_kernel, 2, 32, 32, out);
         for (int t = 0; t < 32; t++)
             g_assert_cmpuint(out[t], ==, 0xff);
     }
@@ -67,7 +67,7 @@ static void test_warp(void)
     int out[64];
     unsigned votes[2], thirds = 0;
 
-    LAUNCH(warp_kernel, 1, 64, 0, nullptr, out, votes);
+    CUEMU_RUN(warp_kernel, 1, 64, 0, out, votes);
     for (int t = 0; t < 64; t++) {
         int lane = t % 32, with = lane ^ 5, down = lane + 30 < 32 ? lane + 30 : lane;
 
@@ -107,7 +107,7 @@ static void test_mma(void)
         a[i] = (float)(i * 7 % 31 - 15);
     for (int i = 0; i < 128; i++)
         b[i] = (float)(i * 5 % 23 - 11);
-    LAUNCH(mma_kernel, 1, 32, 0, nullptr, c, a, b);
+    CUEMU_RUN(mma_kernel, 1, 32, 0, c, a, b);
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 8; j++) {
             float sum = 0;
@@ -129,9 +129,9 @@ static void test_race(void)
 {
     int first, last;
 
-    LAUNCH(race_kernel, 1, 64, 0, nullptr, &first);
+    CUEMU_RUN(race_kernel, 1, 64, 0, &first);
     cuemu_reverse(1);
-    LAUNCH(race_kernel, 1, 64, 0, nullptr, &last);
+    CUEMU_RUN(race_kernel, 1, 64, 0, &last);
     cuemu_reverse(0);
     g_assert_cmpint(first, ==, 63);
     g_assert_cmpint(last, ==, 0);
@@ -151,14 +151,14 @@ static void test_skipped(void)
     int out[64];
     CuemuSite *site;
 
-    LAUNCH(neighbour_kernel, 1, 64, 0, nullptr, out);
+    CUEMU_RUN(neighbour_kernel, 1, 64, 0, out);
     for (int i = 0; i < 64; i++)
         g_assert_cmpint(out[i], ==, 63 - i);
     site = cuemu_sites();
     g_assert_nonnull(site);
     g_assert_cmpint((int)site->hits, >=, 64);
     site->skipped = 1;
-    LAUNCH(neighbour_kernel, 1, 64, 0, nullptr, out);
+    CUEMU_RUN(neighbour_kernel, 1, 64, 0, out);
     site->skipped = 0;
     g_assert_cmpint(out[0], ==, -1);
 }
@@ -197,26 +197,26 @@ static void refused(void (*launch)(void), const char *message)
 
 static void launch_divided(void)
 {
-    LAUNCH(divided_kernel, 1, 64, 0, nullptr);
+    CUEMU_RUN(divided_kernel, 1, 64, 0);
 }
 
 static void launch_split(void)
 {
     int out;
 
-    LAUNCH(split_kernel, 1, 32, 0, nullptr, &out);
+    CUEMU_RUN(split_kernel, 1, 32, 0, &out);
 }
 
 static void launch_partial(void)
 {
     int out;
 
-    LAUNCH(partial_kernel, 1, 32, 0, nullptr, &out);
+    CUEMU_RUN(partial_kernel, 1, 32, 0, &out);
 }
 
 static void launch_odd(void)
 {
-    LAUNCH(divided_kernel, 1, 33, 0, nullptr);
+    CUEMU_RUN(divided_kernel, 1, 33, 0);
 }
 
 static void test_divided(void)
@@ -239,9 +239,66 @@ static void test_odd(void)
     refused(launch_odd, "*divided_kernel: blocks must be whole warps*");
 }
 
+/* ---- graphs ---- */
+
+static __global__ void add_kernel(int *at, int by)
+{
+    if (threadIdx.x == 0)
+        *at = *at * 10 + by;
+}
+
+static cudaKernelNodeParams adding(void **args)
+{
+    cudaKernelNodeParams params = {};
+
+    params.func = const_cast<void *>(KERNEL(add_kernel));
+    params.gridDim = 1;
+    params.blockDim = 32;
+    params.kernelParams = args;
+    return params;
+}
+
+/* A chain of two nodes, of which the second is changed; only what was copied counts. */
+static void test_graph(void)
+{
+    int x = 0, by = 1, *at = &x;
+    void *args[] = {&at, &by};
+    cudaGraph_t graph, other;
+    cudaGraphNode_t first, second;
+    cudaGraphExec_t exec;
+    cudaKernelNodeParams params = adding(args), wrong = params;
+
+    wrong.func = const_cast<void *>(KERNEL(number_kernel));
+    g_assert_cmpint(cudaGraphCreate(&graph, 0), ==, cudaSuccess);
+    g_assert_cmpint(cudaGraphAddKernelNode(&first, graph, nullptr, 0, &params), ==, cudaSuccess);
+    by = 2;
+    g_assert_cmpint(cudaGraphAddKernelNode(&second, graph, nullptr, 0, &params), ==,
+                    cudaErrorInvalidValue);
+    g_assert_cmpint(cudaGraphAddKernelNode(&second, graph, &first, 1, &params), ==, cudaSuccess);
+    g_assert_cmpint(cudaGraphInstantiate(&exec, graph, 0), ==, cudaSuccess);
+    by = 3;
+    g_assert_cmpint(x, ==, 0);
+    cudaGraphLaunch(exec, nullptr);
+    g_assert_cmpint(x, ==, 12);
+    g_assert_cmpint(cudaGraphExecKernelNodeSetParams(exec, second, &wrong), ==,
+                    cudaErrorInvalidValue);
+    g_assert_cmpint(cudaGraphExecKernelNodeSetParams(exec, second, &params), ==, cudaSuccess);
+    by = 4;
+    cudaGraphLaunch(exec, nullptr);
+    g_assert_cmpint(x, ==, 1213);
+    cudaGraphCreate(&other, 0);
+    cudaGraphAddKernelNode(&first, other, nullptr, 0, &params);
+    g_assert_cmpint(cudaGraphExecKernelNodeSetParams(exec, first, &params), ==,
+                    cudaErrorInvalidValue);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaGraphDestroy(other);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/cuemu/graphs_of_launches", test_graph);
     g_test_add_func("/cuemu/threads_and_blocks_have_numbers", test_numbers);
     g_test_add_func("/cuemu/shared_memory_begins_as_poison", test_poison);
     g_test_add_func("/cuemu/warp_operations", test_warp);

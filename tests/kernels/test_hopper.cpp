@@ -137,11 +137,9 @@ static bool ring_is_right(int in_registers)
 
     memset(out, 0xff, sizeof out);
     if (in_registers)
-        LAUNCH(ring_kernel<1>, 1, WARPGROUP + LANES, sizeof(Ring), nullptr, out, a_all[0],
-               b_all[0]);
+        CUEMU_RUN(ring_kernel<1>, 1, WARPGROUP + LANES, sizeof(Ring), out, a_all[0], b_all[0]);
     else
-        LAUNCH(ring_kernel<0>, 1, WARPGROUP + LANES, sizeof(Ring), nullptr, out, a_all[0],
-               b_all[0]);
+        CUEMU_RUN(ring_kernel<0>, 1, WARPGROUP + LANES, sizeof(Ring), out, a_all[0], b_all[0]);
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < COLS; c++)
             right &= out[r * COLS + c] == expected(r, c);
@@ -225,7 +223,7 @@ static void test_late(void)
     alignas(16) uint32_t from[4] = {7, 7, 7, 7};
     uint32_t seen[2];
 
-    LAUNCH(late_kernel, 1, 32, sizeof(Late), nullptr, seen, from);
+    CUEMU_RUN(late_kernel, 1, 32, sizeof(Late), seen, from);
     g_assert_cmphex(seen[0], ==, 0xffffffffu);
     g_assert_cmphex(seen[1], ==, 7);
 }
@@ -256,7 +254,7 @@ static float written(int fenced, int changed)
 {
     float out[WARPGROUP];
 
-    LAUNCH(written_kernel, 1, WARPGROUP, MATRIX_BYTES(16), nullptr, out, fenced, changed);
+    CUEMU_RUN(written_kernel, 1, WARPGROUP, MATRIX_BYTES(16), out, fenced, changed);
     return out[5];
 }
 
@@ -321,25 +319,25 @@ static const struct {
     void (*launch)(const char *from);
 } refusals[] = {
     {"copy_from_between", "*multiples of 16*",
-     [](const char *from) { LAUNCH(odd_copy_kernel, 1, 32, sizeof(Late), nullptr, from, 8, 16); }},
+     [](const char *from) { CUEMU_RUN(odd_copy_kernel, 1, 32, sizeof(Late), from, 8, 16); }},
     {"copy_of_odd_bytes", "*multiples of 16*",
-     [](const char *from) { LAUNCH(odd_copy_kernel, 1, 32, sizeof(Late), nullptr, from, 0, 8); }},
+     [](const char *from) { CUEMU_RUN(odd_copy_kernel, 1, 32, sizeof(Late), from, 0, 8); }},
     {"copy_beyond", "*outside dynamic shared memory*",
-     [](const char *from) { LAUNCH(odd_copy_kernel, 1, 32, sizeof(Late), nullptr, from, 0, 32); }},
+     [](const char *from) { CUEMU_RUN(odd_copy_kernel, 1, 32, sizeof(Late), from, 0, 32); }},
     {"barrier_without_fence", "*without a proxy fence*",
-     [](const char *from) { LAUNCH(unfenced_kernel, 1, 32, sizeof(Late), nullptr, from); }},
+     [](const char *from) { CUEMU_RUN(unfenced_kernel, 1, 32, sizeof(Late), from); }},
     {"wait_without_end", "*a wait that nothing ends at *:*",
-     [](const char *) { LAUNCH(endless_kernel, 1, 32, sizeof(Late), nullptr); }},
+     [](const char *) { CUEMU_RUN(endless_kernel, 1, 32, sizeof(Late)); }},
     {"barrier_not_set_up", "*not set up at *:*",
-     [](const char *) { LAUNCH(unknown_kernel, 1, 32, sizeof(Late), nullptr); }},
+     [](const char *) { CUEMU_RUN(unknown_kernel, 1, 32, sizeof(Late)); }},
     {"product_without_fence", "*without a fence before it*",
-     [](const char *) { LAUNCH(product_kernel, 1, 128, 4096, nullptr, 0, 0, 1); }},
+     [](const char *) { CUEMU_RUN(product_kernel, 1, 128, 4096, 0, 0, 1); }},
     {"product_without_wait", "*nobody waited for*",
-     [](const char *) { LAUNCH(product_kernel, 1, 128, 4096, nullptr, 0, 1, 0); }},
+     [](const char *) { CUEMU_RUN(product_kernel, 1, 128, 4096, 0, 1, 0); }},
     {"product_beyond", "*beyond shared memory*",
-     [](const char *) { LAUNCH(product_kernel, 1, 128, 64, nullptr, 0, 1, 1); }},
+     [](const char *) { CUEMU_RUN(product_kernel, 1, 128, 64, 0, 1, 1); }},
     {"swizzle", "*swizzled*",
-     [](const char *) { LAUNCH(product_kernel, 1, 128, 4096, nullptr, 1ull << 62, 1, 1); }},
+     [](const char *) { CUEMU_RUN(product_kernel, 1, 128, 4096, 1ull << 62, 1, 1); }},
 };
 
 static void test_refusal(gconstpointer n)
