@@ -60,9 +60,9 @@ gboolean dialect_answer(const Tokenizer *tokenizer, const char *words, gboolean 
 #define DIALECT_BAD  "bad"
 
 /* Reads an action; NULL (no error) when it is none: it names no line, changes nothing, or is too
- * many edits. The edits are arguments of the tool `edit`: str_replace, with as many lines around as make
- * the place the only one. `ret_changes` (may be NULL): the changed files as they are then, path to
- * text. */
+ * many edits. The edits are arguments of the tool `edit`: str_replace, with as many lines around as
+ * make the place the only one. `ret_changes` (may be NULL): the changed files as they are then,
+ * path to text. */
 json_t *dialect_action(const Source *source, const char *text, json_t **ret_changes);
 
 /* The edits that make the lines of `source` those of `fixed`, as an action; NULL where lines were

@@ -28,7 +28,7 @@ pattern = ls
 [warmup]
 updates = 120
 tokens = 1024
-gold = 0.8
+gold = 0.4
 text = 0.1
 lr = 0.01
 lr_end = 0.002
