@@ -116,8 +116,7 @@ static gboolean corpus(const TrainTask *task, guint number, GString *out, GError
 
 const TrainDialect dialect_compact = {
     .name = "compact",
-    .summary =
-        "numbered lines; an action is a line as it is to read; tests after every action",
+    .summary = "numbered lines; an action is a line as it is to read; tests after every action",
     .answer_rows = 16,
     .prompt = prompt,
     .turn = turn,
