@@ -233,17 +233,24 @@ static gboolean edit_parse(const char *text, LineEdit *edit)
     return strlen(edit->text) < DIALECT_TOKENS_MAX;
 }
 
-/* Lexemes [from, a_end) of `a` and [from, b_end) of `b`: what differs between the lines, with one
- * lexeme around it where one of the two would be empty. FALSE: nothing does. */
-static gboolean lines_differ(const SourceLine *a, const SourceLine *b, guint *from, guint *a_end,
-                             guint *b_end)
+static gboolean lines_equal(const SourceLine *a, const SourceLine *b)
+{
+    guint n = a->lexemes->len, at = 0;
+
+    while (at < n && n == b->lexemes->len && lexeme_equal(a, at, b, at))
+        at++;
+    return at == n && n == b->lexemes->len;
+}
+
+/* Lexemes [from, a_end) of `a` and [from, b_end) of `b`: where the lines differ, which they do,
+ * with one lexeme around it where one of the two would be empty. */
+static void lines_differ(const SourceLine *a, const SourceLine *b, guint *from, guint *a_end,
+                         guint *b_end)
 {
     guint na = a->lexemes->len, nb = b->lexemes->len, at = 0, same = 0;
 
     while (at < na && at < nb && lexeme_equal(a, at, b, at))
         at++;
-    if (at == na && at == nb)
-        return FALSE;
     while (at + same < na && at + same < nb && lexeme_equal(a, na - 1 - same, b, nb - 1 - same))
         same++;
     if (at > 0 && (at + same == na || at + same == nb))
@@ -253,7 +260,6 @@ static gboolean lines_differ(const SourceLine *a, const SourceLine *b, guint *fr
     *from = at;
     *a_end = na - same;
     *b_end = nb - same;
-    return TRUE;
 }
 
 /* Where lexemes [from, to) of the line stand in its text. */
@@ -276,8 +282,9 @@ static char *edit_apply(const char *text, const LineEdit *edit)
     guint from, line_end, new_end;
     gsize line_at, line_len, new_at, new_len;
 
-    if (of_edit->len == 0 || !lines_differ(&line, &new, &from, &line_end, &new_end))
+    if (of_edit->len == 0 || lines_equal(&line, &new))
         return NULL;
+    lines_differ(&line, &new, &from, &line_end, &new_end);
     line_at = piece_at(&line, from, line_end, &line_len);
     new_at = piece_at(&new, from, new_end, &new_len);
     return g_strdup_printf("%.*s%.*s%s", (int)line_at, text, (int)new_len, new_text + new_at,
@@ -380,14 +387,13 @@ json_t *dialect_action(const Source *source, const char *text, json_t **ret_chan
 char *dialect_fix(const Source *source, const Source *fixed)
 {
     g_autoptr(GString) out = g_string_new(NULL);
-    guint from, a_end, b_end;
 
     if (source->lines->len != fixed->lines->len)
         return NULL;
     for (guint i = 0; i < source->lines->len; i++) {
         const SourceLine *line = fixed->lines->pdata[i];
 
-        if (!lines_differ(source->lines->pdata[i], line, &from, &a_end, &b_end))
+        if (lines_equal(source->lines->pdata[i], line))
             continue;
         g_string_append_printf(out, "%s%u", out->len ? "\n" : "", i + 1);
         append_lexemes(out, line, 0, line->lexemes->len);
@@ -443,10 +449,10 @@ char *dialect_random(const Source *source, GRand *rand)
         guint number = (guint)g_rand_int_range(rand, 0, (gint32)source->lines->len);
         const SourceLine *line = source->lines->pdata[number];
         guint at = (guint)g_rand_int_range(rand, 0, (gint32)line->lexemes->len);
-        g_autofree char *old = lexeme_text(line, at), *new = other_of_kind(source, old, rand);
+        g_autofree char *word = lexeme_text(line, at), *other = other_of_kind(source, word, rand);
 
-        if (new &&strcmp(old, new))
-            return action_with(number + 1, line, at, new);
+        if (other && strcmp(word, other) != 0)
+            return action_with(number + 1, line, at, other);
     }
     return g_strdup("1 ;");
 }
