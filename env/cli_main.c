@@ -64,10 +64,10 @@ static const CliOption generate_options[] = {
     {"seed", "S", "what the tasks are drawn from (default 0)"},
     {"count", "N", "so many (default 100)"},
     {"split", "S", "train (default), tune, tune-functions, heldout-bugs or heldout-functions"},
-    {"families", "A,B", "only these functions, or: c, python"},
+    {"families", "A,B", "only these functions, or: c, python, idioms"},
     {"out", "FILE", "write the rows there (else: standard output)"},
     {"canary", NULL, "tasks that cannot be solved: rewards for them are an alarm"},
-    {"imitation", NULL, "bugs that tests do not notice as well: for warm-up, not for rewards"},
+    {"imitation", NULL, "also functions and bugs without tests: for warm-up, not for rewards"},
     {"verify", NULL, "see each one fail, and pass when fixed, in boxes"}, {NULL, NULL, NULL}};
 static const CliOption results_options[] = {
     {"verdict", "V", "only this verdict"}, {"follow", NULL,

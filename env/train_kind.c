@@ -78,19 +78,30 @@ static json_t *files_fixed(const Task *task, GError **error)
     return NULL;
 }
 
+/* The sources that the tests call; of a task without tests, the file that is wrong. */
+static GStrv shown_paths(const Task *task, GError **error)
+{
+    const json_t *repair = json_object_get(task->json, "repair");
+    const char *wrong = json_string_value(json_object_get(repair, "path"));
+
+    if (!json_object_get(task->json, "calls") && wrong)
+        return g_strsplit(wrong, "\n", 1);
+    g_autoptr(TaskCalls) calls = task_calls_read(task, error);
+    return calls ? g_steal_pointer(&calls->sources) : NULL;
+}
+
 gboolean kind_open_sources(TrainTask *made, GError **error)
 {
-    g_autoptr(TaskCalls) calls = NULL;
+    g_auto(GStrv) paths = NULL;
     g_autoptr(json_t) files = NULL, fixed = NULL;
 
     if (!made->task->files)
         return error_set(error, ASSAY_ERROR_UNSUPPORTED, "its repository is not in the row");
-    if (!(calls = task_calls_read(made->task, error)) || !(fixed = files_fixed(made->task, error)))
+    if (!(paths = shown_paths(made->task, error)) || !(fixed = files_fixed(made->task, error)))
         return FALSE;
     files = json_deep_copy(made->task->files);
-    made->source = source_new(files, (const char *const *)calls->sources, error);
-    made->fixed =
-        made->source ? source_new(fixed, (const char *const *)calls->sources, error) : NULL;
+    made->source = source_new(files, (const char *const *)paths, error);
+    made->fixed = made->source ? source_new(fixed, (const char *const *)paths, error) : NULL;
     return made->fixed != NULL;
 }
 

@@ -257,7 +257,8 @@ static gboolean read_demos(Train *t, GError **error)
 {
     const char *path = t->config->tasks_warmup;
 
-    t->demos = *path ? train_tasks_read(path, 0, FALSE, error) : g_ptr_array_ref(t->tasks);
+    t->demos =
+        *path ? train_tasks_read(path, 0, TRAIN_TO_IMITATE, error) : g_ptr_array_ref(t->tasks);
     return t->demos != NULL;
 }
 
@@ -265,7 +266,7 @@ static gboolean read_canaries(Train *t, GError **error)
 {
     const char *path = t->config->tasks_canaries;
 
-    t->canaries = *path ? train_tasks_read(path, 0, TRUE, error) : NULL;
+    t->canaries = *path ? train_tasks_read(path, 0, TRAIN_TO_ALARM, error) : NULL;
     return t->canaries || !*path;
 }
 
@@ -282,7 +283,8 @@ static gboolean read_sets(Train *t, GError **error)
         if (!equals)
             return error_set(error, ASSAY_ERROR_INPUT, "eval.sets: %s is not NAME=FILE", name);
         set.name = g_strndup(name, equals - name);
-        set.tasks = train_tasks_read(equals + 1, (guint)t->config->eval_tasks, FALSE, error);
+        set.tasks =
+            train_tasks_read(equals + 1, (guint)t->config->eval_tasks, TRAIN_TO_GRADE, error);
         g_array_append_val(t->sets, set);
         if (!set.tasks)
             return FALSE;
@@ -381,7 +383,7 @@ Train *train_open(const TrainConfig *config, VerdictRunner *verdicts,
         omp_set_num_threads((int)config->run_threads);
     if (!train_plan(config, &ranks, &plan, error) || !train_plan_check(&plan, error) ||
         !keep_config(t, error) ||
-        !(t->tasks = train_tasks_read(config->tasks_train, 0, FALSE, error)) ||
+        !(t->tasks = train_tasks_read(config->tasks_train, 0, TRAIN_TO_GRADE, error)) ||
         !read_demos(t, error) || !read_canaries(t, error) || !read_sets(t, error) ||
         !build(t, error))
         return NULL;

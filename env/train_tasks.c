@@ -58,18 +58,21 @@ TrainTask *train_task_new(json_t *row, GError **error)
 typedef struct {
     GPtrArray *tasks;
     guint tasks_max;
-    gboolean canaries;
+    TrainUse use;
     GError *error;
 } Reading;
 
-static gboolean belongs(const TrainTask *task, gboolean canaries, GError **error)
+static gboolean is_of_use(const TrainTask *task, TrainUse use, GError **error)
 {
-    if (task->is_canary == canaries)
-        return TRUE;
-    return error_set(error, ASSAY_ERROR_INPUT,
-                     canaries ? "task %s: it is no canary"
-                              : "task %s: a canary cannot be solved; it belongs in tasks.canaries",
-                     task->task->instance_id);
+    const char *why = NULL;
+
+    if (task->is_canary && use != TRAIN_TO_ALARM)
+        why = "a canary cannot be solved; it belongs in tasks.canaries";
+    else if (!task->is_canary && use == TRAIN_TO_ALARM)
+        why = "it is no canary";
+    else if (task->source && !json_object_get(task->task->json, "calls") && use != TRAIN_TO_IMITATE)
+        why = "it has no tests and cannot be graded; it belongs in tasks.warmup";
+    return !why || error_set(error, ASSAY_ERROR_INPUT, "task %s: %s", task->task->instance_id, why);
 }
 
 static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
@@ -86,15 +89,15 @@ static gboolean on_row(Task *task, guint line, const GError *why, gpointer data)
         return FALSE;
     }
     g_ptr_array_add(reading->tasks, made);
-    if (!belongs(made, reading->canaries, &reading->error))
+    if (!is_of_use(made, reading->use, &reading->error))
         return FALSE;
     return reading->tasks_max == 0 || reading->tasks->len < reading->tasks_max;
 }
 
-GPtrArray *train_tasks_read(const char *path, guint tasks_max, gboolean canaries, GError **error)
+GPtrArray *train_tasks_read(const char *path, guint tasks_max, TrainUse use, GError **error)
 {
     g_autoptr(GPtrArray) tasks = g_ptr_array_new_with_free_func((GDestroyNotify)train_task_free);
-    Reading reading = {tasks, tasks_max, canaries, NULL};
+    Reading reading = {tasks, tasks_max, use, NULL};
 
     if (!dataset_read(path, NULL, on_row, &reading, error))
         return NULL;

@@ -26,10 +26,16 @@ TrainTask *train_task_new(json_t *row, GError **error);
 void train_task_free(TrainTask *task);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainTask, train_task_free)
 
+/* What tasks are read for. */
+typedef enum TrainUse {
+    TRAIN_TO_GRADE,   /* rollouts and evaluation */
+    TRAIN_TO_IMITATE, /* tests are not needed */
+    TRAIN_TO_ALARM,   /* canaries */
+} TrainUse;
+
 /* Reads rows of the kinds of env/train_kind.h. At most `tasks_max`, 0: all. A row that is no such
- * task is an error that names it; so is a canary in a file that should have none, and the other way
- * round. */
-GPtrArray *train_tasks_read(const char *path, guint tasks_max, gboolean canaries, GError **error);
+ * task is an error that names it; so is one that is of no use for this. */
+GPtrArray *train_tasks_read(const char *path, guint tasks_max, TrainUse use, GError **error);
 
 typedef struct TrainPrompts {
     const struct TrainDialect *dialect;

@@ -12,6 +12,7 @@
  */
 #include "tasks/repair.h"
 
+#include "tasks/repair_idiom.h"
 #include "tasks/repair_kind.h"
 
 #include "base/error.h"
@@ -28,7 +29,8 @@ typedef struct Choice {
 struct RepairSource {
     guint64 state;
     RepairSplit split;
-    gboolean joins;     /* mutants with others of the same function */
+    gboolean joins; /* mutants with others of the same function */
+    gboolean has_idioms;
     GPtrArray *choices; /* Choice */
     GHashTable *seen;   /* keys of what was given out */
     guint n_bugs;
@@ -59,9 +61,10 @@ RepairSplit repair_split_of(const RepairFamily *family, const RepairMutant *muta
     static const RepairSplit by_share[] = {[REPAIR_SHARE_TRAIN] = REPAIR_TRAIN,
                                            [REPAIR_SHARE_TUNE] = REPAIR_TUNE,
                                            [REPAIR_SHARE_HELDOUT] = REPAIR_HELDOUT_BUGS};
-    if (family->part == REPAIR_PART_TRAIN)
-        return by_share[mutant->share];
-    return family->part == REPAIR_PART_TUNE ? REPAIR_TUNE_FUNCTIONS : REPAIR_HELDOUT_FUNCTIONS;
+    static const RepairSplit by_part[] = {[REPAIR_PART_TUNE] = REPAIR_TUNE_FUNCTIONS,
+                                          [REPAIR_PART_HELDOUT] = REPAIR_HELDOUT_FUNCTIONS,
+                                          [REPAIR_PART_IMITATION] = REPAIR_TRAIN};
+    return family->part == REPAIR_PART_TRAIN ? by_share[mutant->share] : by_part[family->part];
 }
 
 /* splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014. */
@@ -85,10 +88,9 @@ static void choice_free(gpointer data)
     g_free(choice);
 }
 
-static gboolean is_asked_for(const RepairFamily *family, const char *const *wanted)
+static gboolean is_asked_for(const char *name, const char *language, const char *const *wanted)
 {
-    return wanted == NULL || g_strv_contains(wanted, family->name) ||
-           g_strv_contains(wanted, family->language);
+    return wanted == NULL || g_strv_contains(wanted, name) || g_strv_contains(wanted, language);
 }
 
 static gboolean families_exist(const char *const *wanted, GError **error)
@@ -97,9 +99,9 @@ static gboolean families_exist(const char *const *wanted, GError **error)
     g_autoptr(GPtrArray) names = g_ptr_array_new();
     for (guint i = 0; i < families->len; i++)
         g_ptr_array_add(names, ((RepairFamily *)families->pdata[i])->name);
-    g_ptr_array_add(names, (gpointer)(gsize) "c");
-    g_ptr_array_add(names, (gpointer)(gsize) "python");
-    g_ptr_array_add(names, NULL);
+    static const char *const sorts[] = {"c", "python", REPAIR_IDIOMS, NULL};
+    for (gsize i = 0; i < G_N_ELEMENTS(sorts); i++)
+        g_ptr_array_add(names, (gpointer)(gsize)sorts[i]);
     for (; wanted != NULL && *wanted != NULL; wanted++) {
         if (g_strv_contains((const char *const *)names->pdata, *wanted))
             continue;
@@ -142,10 +144,14 @@ RepairSource *repair_source_new(const RepairOptions *options, GError **error)
     source->seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     for (guint i = 0; i < families->len; i++) {
         const RepairFamily *family = families->pdata[i];
-        if (family->fails != NULL && is_asked_for(family, options->families))
+        if (family->fails != NULL &&
+            is_asked_for(family->name, family->language, options->families))
             add_family(source, family, options->for_imitation);
     }
-    if (source->choices->len == 0) {
+    source->has_idioms = options->for_imitation && !options->is_canary &&
+                         options->split == REPAIR_TRAIN &&
+                         is_asked_for(REPAIR_IDIOMS, "c", options->families);
+    if (source->choices->len == 0 && !source->has_idioms) {
         error_set(error, ASSAY_ERROR_NOT_FOUND, "no family that was asked for is of split %s",
                   split_names[options->split]);
         return NULL;
@@ -204,7 +210,7 @@ static json_t *canary_row(RepairSource *source, const RepairFamily *family, guin
     return row;
 }
 
-/* The mutant with others, one more every fifth time; NULL: by itself. */
+/* The mutant with others of its family, one more every fifth time; NULL: by itself. */
 static RepairMutant *join_more(RepairSource *source, const Choice *choice,
                                const RepairMutant *first)
 {
@@ -221,24 +227,50 @@ static RepairMutant *join_more(RepairSource *source, const Choice *choice,
     return g_steal_pointer(&all);
 }
 
+/* A row of one of the mutants; NULL without an error: it was there before, or is of no kind. */
+static json_t *choice_row(RepairSource *source, const Choice *choice, GError **error)
+{
+    const RepairFamily *family = choice->family;
+    guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
+    const RepairMutant *mutant = family->mutants->pdata[i];
+    g_autoptr(RepairMutant) joined = source->joins ? join_more(source, choice, mutant) : NULL;
+    const RepairNames names = repair_names_draw(family, draw, source);
+    const char *bug = joined != NULL ? joined->key : mutant->key;
+    if (!g_hash_table_add(source->seen, key_of(family, bug, &names)))
+        return NULL;
+    guint fails = joined != NULL || family->fails == NULL ? 0 : family->fails[i];
+    g_autoptr(json_t) row = source->is_canary ? canary_row(source, family, i, &names, error)
+                                              : repair_row(family, joined != NULL ? joined : mutant,
+                                                           fails, &names, error);
+    if (row != NULL && source->kind != NULL && !repair_kind_apply(row, source->kind))
+        return NULL;
+    return g_steal_pointer(&row);
+}
+
+/* A row of a function made for it. */
+static json_t *idiom_row(RepairSource *source, GError **error)
+{
+    g_autoptr(RepairFamily) family = repair_idiom_draw(draw, source);
+    g_autoptr(GArray) mutants = g_array_new(FALSE, FALSE, sizeof(guint));
+    for (guint i = 0; i < family->mutants->len; i++)
+        g_array_append_val(mutants, i);
+    const Choice choice = {.family = family, .mutants = mutants};
+    return mutants->len > 0 ? choice_row(source, &choice, error) : NULL;
+}
+
 json_t *repair_source_next(RepairSource *source, GError **error)
 {
     for (guint tries = 0; tries < TRIES_MAX; tries++) {
-        const Choice *choice = source->choices->pdata[draw(source, source->choices->len)];
-        guint i = g_array_index(choice->mutants, guint, draw(source, choice->mutants->len));
-        const RepairMutant *mutant = choice->family->mutants->pdata[i];
-        g_autoptr(RepairMutant) joined = source->joins ? join_more(source, choice, mutant) : NULL;
-        const RepairNames names = repair_names_draw(choice->family, draw, source);
-        const char *bug = joined != NULL ? joined->key : mutant->key;
-        if (!g_hash_table_add(source->seen, key_of(choice->family, bug, &names)))
-            continue;
-        guint fails = joined != NULL ? 0 : choice->family->fails[i];
-        g_autoptr(json_t) row = source->is_canary
-                                    ? canary_row(source, choice->family, i, &names, error)
-                                    : repair_row(choice->family, joined != NULL ? joined : mutant,
-                                                 fails, &names, error);
-        if (row == NULL || source->kind == NULL || repair_kind_apply(row, source->kind))
-            return g_steal_pointer(&row);
+        guint n = source->choices->len;
+        gboolean is_idiom = source->has_idioms && (n == 0 || draw(source, 2) == 0);
+        GError *failure = NULL;
+        json_t *row = is_idiom
+                          ? idiom_row(source, &failure)
+                          : choice_row(source, source->choices->pdata[draw(source, n)], &failure);
+        if (failure != NULL)
+            g_propagate_error(error, failure);
+        if (row != NULL || failure != NULL)
+            return row;
     }
     error_set(error, ASSAY_ERROR_LIMIT, "no new task in %u draws, after %u; ask for more families",
               TRIES_MAX, g_hash_table_size(source->seen));

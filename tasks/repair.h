@@ -41,8 +41,9 @@ typedef struct RepairOptions {
     const char *const *families; /* names, or "c" and "python"; NULL: all */
     const char *kind;            /* of tasks/repair_kind.h; NULL: repairs */
     gboolean is_canary; /* with a call that no repair can satisfy: rewards for it are an alarm */
-    gboolean for_imitation; /* bugs that tests do not notice as well, and up to four edits at once:
-                             * nothing to be graded on */
+    gboolean for_imitation; /* not to be graded: half of the rows are of functions made for it
+                             * (repair_idiom.h; "idioms", a part of "c") and have no `calls`, bugs
+                             * are also those that no test notices, edits up to four */
 } RepairOptions;
 
 typedef struct RepairSource RepairSource;

@@ -227,6 +227,30 @@ static void read_facts(GPtrArray *families)
     }
 }
 
+void repair_family_finish(RepairFamily *family)
+{
+    family->mutants = repair_mutants(family->name, family->language, family->code);
+    family->digest = digest_of(family);
+    find_roles(family);
+}
+
+void repair_family_free(RepairFamily *family)
+{
+    if (family == NULL)
+        return;
+    g_strfreev(family->names);
+    g_strfreev(family->helpers);
+    g_ptr_array_unref(family->calls);
+    g_ptr_array_unref(family->expected);
+    g_ptr_array_unref(family->mutants);
+    char *const texts[] = {family->name, family->says,   family->code,
+                           family->also, family->header, family->digest};
+    for (gsize i = 0; i < G_N_ELEMENTS(texts); i++)
+        g_free(texts[i]);
+    g_free(family->fails);
+    g_free(family);
+}
+
 const GPtrArray *repair_families(void)
 {
     static GPtrArray *families;
@@ -239,9 +263,7 @@ const GPtrArray *repair_families(void)
         RepairFamily *family = list->pdata[i];
         g_assert(family->code != NULL && family->names != NULL && family->says != NULL);
         g_assert(family->calls->len >= 5 && family->calls->len <= REPAIR_CALLS_MAX);
-        family->mutants = repair_mutants(family->name, family->language, family->code);
-        family->digest = digest_of(family);
-        find_roles(family);
+        repair_family_finish(family);
     }
     read_facts(list);
     g_once_init_leave(&families, list);

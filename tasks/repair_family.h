@@ -23,8 +23,9 @@
 
 typedef enum RepairPart {
     REPAIR_PART_TRAIN = 0,
-    REPAIR_PART_TUNE = 1,    /* occurs in tuning only */
-    REPAIR_PART_HELDOUT = 2, /* occurs in no phase of training, nor in tuning */
+    REPAIR_PART_TUNE = 1,      /* occurs in tuning only */
+    REPAIR_PART_HELDOUT = 2,   /* occurs in no phase of training, nor in tuning */
+    REPAIR_PART_IMITATION = 3, /* made for imitation (repair_idiom.h), all its bugs for training */
 } RepairPart;
 
 #define REPAIR_CALLS_MAX 12u
@@ -41,11 +42,19 @@ typedef struct RepairFamily {
     char *digest;               /* of all that the facts depend on */
     GPtrArray *expected;        /* what each call shows */
     guint16 *fails;             /* per mutant: bit i for call i; 0: the tests do not notice it, or
-                                 * not on every machine. NULL: facts are missing or outdated */
+                                 * not on every machine. NULL: facts are missing or outdated, or
+                                 * there are no calls */
 } RepairFamily;
 
 /* All of them, read once. A mistake in the files is a bug. */
 const GPtrArray *repair_families(void);
+
+/* Finds the mutants, digest and roles of a family that has its code, names and calls. */
+void repair_family_finish(RepairFamily *family);
+
+/* For families that are not of that list. */
+void repair_family_free(RepairFamily *family);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(RepairFamily, repair_family_free)
 
 /* Names of roles, by letter. */
 typedef struct RepairNames {

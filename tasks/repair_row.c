@@ -270,14 +270,15 @@ static json_t *row_json(const Row *row, guint fails, GError **error)
         g_strdup_printf("%s(): %s.\n\nSome of its tests fail; the mistake is in %s.\n",
                         row->names->of['F'], row->family->says, row->path);
     json_t *out = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:O, s:i, s:o, s:o}",
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:O, s:i, s:o}",
         "dataset", "repair", "instance_id", id, "repo", repo, "base_commit", commit, "language",
         row->family->language, "problem_statement", statement, "patch", gold, "test_patch",
         test_patch, "log_parser", "assay_plain", "eval_type", "pass_and_fail", "eval_script",
         script, "FAIL_TO_PASS", test_names(n, fails, TRUE), "PASS_TO_PASS",
-        test_names(n, fails, FALSE), "files", files, "wall_s", WALL_S, "calls", make_calls(row),
-        "repair", make_repair(row));
+        test_names(n, fails, FALSE), "files", files, "wall_s", WALL_S, "repair", make_repair(row));
     g_assert(out != NULL); /* our own text is UTF-8 */
+    if (row->family->calls->len > 0)
+        json_object_set_new(out, "calls", make_calls(row));
     return out;
 }
 

@@ -252,6 +252,19 @@ def check_canaries(lab):
     shutil.rmtree(lab.top / "r", ignore_errors=True)
 
 
+def check_idioms(lab):
+    """functions_without_tests_are_imitated_and_never_graded"""
+    idioms = lab.top / "idioms"
+    done = assay("task", "generate", "repair", "--imitation", "--families", "idioms", "--seed", "3", "--count", "40",
+                 "--out", str(idioms))
+    assert done.returncode == 0, done.stderr
+    done = lab.run("imitates", f"tasks.warmup={idioms}", "warmup.updates=4", "run.updates=1")
+    assert done.returncode == 0, done.stderr
+    for name, setting in ("graded", f"tasks.train={idioms}"), ("judged", f"eval.sets=x={idioms}"):
+        done = lab.run(name, setting)
+        assert done.returncode != 0 and "belongs in tasks.warmup" in done.stderr, done.stderr
+
+
 def check_plan(lab):
     """what_a_run_wants_of_memory_is_said_before_it_begins"""
     done = assay("train", "plan", str(lab.top / "run.conf"), "--json")
@@ -378,7 +391,7 @@ def check_refusals(lab):
 
 PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows, check_replay)
 CHECKS = [check_run, check_metrics, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching,
-          check_settings, check_tools, check_kinds, check_canaries,
+          check_settings, check_tools, check_kinds, check_canaries, check_idioms,
           check_plan, check_failed, check_windows, check_replay, check_refusals]
 
 

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "tasks/calls.h"
 #include "tasks/repair.h"
+#include "tasks/repair_idiom.h"
 
 #include <string.h>
 
@@ -140,24 +141,6 @@ static void mutants_are_joined_where_they_do_not_meet(void)
     g_assert_cmpuint(n_refused, >, 20);
 }
 
-static void imitation_has_more_bugs_of_the_same_split(void)
-{
-    const RepairOptions options = {.seed = 3, .split = REPAIR_TRAIN, .for_imitation = TRUE};
-    g_autoptr(RepairSource) graded = source_of(3, REPAIR_TRAIN, NULL);
-    g_autoptr(RepairSource) source = repair_source_new(&options, NULL);
-    guint n_unnoticed = 0, n_several = 0;
-    g_assert_cmpuint(repair_source_bugs(source), >, repair_source_bugs(graded) * 3 / 2);
-    for (guint i = 0; i < 150; i++) {
-        g_autoptr(json_t) row = next_of(source);
-        g_assert_cmpstr(repair_str(row, "split"), ==, "train");
-        const json_t *edits = json_object_get(json_object_get(row, "repair"), "edits");
-        n_several += json_array_size(edits) > 2;
-        n_unnoticed += json_array_size(json_object_get(row, "FAIL_TO_PASS")) == 0;
-    }
-    g_assert_cmpuint(n_unnoticed, >, 30);
-    g_assert_cmpuint(n_several, >, 10);
-}
-
 static char *rows_text(guint64 seed, guint n)
 {
     g_autoptr(RepairSource) source = source_of(seed, REPAIR_TRAIN, NULL);
@@ -212,6 +195,56 @@ static void check_edits(const json_t *row)
         g_assert_nonnull(strstr(patch, removed));
     }
     g_assert_cmpstr(wrong, !=, right);
+}
+
+static void imitation_has_more_bugs_of_the_same_split(void)
+{
+    const RepairOptions options = {.seed = 3, .split = REPAIR_TRAIN, .for_imitation = TRUE};
+    g_autoptr(RepairSource) graded = source_of(3, REPAIR_TRAIN, NULL);
+    g_autoptr(RepairSource) source = repair_source_new(&options, NULL);
+    guint n_unnoticed = 0, n_several = 0, n_idioms = 0;
+    g_assert_cmpuint(repair_source_bugs(source), >, repair_source_bugs(graded) * 3 / 2);
+    for (guint i = 0; i < 150; i++) {
+        g_autoptr(json_t) row = next_of(source);
+        g_assert_cmpstr(repair_str(row, "split"), ==, "train");
+        const json_t *edits = json_object_get(json_object_get(row, "repair"), "edits");
+        n_several += json_array_size(edits) > 2;
+        gboolean is_idiom = g_str_has_prefix(repair_str(row, "family"), "idiom-");
+        n_idioms += is_idiom;
+        n_unnoticed += !is_idiom && json_array_size(json_object_get(row, "FAIL_TO_PASS")) == 0;
+        g_assert_true(is_idiom == (json_object_get(row, "calls") == NULL));
+        if (json_array_size(edits) == 1)
+            check_edits(row);
+    }
+    g_assert_cmpuint(n_unnoticed, >, 15);
+    g_assert_cmpuint(n_idioms, >, 50);
+    g_assert_cmpuint(n_idioms, <, 100);
+    g_assert_cmpuint(n_several, >, 10);
+}
+
+/* They have no tests: never for grading, never in another split. */
+static void idioms_are_for_imitation_only(void)
+{
+    const char *const idioms[] = {REPAIR_IDIOMS, NULL}, *const one[] = {"sign", NULL};
+    const RepairOptions refused[] = {
+        {.families = idioms},
+        {.families = idioms, .for_imitation = TRUE, .split = REPAIR_TUNE},
+        {.families = idioms, .for_imitation = TRUE, .is_canary = TRUE},
+    };
+    for (gsize i = 0; i < G_N_ELEMENTS(refused); i++) {
+        g_autoptr(GError) error = NULL;
+        g_assert_null(repair_source_new(&refused[i], &error));
+        g_assert_error(error, ASSAY_ERROR, ASSAY_ERROR_NOT_FOUND);
+    }
+    const RepairOptions without = {.families = one, .for_imitation = TRUE},
+                        only = {.families = idioms, .for_imitation = TRUE};
+    g_autoptr(RepairSource) source = repair_source_new(&without, NULL);
+    g_autoptr(RepairSource) made = repair_source_new(&only, NULL);
+    for (guint i = 0; i < 20; i++) {
+        g_autoptr(json_t) row = next_of(source), other = next_of(made);
+        g_assert_cmpstr(repair_str(row, "family"), ==, "sign");
+        g_assert_true(g_str_has_prefix(repair_str(other, "family"), "idiom-"));
+    }
 }
 
 static void rows_are_tasks_with_calls_and_edits(void)
@@ -305,6 +338,7 @@ int main(int argc, char **argv)
     ADD(splits_share_no_bug_and_no_heldout_function);
     ADD(mutants_are_joined_where_they_do_not_meet);
     ADD(imitation_has_more_bugs_of_the_same_split);
+    ADD(idioms_are_for_imitation_only);
     ADD(a_seed_gives_the_same_rows_again);
     ADD(rows_are_tasks_with_calls_and_edits);
     ADD(a_source_says_when_it_has_no_more);
