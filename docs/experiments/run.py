@@ -50,7 +50,7 @@ class Bench:
             if not out.exists():
                 self.call("task", "generate", "repair", "--families", "c", "--seed", "1", "--count", str(count),
                           "--split", split, "--out", str(out))
-        for name, count in ("imitation", 40000), ("canary", 200):
+        for name, count in ("imitation", 60000), ("canary", 200):
             out = self.top / f"{name}.jsonl"
             if not out.exists():
                 self.call("task", "generate", "repair", "--families", "c", "--seed", "1", "--count", str(count),

@@ -18,6 +18,13 @@ typedef struct {
     int m, n, k;
 } GemmJob;
 
+/* With `up`, c = SiLU(a) (.) b of the products a with job.b and b with `up`; else the job alone. */
+typedef struct {
+    GemmJob job;
+    const char *up;
+    float *a, *b; /* may be NULL; rows as of c */
+} GatedJob;
+
 /* Whose the rows of a list of jobs are: all are the one job's, or those from offsets[j] up to
  * offsets[j + 1] job j's. Then jobs share arrays of `rows` rows, of which offsets, on the card,
  * says whose is which. */
@@ -101,6 +108,9 @@ static __device__ __forceinline__ void gemm_acc(Acc acc, Tile<TA, TB> *tile, con
 
 /* Jobs of a list have the same number of columns. */
 void gemm_launch(const GemmJob *jobs, GemmRows rows, GemmTerms terms);
+/* The jobs of all experts' gates and ups (moe.cu). */
+void moe_up_jobs(GatedJob *jobs, void *a, void *b, void *act, const void *x, const MoePlan *plan,
+                 const MoeWeights *w);
 /* y [T, width] = sum of each row's slots of `from`, in ascending order of expert (moe.cu). */
 void moe_combine(float *y, const float *from, const float *weights, const MoePlan *plan, int width);
 

@@ -32,13 +32,6 @@
 #define RING_BYTES (204 << 10)
 #define PACK_BLOCK 128
 
-/* A job of gemm.h; with `up`, c = SiLU(a) (.) b of the products a with job.b and b with `up`. */
-typedef struct {
-    GemmJob job;
-    const char *up;
-    float *a, *b; /* may be NULL; rows as of c */
-} HopperJob;
-
 template <int TX, int TW, int TN> struct Stage {
     unsigned char w[BLOCK_N * W_LD * (TW == 1 ? 2 : 4)];
     unsigned short x[TX][TN * STAGE_K];
@@ -64,7 +57,7 @@ static __device__ __forceinline__ void row_part(float x[CORE], const float *row,
 
 /* One stage of one tile: [TX][tn / 8][STAGE_K / 8][8][8]. */
 static __global__ void __launch_bounds__(PACK_BLOCK)
-    planes_kernel(unsigned short *planes, const HopperJob *jobs, GemmRows rows, int tn, int terms)
+    planes_kernel(unsigned short *planes, const GatedJob *jobs, GemmRows rows, int tn, int terms)
 {
     GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, tn);
     const GemmJob *job = &jobs[at.job].job;
@@ -105,7 +98,7 @@ template <int UP> static __device__ __forceinline__ int w_column(int r)
 }
 
 template <int UP>
-static __device__ __forceinline__ const char *w_row(const HopperJob *job, int col0, int r)
+static __device__ __forceinline__ const char *w_row(const GatedJob *job, int col0, int r)
 {
     const char *w = UP && r % 16 >= 8 ? job->up : job->job.b;
 
@@ -113,7 +106,7 @@ static __device__ __forceinline__ const char *w_row(const HopperJob *job, int co
 }
 
 template <int TX, int TW, int TN, int UP>
-static __device__ __forceinline__ void produce(Ring<TX, TW, TN> *ring, const HopperJob *job,
+static __device__ __forceinline__ void produce(Ring<TX, TW, TN> *ring, const GatedJob *job,
                                                const unsigned short *planes, int col0, int steps)
 {
     const int element = TW == 1 ? 2 : 4, most = UP ? BLOCK_N / 2 : BLOCK_N;
@@ -209,7 +202,7 @@ static __device__ __forceinline__ int w_of(int e)
 }
 
 template <int TN>
-static __device__ __forceinline__ void write_rows(const HopperJob *job, float acc[TN / 8][4],
+static __device__ __forceinline__ void write_rows(const GatedJob *job, float acc[TN / 8][4],
                                                   GemmTile at, int col0)
 {
     const GemmJob *g = &job->job;
@@ -223,7 +216,7 @@ static __device__ __forceinline__ void write_rows(const HopperJob *job, float ac
 }
 
 template <int TN>
-static __device__ __forceinline__ void write_gated(const HopperJob *job, float acc[TN / 8][4],
+static __device__ __forceinline__ void write_gated(const GatedJob *job, float acc[TN / 8][4],
                                                    GemmTile tile, int col0)
 {
     const GemmJob *g = &job->job;
@@ -248,12 +241,12 @@ static __device__ __forceinline__ void write_gated(const HopperJob *job, float a
 
 template <int TX, int TW, int TN, int UP>
 static __global__ void __launch_bounds__(CONSUMERS + LANES, 1)
-    wgmma_kernel(const HopperJob *jobs, GemmRows rows, const unsigned short *planes, int steps)
+    wgmma_kernel(const GatedJob *jobs, GemmRows rows, const unsigned short *planes, int steps)
 {
     typedef Ring<TX, TW, TN> R;
     DYN_SMEM(R, ring);
     GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TN);
-    const HopperJob *job = &jobs[at.job];
+    const GatedJob *job = &jobs[at.job];
     int col0 = (int)blockIdx.y * (UP ? BLOCK_N / 2 : BLOCK_N);
     float acc[TN / 8][4];
 
@@ -302,14 +295,14 @@ static __global__ void __launch_bounds__(CONSUMERS + LANES, 1)
 static const struct {
     int x, w, tn, up;
     size_t smem;
-    void (*kernel)(const HopperJob *jobs, GemmRows rows, const unsigned short *planes, int steps);
+    void (*kernel)(const GatedJob *jobs, GemmRows rows, const unsigned short *planes, int steps);
 } kernels[] = {HOPPER_ROWS(1, 1, 0), HOPPER_ROWS(2, 2, 0), HOPPER_ROWS(1, 1, 1),
                HOPPER_ROWS(2, 2, 1)};
 
 /* Tiles are as wide as an even share of the rows asks for: bits do not depend on it. */
-static void launch(const HopperJob *jobs, GemmRows rows, GemmTerms terms)
+static void launch(const GatedJob *jobs, GemmRows rows, GemmTerms terms)
 {
-    const HopperJob *staged = (const HopperJob *)cuda_put(jobs, (size_t)rows.n * sizeof *jobs);
+    const GatedJob *staged = (const GatedJob *)cuda_put(jobs, (size_t)rows.n * sizeof *jobs);
     int tn = rows.rows > ROWS_FEW * rows.n ? ROWS_MANY : ROWS_FEW, up = jobs[0].up != NULL;
     int steps = (jobs[0].job.k + STAGE_K - 1) / STAGE_K, tiles = gemm_tiles_most(rows, tn);
     size_t stage = (size_t)terms.a * (size_t)tn * STAGE_K * sizeof(unsigned short);
@@ -330,7 +323,7 @@ static void launch(const HopperJob *jobs, GemmRows rows, GemmTerms terms)
 
 void hopper_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision)
 {
-    HopperJob job = {};
+    GatedJob job = {};
 
     if (w->format > WEIGHT_BF16 || precision == GEMM_EXACT) {
         cuda_gemm_fwd(y, x, w, rows, precision);
@@ -347,7 +340,7 @@ void hopper_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmP
 void hopper_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
                        const MoeWeights *w)
 {
-    HopperJob jobs[OPS_EXPERTS_MAX] = {};
+    GatedJob jobs[OPS_EXPERTS_MAX];
 
     if (w->w1[0].format > WEIGHT_BF16) {
         cuda_moe_up_fwd(a, b, act, x, plan, w);
@@ -355,14 +348,7 @@ void hopper_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan
     }
     if (plan->rows == 0)
         return;
-    for (int e = 0; e < plan->experts; e++) {
-        jobs[e].job = gemm_job_fwd((float *)act, (const float *)x, &w->w1[e], plan->rows);
-        jobs[e].job.a_rows = plan->source;
-        jobs[e].job.divide = plan->topk;
-        jobs[e].up = (const char *)w->w3[e].data;
-        jobs[e].a = (float *)a;
-        jobs[e].b = (float *)b;
-    }
+    moe_up_jobs(jobs, a, b, act, x, plan, w);
     cuda_op_begin();
     launch(jobs, gemm_rows_of(plan), gemm_terms(w->w1[0].format, GEMM_ROUNDED));
     cuda_op_end("moe_up_fwd");
@@ -371,7 +357,7 @@ void hopper_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan
 void hopper_moe_down_fwd(void *y, void *expert_out, const void *act, const void *weights,
                          const MoePlan *plan, const MoeWeights *w)
 {
-    HopperJob jobs[OPS_EXPERTS_MAX] = {};
+    GatedJob jobs[OPS_EXPERTS_MAX] = {};
 
     if (w->w2[0].format > WEIGHT_BF16) {
         cuda_moe_down_fwd(y, expert_out, act, weights, plan, w);

@@ -171,25 +171,18 @@ void cuda_route_balance_bwd(void *dz, const void *z, const MoePlan *plan, double
 
 /* ---- experts, forward ---- */
 
-/* Slots of all experts: c = SiLU(A B^T) (.) (A B2^T); a warp's first 32 columns of the tile are the
- * gate's, its last 32 the same columns of the other. */
-typedef struct {
-    GemmJob gate; /* c: where SiLU(a) (.) b goes */
-    const char *up;
-    float *a, *b; /* may be NULL; rows as of c */
-} UpJob;
-
+/* A warp's first 32 columns of a tile are the gate's, its last 32 the same columns of the other. */
 static __device__ __forceinline__ int up_col(int j, int e)
 {
     return acc_col(j, e) / 64 * 32 + acc_col(j, e) % 32;
 }
 
 template <int T>
-static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int m, int col0)
+static __device__ __forceinline__ void up_tile(const GatedJob *job, int row0, int m, int col0)
 {
     DYN_SMEM(void, smem);
     Tile<T, T> *tile = (Tile<T, T> *)smem;
-    const GemmJob *g = &job->gate;
+    const GemmJob *g = &job->job;
     int n = g->n - col0;
     Side b = gemm_side_b(g, col0);
     Acc acc;
@@ -225,7 +218,7 @@ static __device__ __forceinline__ void up_tile(const UpJob *job, int row0, int m
 }
 
 static __global__ void __launch_bounds__(TILE_BLOCK)
-    moe_up_1_kernel(const UpJob *jobs, GemmRows rows)
+    moe_up_1_kernel(const GatedJob *jobs, GemmRows rows)
 {
     GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TILE_M);
 
@@ -234,7 +227,7 @@ static __global__ void __launch_bounds__(TILE_BLOCK)
 }
 
 static __global__ void __launch_bounds__(TILE_BLOCK)
-    moe_up_2_kernel(const UpJob *jobs, GemmRows rows)
+    moe_up_2_kernel(const GatedJob *jobs, GemmRows rows)
 {
     GemmTile at = gemm_tile_at(rows, (int)blockIdx.x, TILE_M);
 
@@ -266,25 +259,31 @@ void moe_combine(float *y, const float *from, const float *weights, const MoePla
            plan->order, plan->slot, plan->topk, width);
 }
 
-void cuda_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
-                     const MoeWeights *w)
+void moe_up_jobs(GatedJob *jobs, void *a, void *b, void *act, const void *x, const MoePlan *plan,
+                 const MoeWeights *w)
 {
-    UpJob jobs[OPS_EXPERTS_MAX];
-    int width = w->w1[0].n, two = w->w1[0].format == WEIGHT_REAL;
-    GemmRows rows = gemm_rows_of(plan);
-    const UpJob *staged;
-
-    if (plan->rows == 0)
-        return;
     for (int e = 0; e < plan->experts; e++) {
         GemmJob gate = gemm_job_fwd((float *)act, (const float *)x, &w->w1[e], plan->rows);
 
         gate.a_rows = plan->source;
         gate.divide = plan->topk;
-        jobs[e] = (UpJob){gate, (const char *)w->w3[e].data, (float *)a, (float *)b};
+        jobs[e] = (GatedJob){gate, (const char *)w->w3[e].data, (float *)a, (float *)b};
     }
+}
+
+void cuda_moe_up_fwd(void *a, void *b, void *act, const void *x, const MoePlan *plan,
+                     const MoeWeights *w)
+{
+    GatedJob jobs[OPS_EXPERTS_MAX];
+    int width = w->w1[0].n, two = w->w1[0].format == WEIGHT_REAL;
+    GemmRows rows = gemm_rows_of(plan);
+    const GatedJob *staged;
+
+    if (plan->rows == 0)
+        return;
+    moe_up_jobs(jobs, a, b, act, x, plan, w);
     cuda_op_begin();
-    staged = (const UpJob *)cuda_put(jobs, (size_t)plan->experts * sizeof *jobs);
+    staged = (const GatedJob *)cuda_put(jobs, (size_t)plan->experts * sizeof *jobs);
     dim3 grid((unsigned)gemm_tiles_most(rows, TILE_M),
               blocks_for((size_t)width, TILE_N / 2, SIZE_MAX));
     if (two)
