@@ -85,7 +85,7 @@ RolloutOptions train_rollout_options(const Train *t)
 
     return (RolloutOptions){
         .samples = (guint)c->rollout_samples,
-        .turns = (guint)c->rollout_turns,
+        .turns = (guint)train_config_turns(c),
         .tokens_max = window_tokens(c, t->window.at),
         .context_max = c->rollout_context,
         .text_bytes_max = (guint)c->rollout_observation,

@@ -76,6 +76,8 @@ const TrainKey train_keys[] = {
     {"rollout.groups", TRAIN_INT, AT(rollout_groups), 1, 65536, "32", "tasks of a batch"},
     {"rollout.samples", TRAIN_INT, AT(rollout_samples), 1, 4096, "16", "episodes of a task"},
     {"rollout.turns", TRAIN_INT, AT(rollout_turns), 1, 64, "2", "turns of an episode"},
+    {"rollout.turns_learnt", TRAIN_INT, AT(rollout_turns_learnt), 0, 64, "0",
+     "turns of the episodes that are learnt from; 0: all that there may be"},
     {"rollout.tokens", TRAIN_INT, AT(rollout_tokens), 1, 1e6, "32", "tokens of a turn"},
     {"rollout.windows", TRAIN_TEXT, AT(rollout_windows), 0, 0, "",
      "N,N,...: the limit of a turn grows in stages, the last is rollout.tokens"},
@@ -385,6 +387,15 @@ guint train_config_windows(const TrainConfig *c, gint64 *windows)
     return n;
 }
 
+static gboolean check_turns(const TrainConfig *c, GError **error)
+{
+    return c->rollout_turns_learnt <= c->rollout_turns ||
+           error_set(error, ASSAY_ERROR_INPUT,
+                     "rollout.turns_learnt is %" G_GINT64_FORMAT
+                     "; it must be at most rollout.turns, %" G_GINT64_FORMAT,
+                     c->rollout_turns_learnt, c->rollout_turns);
+}
+
 static gboolean check_windows(const TrainConfig *c, GError **error)
 {
     g_auto(GStrv) words = g_strsplit(c->rollout_windows, ",", -1);
@@ -459,7 +470,8 @@ static gboolean check(const TrainConfig *c, GError **error)
                     error) ||
         !check_word("rollout.server_api", c->rollout_server_api, FALSE, name_api, REMOTE_APIS,
                     error) ||
-        !check_server(c, error) || !check_ranks(c, error) || !check_windows(c, error))
+        !check_server(c, error) || !check_ranks(c, error) || !check_turns(c, error) ||
+        !check_windows(c, error))
         return FALSE;
     if (!*c->model_pattern || !softmax)
         return error_set(error, ASSAY_ERROR_INPUT,
@@ -573,13 +585,18 @@ AdvantageOptions train_config_advantage(const TrainConfig *c)
                               .population = c->loss_population};
 }
 
+gint64 train_config_turns(const TrainConfig *c)
+{
+    return c->rollout_turns_learnt > 0 ? c->rollout_turns_learnt : c->rollout_turns;
+}
+
 NormOptions train_config_norm(const TrainConfig *c)
 {
     int kind = word_index(c->loss_normaliser, name_norm, NORM_KINDS);
 
     return (NormOptions){.kind = kind < 0 ? loss_find(c->loss_name)->norm : (NormKind)kind,
                          .over_all = c->loss_over_all,
-                         .length = (int)(c->rollout_turns * c->rollout_tokens)};
+                         .length = (int)(train_config_turns(c) * c->rollout_tokens)};
 }
 
 RemoteApi train_config_api(const TrainConfig *c)

@@ -34,7 +34,8 @@ typedef struct TrainConfig {
     /* [rollout] */
     gint64 rollout_groups, rollout_samples, rollout_turns, rollout_tokens, rollout_cache_mib;
     gint64 rollout_rows, rollout_refill, rollout_repetition, rollout_overlong_from;
-    gint64 rollout_boxes, rollout_context, rollout_observation, rollout_command_s;
+    gint64 rollout_turns_learnt, rollout_boxes, rollout_context, rollout_observation,
+        rollout_command_s;
     char *rollout_cut, *rollout_dialect, *rollout_windows;
     double rollout_window_flat, rollout_window_near;
     gint64 rollout_window_span;
@@ -84,6 +85,7 @@ char *train_key_value(GKeyFile *file, const TrainKey *key);
 LossOptions train_config_loss(const TrainConfig *config, const Loss **ret_loss);
 AdvantageOptions train_config_advantage(const TrainConfig *config);
 NormOptions train_config_norm(const TrainConfig *config);
+gint64 train_config_turns(const TrainConfig *config); /* of the episodes that are learnt from */
 RemoteApi train_config_api(const TrainConfig *config);
 /* dp is not said here: what the number of ranks leaves. */
 Layout train_config_layout(const TrainConfig *config);

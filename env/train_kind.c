@@ -84,8 +84,12 @@ static GStrv shown_paths(const Task *task, GError **error)
     const json_t *repair = json_object_get(task->json, "repair");
     const char *wrong = json_string_value(json_object_get(repair, "path"));
 
-    if (!json_object_get(task->json, "calls") && wrong)
-        return g_strsplit(wrong, "\n", 1);
+    if (!json_object_get(task->json, "calls") && wrong) {
+        GStrv paths = g_new0(char *, 2);
+
+        paths[0] = g_strdup(wrong);
+        return paths;
+    }
     g_autoptr(TaskCalls) calls = task_calls_read(task, error);
     return calls ? g_steal_pointer(&calls->sources) : NULL;
 }

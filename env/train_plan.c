@@ -123,7 +123,7 @@ static guint64 episodes_bytes(const TrainConfig *c, const ModelConfig *shape)
     guint64 episodes = (guint64)c->rollout_groups * (guint64)c->rollout_samples *
                        (guint64)(c->rollout_refill + 1) * (guint64)(c->run_behind + 1);
 
-    return episodes * (guint64)c->rollout_turns * (guint64)c->rollout_tokens *
+    return episodes * (guint64)train_config_turns(c) * (guint64)c->rollout_tokens *
            (TOKEN_BYTES + 2 * routes_bytes(c, shape));
 }
 

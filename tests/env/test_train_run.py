@@ -169,12 +169,13 @@ def check_settings(lab):
     done = lab.run("v", "rollout.refill=3", "loss.kl=k3", "loss.kl_beta=0.5", "loss.mismatch=tis",
                    "loss.anchor=recomputed", "rollout.cut=mask", "rollout.overlong_from=2",
                    "rollout.overlong_penalty=0.5", "rollout.repetition=3", "loss.entropy=0.01", "loss.balance=0.01",
-                   "loss.name=dapo", "optim.epochs=2", "run.updates=4")
+                   "loss.name=dapo", "optim.epochs=2", "run.updates=4", "rollout.turns=3", "rollout.turns_learnt=1")
     assert done.returncode == 0, done.stderr
     rl = [row for row in lab.rows("v") if row["phase"] == "rl"]
     assert all(value is not None for row in rl for value in row.values()), rl
     assert rl[-1]["policy/kl_reference"] > 0
     assert any(row["signal/groups_used"] > row["episode/steps_mean"] for row in rl)
+    assert all(row["episode/steps_mean"] == 1 for row in rl), "turns beyond those learnt from"
     assert any(row["reward/mean"] % 0.25 for row in rl), "no reward was shortened"
     assert (lab.top / "v" / "reference" / "config.json").exists()
 
@@ -370,6 +371,7 @@ def check_refusals(lab):
                           (["optim.rows=40"], "tokens, the limit is"),
                           (["model.path=/nowhere"], "/nowhere"),
                           (["model.heads=5"], "multiple of model.heads"),
+                          (["rollout.turns=2", "rollout.turns_learnt=3"], "at most rollout.turns, 2"),
                           (["rollout.cache_mib=1048576"], "of memory, there are"),
                           (["optim.rows=1000000", "model.hidden=4096"], "activations ")):
         done = lab.run("r", *settings)
