@@ -118,7 +118,7 @@ static const Grammar *grammar_get(void)
     const GPtrArray *families = repair_families();
     grammar.rules = g_hash_table_new(g_str_hash, g_str_equal); /* for the life of the process */
     grammar.headers = g_hash_table_new(g_str_hash, g_str_equal);
-    grammar.families = g_hash_table_new(g_str_hash, g_str_equal);
+    grammar.families = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     grammar_read(&grammar);
     for (guint i = 0; i < families->len; i++)
         g_hash_table_add(grammar.families, likeness(((RepairFamily *)families->pdata[i])->code));
