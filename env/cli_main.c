@@ -64,7 +64,7 @@ static const CliOption generate_options[] = {
     {"seed", "S", "what the tasks are drawn from (default 0)"},
     {"count", "N", "so many (default 100)"},
     {"split", "S", "train (default), tune, tune-functions, heldout-bugs or heldout-functions"},
-    {"families", "A,B", "only these functions, or: c, python, idioms"},
+    {"families", "A,B", "only these functions, or: c, python; --imitation: idioms"},
     {"out", "FILE", "write the rows there (else: standard output)"},
     {"canary", NULL, "tasks that cannot be solved: rewards for them are an alarm"},
     {"imitation", NULL, "also functions and bugs without tests: for warm-up, not for rewards"},

@@ -88,6 +88,8 @@ static gboolean is_failing(const json_t *row, gsize call)
 static gboolean make_test(json_t *row)
 {
     const json_t *calls = json_object_get(row, "calls"), *expected;
+    if (calls == NULL) /* a function without tests */
+        return FALSE;
     const char *driver = text_at(calls, "driver");
     gsize form = g_str_equal(text_at(calls, "language"), "python");
     const char *before = forms[form].before, *after = forms[form].after;

@@ -245,6 +245,12 @@ static void idioms_are_for_imitation_only(void)
         g_assert_cmpstr(repair_str(row, "family"), ==, "sign");
         g_assert_true(g_str_has_prefix(repair_str(other, "family"), "idiom-"));
     }
+    const RepairOptions tests = {.for_imitation = TRUE, .kind = "test"};
+    g_autoptr(RepairSource) asked = repair_source_new(&tests, NULL);
+    for (guint i = 0; i < 20; i++) {
+        g_autoptr(json_t) row = next_of(asked);
+        g_assert_nonnull(json_object_get(row, "calls"));
+    }
 }
 
 static void rows_are_tasks_with_calls_and_edits(void)
