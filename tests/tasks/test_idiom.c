@@ -7,7 +7,7 @@
 #include <glib/gstdio.h>
 #include <string.h>
 
-#define N_DRAWN       5000
+#define N_DRAWN       1000
 #define FIRST_OF_SEED "idiom-29638164bb34"
 
 /* Numbers of a linear congruential generator, its high bits (Knuth, MMIX). */
