@@ -113,20 +113,29 @@ static gboolean families_exist(const char *const *wanted, GError **error)
     return TRUE;
 }
 
-static void add_family(RepairSource *source, const RepairFamily *family, gboolean unnoticed)
+/* NULL: none of its mutants is of the split. */
+static Choice *choice_new(RepairSplit split, const RepairFamily *family, gboolean unnoticed)
 {
     Choice *choice = g_new0(Choice, 1);
     choice->family = family;
     choice->mutants = g_array_new(FALSE, FALSE, sizeof(guint));
     for (guint i = 0; i < family->mutants->len; i++)
-        if ((family->fails[i] != 0 || unnoticed) &&
-            repair_split_of(family, family->mutants->pdata[i]) == source->split)
+        if ((unnoticed || family->fails[i] != 0) &&
+            repair_split_of(family, family->mutants->pdata[i]) == split)
             g_array_append_val(choice->mutants, i);
-    source->n_bugs += choice->mutants->len;
     if (choice->mutants->len > 0)
-        g_ptr_array_add(source->choices, choice);
-    else
-        choice_free(choice);
+        return choice;
+    choice_free(choice);
+    return NULL;
+}
+
+static void add_family(RepairSource *source, const RepairFamily *family, gboolean unnoticed)
+{
+    Choice *choice = choice_new(source->split, family, unnoticed);
+    if (choice == NULL)
+        return;
+    source->n_bugs += choice->mutants->len;
+    g_ptr_array_add(source->choices, choice);
 }
 
 RepairSource *repair_source_new(const RepairOptions *options, GError **error)
@@ -251,11 +260,12 @@ static json_t *choice_row(RepairSource *source, const Choice *choice, GError **e
 static json_t *idiom_row(RepairSource *source, GError **error)
 {
     g_autoptr(RepairFamily) family = repair_idiom_draw(draw, source);
-    g_autoptr(GArray) mutants = g_array_new(FALSE, FALSE, sizeof(guint));
-    for (guint i = 0; i < family->mutants->len; i++)
-        g_array_append_val(mutants, i);
-    const Choice choice = {.family = family, .mutants = mutants};
-    return mutants->len > 0 ? choice_row(source, &choice, error) : NULL;
+    Choice *choice = choice_new(source->split, family, TRUE);
+    if (choice == NULL)
+        return NULL;
+    json_t *row = choice_row(source, choice, error);
+    choice_free(choice);
+    return row;
 }
 
 json_t *repair_source_next(RepairSource *source, GError **error)

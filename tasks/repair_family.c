@@ -230,7 +230,6 @@ static void read_facts(GPtrArray *families)
 void repair_family_finish(RepairFamily *family)
 {
     family->mutants = repair_mutants(family->name, family->language, family->code);
-    family->digest = digest_of(family);
     find_roles(family);
 }
 
@@ -264,6 +263,7 @@ const GPtrArray *repair_families(void)
         g_assert(family->code != NULL && family->names != NULL && family->says != NULL);
         g_assert(family->calls->len >= 5 && family->calls->len <= REPAIR_CALLS_MAX);
         repair_family_finish(family);
+        family->digest = digest_of(family);
     }
     read_facts(list);
     g_once_init_leave(&families, list);

@@ -39,7 +39,7 @@ typedef struct RepairFamily {
     char roles[128];            /* the letters of those that occur */
     GPtrArray *calls;           /* statements, one text each */
     GPtrArray *mutants;         /* RepairMutant */
-    char *digest;               /* of all that the facts depend on */
+    char *digest;               /* of all that the facts depend on; NULL: there can be none */
     GPtrArray *expected;        /* what each call shows */
     guint16 *fails;             /* per mutant: bit i for call i; 0: the tests do not notice it, or
                                  * not on every machine. NULL: facts are missing or outdated, or
@@ -49,7 +49,7 @@ typedef struct RepairFamily {
 /* All of them, read once. A mistake in the files is a bug. */
 const GPtrArray *repair_families(void);
 
-/* Finds the mutants, digest and roles of a family that has its code, names and calls. */
+/* Finds the mutants and roles of a family that has its texts. */
 void repair_family_finish(RepairFamily *family);
 
 /* For families that are not of that list. */

@@ -98,7 +98,7 @@ static char *likeness(const char *code)
     char seen[128] = {0}, n = 'a';
     for (const char *at = code; at < code + len; at++) {
         if (*at == '$' && g_ascii_islower(at[1])) {
-            char *number = &seen[(guchar) * ++at & 127];
+            char *number = &seen[(int)*++at];
             if (*number == 0)
                 *number = n++;
             g_string_append_printf(out, "$%c", *number);
