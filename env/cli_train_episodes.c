@@ -234,9 +234,10 @@ int cli_train_explain(Cli *cli)
         rollouts ? numbered_file(dir, "checkpoints", "", cli_option(cli, "weights"), &error) : NULL;
     g_autofree char *model_dir = weights ? g_build_filename(weights, "model", NULL) : NULL;
     g_autoptr(Tokenizer) tokenizer = weights ? tokenizer_of(dir, &error) : NULL;
-    g_autoptr(Model) model = tokenizer ? model_load(backend_ops(), model_dir, WEIGHT_REAL,
-                                                    (guint)config->model_chunk, &error)
-                                       : NULL;
+    g_autoptr(Model) model =
+        tokenizer ? model_load(backend_ops(), model_dir, train_config_weights(config),
+                               (guint)config->model_chunk, &error)
+                  : NULL;
     g_autoptr(Trainer) trainer =
         model ? trainer_new(model, EXPLAIN_ROWS, ACTS_KEEP_ALL, &error) : NULL;
     g_autoptr(GPtrArray) groups = trainer ? record_read(rollouts, NULL, &error) : NULL;

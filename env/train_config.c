@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "policy/coded.h"
 
 #include <math.h>
 #include <string.h>
@@ -38,6 +39,8 @@ const TrainKey train_keys[] = {
      "ranks that share the rows of a batch; what tp and sp leave of the ranks share minibatches"},
     {"model.path", TRAIN_TEXT, AT(model_path), 0, 0, "",
      "a model with its tokenizer to begin with; else a random one of the shape below"},
+    {"model.weights", TRAIN_TEXT, AT(model_weights), 0, 0, "f32",
+     "f32, or bf16: what products read, and may round to; weights that are stepped stay f32"},
     {"model.pattern", TRAIN_TEXT, AT(model_pattern), 0, 0, "llls",
      "layers: l lightning, s softmax attention"},
     {"model.hidden", TRAIN_INT, AT(model_hidden), 8, 16384, "128", "width"},
@@ -321,6 +324,11 @@ static const char *name_kl(int kind)
     return kl_name((KlKind)kind);
 }
 
+static const char *name_weights(int kind)
+{
+    return weight_format_name(kind ? WEIGHT_BF16 : WEIGHT_REAL);
+}
+
 static const char *name_anchor(int kind)
 {
     return kind ? "recomputed" : "rollout";
@@ -465,6 +473,7 @@ static gboolean check(const TrainConfig *c, GError **error)
                     error) ||
         !check_word("loss.kl", c->loss_kl, FALSE, name_kl, KL_KINDS, error) ||
         !check_word("loss.anchor", c->loss_anchor, FALSE, name_anchor, 2, error) ||
+        !check_word("model.weights", c->model_weights, FALSE, name_weights, 2, error) ||
         !check_word("rollout.cut", c->rollout_cut, FALSE, name_cut, 2, error) ||
         !check_word("rollout.dialect", c->rollout_dialect, FALSE, name_dialect, dialects_count(),
                     error) ||
@@ -602,6 +611,11 @@ NormOptions train_config_norm(const TrainConfig *c)
 RemoteApi train_config_api(const TrainConfig *c)
 {
     return (RemoteApi)word_index(c->rollout_server_api, name_api, REMOTE_APIS);
+}
+
+WeightFormat train_config_weights(const TrainConfig *c)
+{
+    return word_index(c->model_weights, name_weights, 2) ? WEIGHT_BF16 : WEIGHT_REAL;
 }
 
 Layout train_config_layout(const TrainConfig *c)

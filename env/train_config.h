@@ -21,7 +21,7 @@ typedef struct TrainConfig {
     /* [ranks] */
     gint64 ranks_tp, ranks_ep, ranks_sp;
     /* [model] */
-    char *model_path, *model_pattern;
+    char *model_path, *model_weights, *model_pattern;
     gint64 model_hidden, model_heads, model_kv_heads, model_rotary, model_experts, model_topk,
         model_ffn, model_vocab, model_chunk;
     /* [tasks] */
@@ -89,6 +89,7 @@ gint64 train_config_turns(const TrainConfig *config); /* of the episodes that ar
 RemoteApi train_config_api(const TrainConfig *config);
 /* dp is not said here: what the number of ranks leaves. */
 Layout train_config_layout(const TrainConfig *config);
+WeightFormat train_config_weights(const TrainConfig *config);
 
 /* The limits of rollout.windows, shortest first; returns how many. */
 #define TRAIN_WINDOWS_MAX 16u

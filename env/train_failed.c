@@ -71,8 +71,9 @@ gboolean train_retry(const char *dir, TrainerStats *stats, GError **error)
     g_autofree char *checkpoint = g_build_filename(dir, "checkpoint", NULL);
     g_autofree char *model_dir = g_build_filename(checkpoint, "model", NULL);
     g_autoptr(TrainConfig) c = train_config_load(conf, NULL, error);
-    g_autoptr(Model) model =
-        c ? model_load(backend_ops(), model_dir, WEIGHT_REAL, (guint)c->model_chunk, error) : NULL;
+    g_autoptr(Model) model = c ? model_load(backend_ops(), model_dir, train_config_weights(c),
+                                            (guint)c->model_chunk, error)
+                               : NULL;
     const TrainerRanks ranks = {.shares = c ? (guint)c->optim_shares : 0}; /* the same sums */
     g_autoptr(Trainer) trainer =
         model ? trainer_new_ranks(model, (int)c->optim_rows,

@@ -150,8 +150,8 @@ gboolean train_plan(const TrainConfig *c, const TrainPlanRanks *ranks, TrainPlan
         !trainer_shares(layout.dp, (guint)c->optim_shares, &shares, error) ||
         !layout_part(&shape, &layout, layout.tp - 1, &cut, error)) /* the largest part */
         return FALSE;
-    m = model_shape(backend_ops(), &shape, WEIGHT_REAL);
-    part = model_shape(backend_ops(), &cut, WEIGHT_REAL);
+    m = model_shape(backend_ops(), &shape, train_config_weights(c));
+    part = model_shape(backend_ops(), &cut, train_config_weights(c));
     params = params_count(part) * ops_real_size(m->ops->real);
     acts = acts_bytes(part, (rows + (int)layout.sp - 1) / (int)layout.sp, keep);
     trainer = trainer_bytes(part, rows, keep, &layout, shares);

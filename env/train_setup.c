@@ -73,6 +73,7 @@ static Tokenizer *tokenizer_for(const Train *t, const char *kept, GError **error
 
 static Model *model_for(const Train *t, GError **error)
 {
+    WeightFormat format = train_config_weights(t->config);
     g_autoptr(Weights) weights = NULL;
     ModelConfig config;
 
@@ -80,15 +81,15 @@ static Model *model_for(const Train *t, GError **error)
         if (!model_config_read(t->config->model_path, &config, error))
             return NULL;
         config.chunk = (guint32)t->config->model_chunk;
-        return model_shape(backend_ops(), &config, WEIGHT_REAL);
+        return model_shape(backend_ops(), &config, format);
     }
     if (*t->config->model_path)
-        return model_load(backend_ops(), t->config->model_path, WEIGHT_REAL,
+        return model_load(backend_ops(), t->config->model_path, format,
                           (guint)t->config->model_chunk, error);
     if (!train_shape(t->config, (guint)tokenizer_size(t->tokenizer), &config, error) ||
         !(weights = init_weights(&config, (guint64)t->config->run_seed, TENSOR_F32, error)))
         return NULL;
-    return model_from_weights(backend_ops(), weights, WEIGHT_REAL, 0, error);
+    return model_from_weights(backend_ops(), weights, format, 0, error);
 }
 
 /* ---- checkpoints ---- */
@@ -326,12 +327,14 @@ static Trainer *trainer_for(const Train *t, GError **error)
     const TrainConfig *c = t->config;
     const TrainerRanks ranks = {t->comm->size > 1 ? t->comm : NULL, train_config_layout(c),
                                 (guint)c->optim_shares, (double)c->run_ranks_wait_s};
-
+    /* what the model has is rounded where its weights are bf16 */
+    gboolean is_loaded =
+        !*c->model_path || (train_holds_whole(c) && train_config_weights(c) == WEIGHT_REAL);
     g_autoptr(Trainer) trainer =
         trainer_new_ranks(t->model, (int)c->optim_rows,
                           c->optim_recompute ? ACTS_KEEP_INPUTS : ACTS_KEEP_ALL, &ranks, error);
 
-    if (trainer && !train_holds_whole(c) && !checkpoint_load(c->model_path, trainer, error))
+    if (trainer && !is_loaded && !checkpoint_load(c->model_path, trainer, error))
         return NULL;
     return g_steal_pointer(&trainer);
 }

@@ -167,10 +167,12 @@ typedef struct Ops {
     /* y = a x + b y, in place in y. */
     void (*axpby)(void *y, double a, const void *x, double b, size_t n);
 
-    /* y [T, n] = x [T, k] W^T; dx [T, k] = dy W (adds if `add`); dw [n, k] += dy^T x. */
+    /* y [T, n] = x [T, k] W^T; dx [T, k] = dy W (adds if `add`); dw [n, k] += dy^T x. Where W is
+     * bf16, dy and the x of dw may be rounded to bf16; dw reads W's shape and format alone. A sum
+     * over rows may then depend on where rows were cut into calls. */
     void (*gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision);
     void (*gemm_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add);
-    void (*gemm_dw)(void *dw, const void *dy, const void *x, int rows, int n, int k);
+    void (*gemm_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows);
 
     /* y = z sigmoid(z), in place allowed; dz = dy s (1 + z (1 - s)), in place allowed in dy. */
     void (*silu_fwd)(void *y, const void *z, size_t n);

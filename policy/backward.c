@@ -131,7 +131,7 @@ void backward_free(Backward *b)
 static void linear_bwd(const Model *m, void *dx, void *dw, const void *dy, const void *x,
                        const OpsWeight *w, int rows, int add)
 {
-    m->ops->gemm_dw(dw, dy, x, rows, w->n, w->k);
+    m->ops->gemm_dw(dw, dy, x, w, rows);
     m->ops->gemm_dx(dx, dy, w, rows, add);
 }
 

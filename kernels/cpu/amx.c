@@ -11,31 +11,9 @@
  *     between blocks of k as f32, which rounds nothing.
  *  2. Tiles are configured on entry and released on return: no state outlives a call.
  */
-#include "kernels/cpu/amx.h"
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/amx_tile.h"
 
-#define PAIR_ROWS (2 * AMX_ROWS)
-#define BLOCK_K   256  /* 16 KiB of a pair's activations, and as much of a panel */
-#define CHUNK_K   2048 /* of rounded activations, in the second-level cache */
-#define STEP_K    32   /* of one load */
-#define AHEAD     4    /* steps */
-
-/* Tiles: sums 0 .. 3 (row of tiles * 2 + column of tiles), activations 4, 5, weights 6, 7. */
-static void shape_set(AmxShape *shape, int rows)
-{
-    static const uint16_t bytes[AMX_TILES] = {4 * CPU_WIDTH, 4 * CPU_WIDTH, 4 * CPU_WIDTH,
-                                              4 * CPU_WIDTH, 2 * STEP_K,    2 * STEP_K,
-                                              4 * CPU_WIDTH, 4 * CPU_WIDTH};
-    int high = rows < AMX_ROWS ? rows : AMX_ROWS, low = rows - high;
-    const int count[AMX_TILES] = {high, high, low, low, high, low, STEP_K / 2, STEP_K / 2};
-
-    memset(shape, 0, sizeof *shape);
-    shape->palette = 1;
-    for (int t = 0; t < AMX_TILES; t++) {
-        shape->rows[t] = (uint8_t)count[t];
-        shape->bytes[t] = count[t] ? bytes[t] : 0;
-    }
-}
+#define CHUNK_K 2048 /* of rounded activations, in the second-level cache */
 
 /* Of x [rows], the numbers from k on as bf16: [..][BLOCK_K] for each block of k, zeros up to a
  * whole step and up to `full` rows. */
@@ -56,58 +34,6 @@ static void round_chunk(uint16_t a[][ROWS_MAX * BLOCK_K], const float *const *x,
     }
 }
 
-/* Sums of a pair, rows `ld` numbers apart. */
-static void sums_load(const float *sums, size_t ld, int low)
-{
-    size_t row = ld * sizeof *sums;
-
-    amx_load(0, sums, row);
-    amx_load(1, sums + CPU_WIDTH, row);
-    if (low) {
-        amx_load(2, sums + AMX_ROWS * ld, row);
-        amx_load(3, sums + AMX_ROWS * ld + CPU_WIDTH, row);
-    }
-}
-
-static void sums_zero(int low)
-{
-    amx_zero(0);
-    amx_zero(1);
-    if (low) {
-        amx_zero(2);
-        amx_zero(3);
-    }
-}
-
-static void sums_store(float *sums, size_t ld, int low)
-{
-    size_t row = ld * sizeof *sums;
-
-    amx_store(0, sums, row);
-    amx_store(1, sums + CPU_WIDTH, row);
-    if (low) {
-        amx_store(2, sums + AMX_ROWS * ld, row);
-        amx_store(3, sums + AMX_ROWS * ld + CPU_WIDTH, row);
-    }
-}
-
-/* The tiles of sums += those of a, whose rows are a_row bytes apart, and of a panel's pairs. */
-static inline void step(const uint16_t *a, size_t a_row, const uint16_t *pairs, int low)
-{
-    const size_t row = PANEL * sizeof(float);
-
-    amx_load(6, pairs, row);
-    amx_load(7, pairs + 2 * CPU_WIDTH, row);
-    amx_load(4, a, a_row);
-    amx_multiply(0, 4, 6);
-    amx_multiply(1, 4, 7);
-    if (low) {
-        amx_load(5, (const char *)a + AMX_ROWS * a_row, a_row);
-        amx_multiply(2, 5, 6);
-        amx_multiply(3, 5, 7);
-    }
-}
-
 /* A block of k of a panel, and what is worked on next: a load of tiles that misses the first-level
  * cache costs as much as ten that do not, so the next is asked for in time. */
 typedef struct {
@@ -116,13 +42,6 @@ typedef struct {
     size_t ld;
     int steps, low, none; /* none: there are no sums yet */
 } Block;
-
-/* Asks for a line from each of `n` bytes. */
-static inline void fetch(const void *at, int n)
-{
-    for (int i = 0; i < n; i += AMX_BYTES)
-        __builtin_prefetch((const char *)at + i);
-}
 
 /* to [PAIR_ROWS] = sums [PAIR_ROWS][PANEL] + a times the block. */
 static void block_sums(const uint16_t *a, const Block *b)
@@ -148,14 +67,14 @@ static void block_sums(const uint16_t *a, const Block *b)
 }
 
 /* Panels whose sums lie together between blocks of k. After the last block of a chunk they are in
- * out, where the next chunk finds them. */
+ * out, where the next chunk finds them, and the first if it is to add. */
 typedef struct {
     float sums[PANELS_MAX][ROWS_MAX * PANEL] __attribute__((aligned(64)));
     const uint16_t *data;
     size_t whole; /* elements of a panel */
     float *out;
     size_t ldo;
-    int panels, cols, rows, full;
+    int panels, cols, rows, full, add;
 } Group;
 
 /* Panel p's sums of the pair at row r, to out or back. */
@@ -183,7 +102,7 @@ static int is_whole(const Group *g, int r, int p)
 static void group_sums(Group *g, const uint16_t *a, int k, int kn, int last)
 {
     const uint16_t *first = g->data + (size_t)k * PANEL;
-    Block b = {.steps = (kn + STEP_K - 1) / STEP_K, .none = k == 0};
+    Block b = {.steps = (kn + STEP_K - 1) / STEP_K, .none = k == 0 && !g->add};
 
     for (int r = 0; r < g->full; r += PAIR_ROWS)
         for (int p = 0; p < g->panels; p++) {
@@ -206,7 +125,7 @@ static void group_sums(Group *g, const uint16_t *a, int k, int kn, int last)
 /* A chunk of rounded activations, from `from` to `end` of k, times the group's panels. */
 static void group_chunk(Group *g, uint16_t a[][ROWS_MAX * BLOCK_K], int from, int end)
 {
-    for (int r = 0; from > 0 && r < g->full; r += PAIR_ROWS)
+    for (int r = 0; (from > 0 || g->add) && r < g->full; r += PAIR_ROWS)
         for (int p = 0; p < g->panels; p++)
             pair_copy(g, r, p, 1);
     for (int k = from; k < end; k += BLOCK_K)
@@ -215,7 +134,7 @@ static void group_chunk(Group *g, uint16_t a[][ROWS_MAX * BLOCK_K], int from, in
 }
 
 void CPU(amx_panels)(float *out, size_t ldo, const float *const *x, int rows, const OpsWeight *w,
-                     int panel, int panels)
+                     int panel, int panels, int add)
 {
     uint16_t a[CHUNK_K / BLOCK_K][ROWS_MAX * BLOCK_K] __attribute__((aligned(64)));
     Group g;
@@ -224,6 +143,7 @@ void CPU(amx_panels)(float *out, size_t ldo, const float *const *x, int rows, co
     g.whole = (size_t)(w->k + K_PAD - 1) / K_PAD * K_PAD * PANEL;
     g.ldo = ldo;
     g.rows = rows;
+    g.add = add;
 
     /* beyond one pair tiles are whole: rows that are not there count as zeros */
     g.full = rows > PAIR_ROWS ? (rows + AMX_ROWS - 1) / AMX_ROWS * AMX_ROWS : rows;

@@ -5,7 +5,9 @@
  *
  * A tile is up to 16 rows of up to 64 bytes. amx_multiply adds to the f32 tile c, row by row, the
  * products of pairs: c[m][n] += a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1], k ascending.
- * Numbers of tiles are constants. amx_round rounds n floats to nearest even.
+ * Numbers of tiles are constants. amx_round rounds n floats to nearest even. amx_pairs writes the
+ * numbers of two rows in turns, n a multiple of CPU_WIDTH; amx_round_pairs rounds them first, any n,
+ * and may write zeros up to a multiple of 16.
  * Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TDPBF16PS, VCVTNEPS2BF16.
  */
 #pragma once
@@ -49,6 +51,39 @@ static inline void amx_round(uint16_t *to, const float *from, int n)
         __m256bh low = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, from + i));
 
         _mm256_mask_storeu_epi16(to + i, lanes, (__m256i)low);
+    }
+}
+
+/* The halves of v, 16 numbers each, in turns. */
+static inline __m512i amx_in_turns(__m512i v)
+{
+    static const uint16_t order[32] __attribute__((aligned(64))) = {
+        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
+    return _mm512_permutexvar_epi16(_mm512_load_si512(order), v);
+}
+
+static inline void amx_pairs(uint16_t *to, const uint16_t *even, const uint16_t *odd, int n)
+{
+    for (int i = 0; i < n; i += 16) {
+        __m256i a = _mm256_loadu_si256((const __m256i *)(even + i));
+        __m256i b = _mm256_loadu_si256((const __m256i *)(odd + i));
+
+        _mm512_storeu_si512(to + 2 * i,
+                            amx_in_turns(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1)));
+    }
+}
+
+static inline void amx_round_pairs(uint16_t *to, const float *even, const float *odd, int n)
+{
+    for (int i = 0; i < n; i += 16) {
+        uint32_t left = n - i < 16 ? (1u << (n - i)) - 1 : 0xffff;
+        __mmask16 lanes = (__mmask16)left;
+        __m512bh v = _mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(lanes, odd + i),
+                                         _mm512_maskz_loadu_ps(lanes, even + i));
+
+        _mm512_storeu_si512(to + 2 * i, amx_in_turns((__m512i)v));
     }
 }
 
@@ -104,6 +139,22 @@ static inline void amx_round(uint16_t *to, const float *from, int n)
 {
     for (int i = 0; i < n; i++)
         to[i] = bf16_of(from[i]);
+}
+
+static inline void amx_pairs(uint16_t *to, const uint16_t *even, const uint16_t *odd, int n)
+{
+    for (int i = 0; i < n; i++) {
+        to[2 * i] = even[i];
+        to[2 * i + 1] = odd[i];
+    }
+}
+
+static inline void amx_round_pairs(uint16_t *to, const float *even, const float *odd, int n)
+{
+    for (int i = 0; i < n; i++) {
+        to[2 * i] = bf16_of(even[i]);
+        to[2 * i + 1] = bf16_of(odd[i]);
+    }
 }
 
 static inline void amx_release(void)

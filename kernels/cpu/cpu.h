@@ -50,9 +50,10 @@ void CPU(gemm_fwd)(void *y, const void *x, const OpsWeight *w, int rows, GemmPre
  * columns. */
 void CPU(gemm_panels)(float *out, size_t ldo, const float *const *x, int rows, const OpsWeight *w,
                       int panel, int panels, GemmPrecision precision);
-/* The same of bf16 panels by tiles of AMX, activations rounded (amx.c), and that at best. */
+/* The same of bf16 panels by tiles of AMX, activations rounded (amx.c), in place of what is in out
+ * or added to it; and that at best. */
 void CPU(amx_panels)(float *out, size_t ldo, const float *const *x, int rows, const OpsWeight *w,
-                     int panel, int panels);
+                     int panel, int panels, int add);
 double CPU(amx_ceiling)(size_t rounds);
 
 /* Rows k .. k + kn - 1 of a panel in f32: to [kn][PANEL]. k is even. */

@@ -209,7 +209,7 @@ void CPU(gemm_panels)(float *out, size_t ldo, const float *const *x, int rows, c
 
 #ifdef CPU_AMX
     if (bf16 && precision == GEMM_ROUNDED) {
-        CPU(amx_panels)(out, ldo, x, rows, w, panel, panels);
+        CPU(amx_panels)(out, ldo, x, rows, w, panel, panels, 0);
         return;
     }
 #else

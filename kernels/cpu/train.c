@@ -4,20 +4,25 @@
  * Invariants
  *  1. dx[t, k] is one chain over ascending n, whatever the rows around it.
  *  2. dw[n, k] is one chain over ascending rows; threads split k, so no element has two writers.
+ * Where a build has tiles of AMX, products with bf16 weights are those of amx_bwd.c.
  */
 #include "kernels/cpu/train.h"
 
 #include "kernels/cpu/vec.h"
 
-/* Outputs and inputs of a block of W that is turned over for dx: 16 KiB. */
+#include <omp.h>
+
+/* Columns of dx or dw that a task has. */
+#define COLS 64
+
+/* Outputs of a block of W that is turned over for dx: 16 KiB. */
 #define DX_N (64 / PANEL * PANEL)
-#define DX_K 64
 
 /* dx[i][0 .. cols) += sum over n of dy[i][n] W[n][k ..]; dx[i] points at column k. */
 static void block_dx(float *const *dx, const float *const *dy, int rows, const OpsWeight *w, int k,
                      int cols)
 {
-    float panel[DX_K * PANEL] __attribute__((aligned(64))), turned[DX_N * DX_K];
+    float panel[COLS * PANEL] __attribute__((aligned(64))), turned[DX_N * COLS];
     const float *from[ROWS_MAX];
 
     for (int n = 0; n < w->n; n += DX_N) {
@@ -25,41 +30,12 @@ static void block_dx(float *const *dx, const float *const *dy, int rows, const O
 
         for (int p = 0; p * PANEL < kn; p++) {
             CPU(panel_widen)(panel, w, n / PANEL + p, k, cols);
-            CPU(transpose)(turned + p * PANEL * DX_K, DX_K, panel, PANEL, cols, PANEL);
+            CPU(transpose)(turned + p * PANEL * COLS, COLS, panel, PANEL, cols, PANEL);
         }
         for (int i = 0; i < rows; i++)
             from[i] = dy[i] + n;
-        CPU(product)(dx, from, 1, rows, turned, DX_K, kn, cols);
+        CPU(product)(dx, from, 1, rows, turned, COLS, kn, cols);
     }
-}
-
-/* Rows of a call, or of one expert: sorted slots, or where they were gathered from. */
-typedef struct {
-    const float *at;
-    const int *source; /* NULL: row i is row i */
-    int topk;          /* else: source[i] / topk */
-} Rows;
-
-static const float *row_at(const Rows *rows, int i, int width)
-{
-    return rows->at + (size_t)(rows->source ? rows->source[i] / rows->topk : i) * (size_t)width;
-}
-
-/* Columns k .. of dx for rows first .. first + count - 1; count <= ROWS_MAX. */
-static void rows_dx(float *dx, const float *dy, int first, int count, const OpsWeight *w, int k,
-                    int add)
-{
-    int cols = w->k - k < DX_K ? w->k - k : DX_K;
-    float *to[ROWS_MAX];
-    const float *from[ROWS_MAX];
-
-    for (int i = 0; i < count; i++) {
-        to[i] = dx + (size_t)(first + i) * w->k + k;
-        from[i] = dy + (size_t)(first + i) * w->n;
-        if (!add)
-            memset(to[i], 0, (size_t)cols * sizeof(float));
-    }
-    block_dx(to, from, count, w, k, cols);
 }
 
 static int parts_of(int n, int part)
@@ -67,16 +43,71 @@ static int parts_of(int n, int part)
     return (n + part - 1) / part;
 }
 
+static int is_rounded(const OpsWeight *w)
+{
+#ifdef CPU_AMX
+    return w->format == WEIGHT_BF16;
+#else
+    (void)w;
+    return 0;
+#endif
+}
+
+/* Columns of a task, of which there are `others` times as many as blocks of columns. Tiles are
+ * worth more, since a task turns over or pairs anew what it multiplies them with. */
+static int task_columns(const OpsWeight *w, int others)
+{
+    int cols = is_rounded(w) ? AMX_COLS : COLS, threads = omp_get_max_threads();
+
+    while (cols > COLS && parts_of(w->k, cols) * others < threads)
+        cols /= 2;
+    return cols;
+}
+
+/* Rows of a task. */
+static int task_rows(const OpsWeight *w, int rows, int parts)
+{
+    int each = is_rounded(w) ? parts_of(rows, parts_of(omp_get_max_threads(), parts)) : 0;
+
+    return each > ROWS_MAX ? each : ROWS_MAX;
+}
+
+/* `cols` columns of dx from k on, of rows `first` to `end`. */
+static void rows_dx(float *dx, const float *dy, int first, int end, const OpsWeight *w, int k,
+                    int cols, int add)
+{
+    float *to[ROWS_MAX];
+    const float *from[ROWS_MAX];
+
+    cols = w->k - k < cols ? w->k - k : cols;
+    if (is_rounded(w)) {
+        CPU(amx_dx)
+        (dx + (size_t)first * w->k, dy + (size_t)first * w->n, end - first, w, k, cols, add);
+        return;
+    }
+    for (; first < end; first += ROWS_MAX) {
+        int count = end - first < ROWS_MAX ? end - first : ROWS_MAX;
+
+        for (int i = 0; i < count; i++) {
+            to[i] = dx + (size_t)(first + i) * w->k + k;
+            from[i] = dy + (size_t)(first + i) * w->n;
+            if (!add)
+                memset(to[i], 0, (size_t)cols * sizeof(float));
+        }
+        block_dx(to, from, count, w, k, cols);
+    }
+}
+
 void CPU(gemm_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add)
 {
-    int parts = parts_of(w->k, DX_K), blocks = parts_of(rows, ROWS_MAX);
+    int cols = task_columns(w, 1), parts = parts_of(w->k, cols);
+    int each = task_rows(w, rows, parts), blocks = parts_of(rows, each);
 
 #pragma omp parallel for schedule(static) if ((double)rows * w->n * w->k > CPU_PARALLEL_WORK)
     for (int task = 0; task < parts * blocks; task++) {
-        int first = task / parts * ROWS_MAX;
-        int count = rows - first < ROWS_MAX ? rows - first : ROWS_MAX;
+        int first = task / parts * each, end = first + each < rows ? first + each : rows;
 
-        rows_dx(dx, dy, first, count, w, task % parts * DX_K, add);
+        rows_dx(dx, dy, first, end, w, task % parts * cols, cols, add);
     }
 }
 
@@ -84,7 +115,6 @@ void CPU(gemm_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int ad
  * rows go by. */
 #define DW_ROWS 128
 #define DW_N    48
-#define DW_K    64
 #define DW_STAY (4 * DW_N)
 
 /* Columns k .. of rows n .. n + outs - 1 of dw += dy^T x for rows t .. t + count - 1, whose columns
@@ -96,7 +126,7 @@ static void block_dw(float *dw, const Rows *dy, const float *in, int t, int coun
     float up[DW_ROWS * DW_N];
     float *to[DW_N];
     const float *from[DW_N];
-    int cols = shape->k - k < DW_K ? shape->k - k : DW_K;
+    int cols = shape->k - k < COLS ? shape->k - k : COLS;
 
     for (int i = 0; i < count; i++)
         memcpy(up + i * DW_N, row_at(dy, t + i, shape->n) + n, (size_t)outs * sizeof(float));
@@ -112,13 +142,17 @@ static void block_dw(float *dw, const Rows *dy, const float *in, int t, int coun
     }
 }
 
-/* Columns k .. of dw += dy^T x; of `shape` only n and k are read. */
+/* `cols` columns of dw += dy^T x from k on; of `shape` only n, k and the format are read. */
 static void columns_dw(float *dw, const Rows *dy, const Rows *x, int rows, const OpsWeight *shape,
-                       int k)
+                       int k, int cols)
 {
-    float in[DW_ROWS * DW_K];
-    int cols = shape->k - k < DW_K ? shape->k - k : DW_K;
+    float in[DW_ROWS * COLS];
 
+    cols = shape->k - k < cols ? shape->k - k : cols;
+    if (is_rounded(shape)) {
+        CPU(amx_dw)(dw, dy, x, rows, shape, k, cols);
+        return;
+    }
     for (int stay = 0; stay < shape->n; stay += DW_STAY)
         for (int t = 0; t < rows; t += DW_ROWS) {
             int count = rows - t < DW_ROWS ? rows - t : DW_ROWS;
@@ -133,13 +167,14 @@ static void columns_dw(float *dw, const Rows *dy, const Rows *x, int rows, const
         }
 }
 
-void CPU(gemm_dw)(void *dw, const void *dy, const void *x, int rows, int n, int k)
+void CPU(gemm_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows)
 {
     Rows up = {.at = dy}, in = {.at = x};
+    int cols = task_columns(w, 1);
 
-#pragma omp parallel for schedule(static) if ((double)rows * n * k > CPU_PARALLEL_WORK)
-    for (int part = 0; part < parts_of(k, DW_K); part++)
-        columns_dw(dw, &up, &in, rows, &(OpsWeight){.n = n, .k = k}, part * DW_K);
+#pragma omp parallel for schedule(static) if ((double)rows * w->n * w->k > CPU_PARALLEL_WORK)
+    for (int part = 0; part < parts_of(w->k, cols); part++)
+        columns_dw(dw, &up, &in, rows, w, part * cols, cols);
 }
 
 /* ---- experts ---- */
@@ -177,18 +212,27 @@ static void slot_act(const ExpertBwd *b, int r)
     }
 }
 
+/* Columns of the tasks of a pass over the experts' matrices that are shaped like w. */
+typedef struct {
+    int cols, parts; /* of an expert */
+} ExpertTasks;
+
+static ExpertTasks expert_tasks(const OpsWeight *w, int experts)
+{
+    int cols = task_columns(w, experts);
+
+    return (ExpertTasks){.cols = cols, .parts = parts_of(w->k, cols)};
+}
+
 /* to (+)= from W for the slots of expert e, columns k ... */
 static void expert_dx(const ExpertBwd *b, int e, const OpsWeight *w, float *to, const float *from,
-                      int k, int add)
+                      int k, int cols, int add)
 {
-    int end = b->plan->offsets[e + 1];
-
-    for (int r = b->plan->offsets[e]; r < end; r += ROWS_MAX)
-        rows_dx(to, from, r, end - r < ROWS_MAX ? end - r : ROWS_MAX, w, k, add);
+    rows_dx(to, from, b->plan->offsets[e], b->plan->offsets[e + 1], w, k, cols, add);
 }
 
 /* Columns k .. of the gradients of w1, w3 (x's side) or w2 (act's side) of expert e. */
-static void expert_dw(const ExpertBwd *b, int e, int down, int k)
+static void expert_dw(const ExpertBwd *b, int e, int down, int k, int cols)
 {
     const OpsWeight *w = down ? &b->w->w2[e] : &b->w->w1[e];
     int first = b->plan->offsets[e], rows = b->plan->offsets[e + 1] - first;
@@ -198,11 +242,11 @@ static void expert_dw(const ExpertBwd *b, int e, int down, int k)
                .source = down ? NULL : b->plan->source + first,
                .topk = b->plan->topk};
 
-    columns_dw(down ? b->dw2[e] : b->dw1[e], &up, &in, rows, w, k);
+    columns_dw(down ? b->dw2[e] : b->dw1[e], &up, &in, rows, w, k, cols);
     if (down)
         return;
     up.at += (size_t)b->plan->rows * inner;
-    columns_dw(b->dw3[e], &up, &in, rows, w, k);
+    columns_dw(b->dw3[e], &up, &in, rows, w, k, cols);
 }
 
 /* dx of a row: the sum over its experts, ascending. */
@@ -228,7 +272,8 @@ void CPU(moe_bwd)(void *dx, void *dweights, void *const *dw1, void *const *dw3, 
                   const MoeWeights *w, void *dact, void *dout)
 {
     int width = w->w2[0].n, inner = w->w2[0].k, rows = plan->rows / plan->topk;
-    int wide = parts_of(width, DW_K), deep = parts_of(inner, DW_K);
+    ExpertTasks wide = expert_tasks(w->w1, plan->experts);
+    ExpertTasks deep = expert_tasks(w->w2, plan->experts);
     float *db = (float *)dact + (size_t)plan->rows * inner;
     ExpertBwd all = {.dweights = dweights,
                      .dact = dact,
@@ -252,23 +297,23 @@ void CPU(moe_bwd)(void *dx, void *dweights, void *const *dw1, void *const *dw3, 
         for (int r = 0; r < plan->rows; r++)
             slot_up(&all, r);
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < plan->experts * deep; i++) {
-            int e = i / deep, k = i % deep * DW_K;
+        for (int i = 0; i < plan->experts * deep.parts; i++) {
+            int e = i / deep.parts, k = i % deep.parts * deep.cols;
 
-            expert_dx(&all, e, &w->w2[e], dact, dout, k, 0);
-            expert_dw(&all, e, 1, k);
+            expert_dx(&all, e, &w->w2[e], dact, dout, k, deep.cols, 0);
+            expert_dw(&all, e, 1, k, deep.cols);
         }
 #pragma omp for schedule(static)
         for (int r = 0; r < plan->rows; r++)
             slot_act(&all, r);
             /* dout is spent: dw2 has it; each row's dx goes there until all are added up */
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < plan->experts * wide; i++) {
-            int e = i / wide, k = i % wide * DW_K;
+        for (int i = 0; i < plan->experts * wide.parts; i++) {
+            int e = i / wide.parts, k = i % wide.parts * wide.cols;
 
-            expert_dx(&all, e, &w->w1[e], dout, dact, k, 0);
-            expert_dx(&all, e, &w->w3[e], dout, db, k, 1);
-            expert_dw(&all, e, 0, k);
+            expert_dx(&all, e, &w->w1[e], dout, dact, k, wide.cols, 0);
+            expert_dx(&all, e, &w->w3[e], dout, db, k, wide.cols, 1);
+            expert_dw(&all, e, 0, k, wide.cols);
         }
 #pragma omp for schedule(static)
         for (int t = 0; t < rows; t++)

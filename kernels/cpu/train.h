@@ -3,6 +3,26 @@
 
 #include "kernels/cpu/cpu.h"
 
+/* Rows of a call, or of one expert: sorted slots, or where they were gathered from. */
+typedef struct {
+    const float *at;
+    const int *source; /* NULL: row i is row i */
+    int topk;          /* else: source[i] / topk */
+} Rows;
+
+static inline const float *row_at(const Rows *rows, int i, int width)
+{
+    return rows->at + (size_t)(rows->source ? rows->source[i] / rows->topk : i) * (size_t)width;
+}
+
+/* Products with bf16 weights by tiles of AMX (amx_bwd.c), at most AMX_COLS columns from k on:
+ * dx [rows, w->k] = dy W, or adds it; dw += dy^T x. */
+#define AMX_COLS 256
+void CPU(amx_dx)(float *dx, const float *dy, int rows, const OpsWeight *w, int k, int cols,
+                 int add);
+void CPU(amx_dw)(float *dw, const Rows *dy, const Rows *x, int rows, const OpsWeight *w, int k,
+                 int cols);
+
 /* The arguments of moe_bwd, as ops.h names them. */
 typedef struct {
     float *dweights, *dact, *dout;
@@ -28,7 +48,7 @@ void CPU(lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const OpsS
                         const OpsSpanGrad *grads, int n_spans, size_t state_offset,
                         size_t open_offset, const void *decay, OpsHeads heads, void *scratch);
 void CPU(gemm_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add);
-void CPU(gemm_dw)(void *dw, const void *dy, const void *x, int rows, int n, int k);
+void CPU(gemm_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows);
 void CPU(moe_bwd)(void *dx, void *dweights, void *const *dw1, void *const *dw3, void *const *dw2,
                   const void *dy, const void *x, const void *a, const void *b, const void *act,
                   const void *expert_out, const void *weights, const MoePlan *plan,

@@ -204,7 +204,7 @@ void cuda_rmsnorm_bwd(void *dx, void *dw, const void *dy, const void *x, const v
 void cuda_axpby(void *y, double a, const void *x, double b, size_t n);
 void cuda_gemm_fwd(void *y, const void *x, const OpsWeight *w, int rows, GemmPrecision precision);
 void cuda_gemm_dx(void *dx, const void *dy, const OpsWeight *w, int rows, int add);
-void cuda_gemm_dw(void *dw, const void *dy, const void *x, int rows, int n, int k);
+void cuda_gemm_dw(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows);
 void cuda_silu_fwd(void *y, const void *z, size_t n);
 void cuda_silu_bwd(void *dz, const void *dy, const void *z, size_t n);
 void cuda_gatenorm_fwd(void *y, void *rstd, const void *o, const void *g, const void *w, int rows,

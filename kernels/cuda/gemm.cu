@@ -100,9 +100,9 @@ void cuda_gemm_dx(void *dx, const void *dy, const OpsWeight *w, int rows, int ad
     gemm_one(&job, gemm_terms_dx(w->format), "gemm_dx");
 }
 
-void cuda_gemm_dw(void *dw, const void *dy, const void *x, int rows, int n, int k)
+void cuda_gemm_dw(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows)
 {
-    GemmJob job = gemm_job_dw((float *)dw, (const float *)dy, (const float *)x, rows, n, k);
+    GemmJob job = gemm_job_dw((float *)dw, (const float *)dy, (const float *)x, rows, w->n, w->k);
 
     gemm_one(&job, gemm_terms_dw(), "gemm_dw");
 }

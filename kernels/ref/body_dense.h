@@ -170,15 +170,15 @@ static void ref_gemm_dx(void *dx, const void *dy, const OpsWeight *w, int rows, 
         }
 }
 
-static void ref_gemm_dw(void *dw, const void *dy, const void *x, int rows, int n, int k)
+static void ref_gemm_dw(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows)
 {
     for (int t = 0; t < rows; t++)
-        for (int i = 0; i < n; i++) {
-            REAL g = ((const REAL *)dy)[(size_t)t * n + i];
-            const REAL *from = (const REAL *)x + (size_t)t * k;
-            REAL *to = (REAL *)dw + (size_t)i * k;
+        for (int i = 0; i < w->n; i++) {
+            REAL g = ((const REAL *)dy)[(size_t)t * w->n + i];
+            const REAL *from = (const REAL *)x + (size_t)t * w->k;
+            REAL *to = (REAL *)dw + (size_t)i * w->k;
 
-            for (int j = 0; j < k; j++)
+            for (int j = 0; j < w->k; j++)
                 to[j] += g * from[j];
         }
 }

@@ -136,9 +136,9 @@ static void expert_row_bwd(REAL *dx, REAL *da, REAL *db, REAL *dout, const REAL 
         da[f] = gt * b[f] * silu_slope(a[f]);
         db[f] = gt * a[f] * sigmoid(a[f]);
     }
-    ref_gemm_dw(dw[0], da, x, 1, inner, width);
-    ref_gemm_dw(dw[1], db, x, 1, inner, width);
-    ref_gemm_dw(dw[2], dout, act, 1, width, inner);
+    ref_gemm_dw(dw[0], da, x, w[0], 1);
+    ref_gemm_dw(dw[1], db, x, w[1], 1);
+    ref_gemm_dw(dw[2], dout, act, w[2], 1);
     ref_gemm_dx(dx, da, w[0], 1, 1);
     ref_gemm_dx(dx, db, w[1], 1, 1);
 }

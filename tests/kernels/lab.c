@@ -203,7 +203,7 @@ static void case_gemm(Lab *lab)
         lab->ops->gemm_fwd(y, x, &w, lab->rows, i % 2 ? GEMM_EXACT : GEMM_ROUNDED);
         lab->ops->gemm_dx(dx, dy, &w, lab->rows, 0);
         lab->ops->gemm_dx(more, dy, &w, lab->rows, 1);
-        lab->ops->gemm_dw(dw, dy, x, lab->rows, n, k);
+        lab->ops->gemm_dw(dw, dy, x, &w, lab->rows);
         lab_keep(lab, y, ys);
         lab_keep(lab, dx, xs);
         lab_keep(lab, more, xs);
