@@ -489,13 +489,13 @@ static void run_update(gpointer data)
     u->bench->ops->adamw(u->w, u->m, u->v, u->grad, u->n, &step);
 }
 
-/* Bound: three forwards in f32 at the peak. The optimiser reads four numbers and writes three a
- * weight. */
+/* Bound: three forwards, each product at the peak of its kind. The optimiser reads four numbers and
+ * writes three a weight. */
 static gboolean measure_train(Bench *b, GError **error)
 {
     Train *t;
     Update u = {.bench = b};
-    double seconds, work;
+    double seconds, head, bound;
 
     if (tensors_params(&b->model->config) > TRAIN_PARAMS_MAX)
         return TRUE;
@@ -503,9 +503,10 @@ static gboolean measure_train(Bench *b, GError **error)
     if (!t)
         return FALSE;
     seconds = timed_beside(b, run_train, t);
-    work = 3 * (step_products(t->step) + step_others(t->step) +
-                2.0 * (TRAIN_ROWS - 1) * b->model->config.vocab * b->model->config.hidden);
-    report(b, "train", "token/s", TRAIN_ROWS / seconds, TRAIN_ROWS * b->peak / work,
+    head = 2.0 * (TRAIN_ROWS - 1) * b->model->config.vocab * b->model->config.hidden;
+    bound = 3 * (step_products(t->step) / peak_for(b, b->model->format) +
+                 (step_others(t->step) + head) / b->peak);
+    report(b, "train", "token/s", TRAIN_ROWS / seconds, TRAIN_ROWS / bound,
            "forward and backward of %d rows", TRAIN_ROWS);
     u.n = t->grads->count;
     u.grad = t->grads->data;

@@ -62,24 +62,57 @@ static size_t index_of(const OpsWeight *w, int n, int k)
     return at + (size_t)k * PANEL + c;
 }
 
+/* Inputs of a panel that are packed at a time. */
+#define PACK_K 64
+
+/* bf16_of in every lane. */
+static vu halves_of(vf x)
+{
+    vu bits = (vu)x, even = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+
+    return (vu)vselect(x == x, (vf)even, (vf)((bits >> 16) | 0x40u));
+}
+
+/* to [kn / 2][PANEL][2] of from [kn][PANEL]; kn is even. */
+static void pairs_pack(uint32_t *to, const float *from, int kn)
+{
+    for (int i = 0; i < kn * PANEL; i += 2 * PANEL)
+        for (int c = 0; c < PANEL; c += W) {
+            vu pair = halves_of(vload(from + i + c)) | halves_of(vload(from + i + PANEL + c)) << 16;
+
+            memcpy(to + i / 2 + c, &pair, sizeof pair);
+        }
+}
+
+static void panel_pack(const OpsWeight *w, const float *rows, int panel)
+{
+    int n = w->n - panel * PANEL < PANEL ? w->n - panel * PANEL : PANEL;
+    char *to = (char *)w->data + (size_t)panel * panel_elements(w) * element_size(w->format);
+    const float *from = rows + (size_t)panel * PANEL * (size_t)w->k;
+    float some[PACK_K * PANEL] __attribute__((aligned(64))) = {0};
+
+    for (int k = 0; k < w->k; k += PACK_K) {
+        int kn = w->k - k < PACK_K ? w->k - k : PACK_K;
+        int whole = k + kn < w->k ? kn : (int)padded_k(w->format, w->k) - k;
+
+        CPU(transpose)(some, PANEL, from + k, (size_t)w->k, n, kn);
+        memset(some + kn * PANEL, 0, (size_t)(whole - kn) * PANEL * sizeof *some);
+        if (w->format == WEIGHT_BF16)
+            pairs_pack((uint32_t *)to + (size_t)k / 2 * PANEL, some, whole);
+        else
+            memcpy((float *)to + (size_t)k * PANEL, some, (size_t)whole * PANEL * sizeof *some);
+    }
+}
+
 void CPU(weight_pack)(const OpsWeight *w, const void *rows)
 {
-    const float *from = rows;
-
     if (quant_is(w->format)) {
         CPU(quant_pack)(w, rows);
         return;
     }
-    for (int n = 0; n < panels_of(w->n) * PANEL; n++)
-        for (int k = 0; k < (int)padded_k(w->format, w->k); k++) {
-            size_t to = index_of(w, n, k);
-            float x = n < w->n && k < w->k ? from[(size_t)n * w->k + k] : 0;
-
-            if (w->format == WEIGHT_BF16)
-                ((uint16_t *)w->data)[to] = bf16_of(x);
-            else
-                ((float *)w->data)[to] = x;
-        }
+#pragma omp parallel for schedule(static) if ((double)w->n * w->k > CPU_PARALLEL_WORK)
+    for (int panel = 0; panel < panels_of(w->n); panel++)
+        panel_pack(w, rows, panel);
 }
 
 static float weight_at(const OpsWeight *w, int n, int k)

@@ -143,6 +143,8 @@ void CPU(adamw)(void *w, void *m, void *v, const void *grad, size_t n, const Ada
         }
 }
 
+typedef double vd __attribute__((vector_size(8 * W)));
+
 /* Elements are shared out by n alone; the shares are added up in order. */
 #define SHARES 64
 
@@ -155,13 +157,13 @@ double CPU(sumsq)(const void *x, size_t n)
     for (int part = 0; part < SHARES; part++) {
         size_t first = (size_t)part * share < n ? (size_t)part * share : n;
         size_t end = first + share < n ? first + share : n;
-        double lanes[W] = {0};
+        vd lanes = {0};
 
         for (size_t i = first; i < end; i += W) {
             vf f = vload_n((const float *)x + i, end - i < W ? (int)(end - i) : W);
+            vd d = __builtin_convertvector(f, vd);
 
-            for (int l = 0; l < W; l++)
-                lanes[l] += (double)f[l] * (double)f[l];
+            lanes += d * d;
         }
         sums[part] = 0;
         for (int l = 0; l < W; l++)

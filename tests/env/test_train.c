@@ -326,6 +326,7 @@ static void test_config(void)
     refused("loss.over_all=yes", "must be true or false");
     refused("loss.name=cispo2", "one of cispo, cispo_mask");
     refused("loss.kl=k1", "one of none, k2, k3");
+    refused("model.weights=int8", "one of f32, bf16");
     refused("model.pattern=lsx", "made of l and s");
     refused("model.topk=5", "more than the 4 experts");
     refused("optim.minibatches=64", "more than the 32 groups");

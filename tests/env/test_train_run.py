@@ -362,6 +362,27 @@ def check_replay(lab):
     assert done.returncode == 0 and lab.weights("t") == lab.weights("u"), done.stderr
 
 
+def check_bf16(lab):
+    """weights_in_bf16_are_stepped_unrounded"""
+    settings = ["run.seed=1", "model.weights=bf16", "eval.sets="]
+    done = lab.run("h", *settings, "run.updates=4")
+    assert done.returncode == 0, done.stderr
+    assert all(row["policy/logp_diff_max"] == 0 for row in lab.rows("h") if row["phase"] == "rl")
+    run_killed(lab, "i", *settings, "run.updates=4")
+    name, kept = lab.weights("h")
+    assert (name, kept) == lab.weights("i")
+    assert kept != lab.weights("a")[1]
+    done = assay("train", "explain", str(lab.top / "h"), "--group", "0")
+    assert done.returncode == 0, done.stderr
+    begun = lab.top / "h" / "checkpoints" / name / "model"
+    done = lab.run("j", *settings, f"model.path={begun}", "warmup.updates=0", "run.updates=1", "optim.lr=0",
+                   "optim.lr_end=0")
+    assert done.returncode == 0, done.stderr
+    files = [lab.weights(run, "model.safetensors")[1][0] for run in "hj"]
+    assert files[0] == files[1]
+    assert any(files[0][1][8 + int.from_bytes(files[0][1][:8], "little")::4]), "no weight has more bits than bf16"
+
+
 def check_refusals(lab):
     """wrong_settings_are_refused_before_anything_is_made"""
     for settings, why in ((["optim.lrr=1"], "did you mean optim.lr?"),
@@ -391,10 +412,11 @@ def check_refusals(lab):
     assert done.returncode != 0 and "line 1" in done.stderr, done.stderr
 
 
-PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows, check_replay)
+PLAIN_ONLY = (check_same, check_killed, check_behind, check_settings, check_windows, check_replay,
+              check_bf16)
 CHECKS = [check_run, check_metrics, check_same, check_killed, check_behind, check_stopped, check_looking, check_watching,
           check_settings, check_tools, check_kinds, check_canaries, check_idioms,
-          check_plan, check_failed, check_windows, check_replay, check_refusals]
+          check_plan, check_failed, check_windows, check_replay, check_bf16, check_refusals]
 
 
 def make(top):

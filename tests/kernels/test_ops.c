@@ -65,6 +65,50 @@ static void test_case(gconstpointer data)
     }
 }
 
+/* ---- weights that have no bf16 of their own ---- */
+
+static const float *patterns(gsize n)
+{
+    static const uint32_t edges[] = {0x3f808000, 0x3f818000, 0x3f807fff, 0x3f808001, 0x7f7fffff,
+                                     0x7f800000, 0xff800000, 0x00000001, 0x80008000, 0x7f800001};
+    uint32_t *bits = g_new(uint32_t, n);
+
+    for (gsize i = 0; i < n; i++)
+        bits[i] = i < G_N_ELEMENTS(edges) ? edges[i] : (uint32_t)(i * 2654435761u);
+    return (const float *)bits;
+}
+
+static void check_rounding(const Ops *ops)
+{
+    const int n = 45, k = 131;
+    OpsWeight w = {.n = n, .k = k, .format = WEIGHT_BF16};
+    g_autofree const float *rows = patterns((gsize)n * k);
+    g_autofree float *got = g_new(float, (gsize)n *k);
+
+    g_assert_cmpint(posix_memalign(&w.data, 64, ops->weight_bytes(w.format, n, k)), ==, 0);
+    ops->weight_pack(&w, rows);
+    ops->weight_unpack(got, &w);
+    for (gsize i = 0; i < (gsize)n * k; i++) {
+        float want = bf16_float(bf16_of(rows[i]));
+
+        if (memcmp(&got[i], &want, sizeof want) != 0)
+            g_error("%s: %a is kept as %a and not %a", ops->name, (double)rows[i], (double)got[i],
+                    (double)want);
+    }
+    free(w.data);
+}
+
+static void test_rounding(void)
+{
+    Ops ops;
+
+    cpu_table_amx_emulated(&ops);
+    check_rounding(&ops);
+    for (guint i = 0; i < G_N_ELEMENTS(isas); i++)
+        if (ops_cpu_table(isas[i], &ops))
+            check_rounding(&ops);
+}
+
 /* ---- products larger than any block of a table ---- */
 
 /* Whole numbers: every sum is exact, in whatever order and however factors are rounded. */
@@ -310,6 +354,7 @@ int main(int argc, char **argv)
 
         g_test_add_data_func(path, GUINT_TO_POINTER(i), test_case);
     }
+    g_test_add_func("/ops/weights/are_rounded_to_nearest_even", test_rounding);
     g_test_add_func("/ops/products/larger_than_any_block", test_large);
     g_test_add_func("/ops/lightning/sums_of_gradients_are_equal", test_lightning_identity);
     g_test_add_func("/ops/lightning/the_closed_form", test_lightning_closed_form);
