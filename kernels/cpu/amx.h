@@ -6,8 +6,8 @@
  * A tile is up to 16 rows of up to 64 bytes. amx_multiply adds to the f32 tile c, row by row, the
  * products of pairs: c[m][n] += a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1], k ascending.
  * Numbers of tiles are constants. amx_round rounds n floats to nearest even. amx_pairs writes the
- * numbers of two rows in turns, n a multiple of CPU_WIDTH; amx_round_pairs rounds them first, any n,
- * and may write zeros up to a multiple of 16.
+ * numbers of two rows in turns, n a multiple of CPU_WIDTH; amx_round_pairs rounds any n first, and
+ * may write zeros up to a multiple of 16.
  * Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TDPBF16PS, VCVTNEPS2BF16.
  */
 #pragma once

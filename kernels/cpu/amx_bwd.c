@@ -49,7 +49,7 @@ void CPU(amx_dx)(float *dx, const float *dy, int rows, const OpsWeight *w, int k
 {
     uint16_t turned[TURN_N * AMX_COLS] __attribute__((aligned(64)));
 
-    for (int n = 0; n < w->n; n += TURN_N) {
+    for (int n = 0; rows > 0 && n < w->n; n += TURN_N) {
         int kn = w->n - n < TURN_N ? w->n - n : TURN_N;
         OpsWeight part = {.data = turned, .n = cols, .k = kn, .format = WEIGHT_BF16};
 

@@ -1,6 +1,6 @@
 /*
- * A product of two by two tiles: how tiles are numbered, shaped, loaded and multiplied. Shared by the
- * products of amx.c and amx_bwd.c; the instructions are in amx.h.
+ * A product of two by two tiles: how tiles are numbered, shaped, loaded and multiplied. Shared by
+ * the products of amx.c and amx_bwd.c; the instructions are in amx.h.
  */
 #pragma once
 
