@@ -477,7 +477,8 @@ gboolean verdict_ask(VerdictRunner *runner, const Task *task, const json_t *chan
     if (job->calls == NULL)
         return FALSE;
     if (job->calls->language == CALLS_C && g_str_equal(runner->compiler, "none"))
-        return error_set(error, ASSAY_ERROR_UNSUPPORTED, "neither tcc nor gcc is installed");
+        return error_set(error, ASSAY_ERROR_UNSUPPORTED,
+                         "neither tcc nor gcc compiles in a box: install one");
     if (!files_add(job, task, changes, &local)) {
         const Known failed = {.state = VERDICT_FAILED};
         if (!g_error_matches(local, ASSAY_ERROR, ASSAY_ERROR_NOT_ALLOWED)) {

@@ -191,6 +191,22 @@ def mean_curve(directories, metric, first):
     return sorted((x, sum(ys) / len(ys)) for x, ys in at.items() if x >= 0)
 
 
+def half_claim(compared):
+    """Is CISPO, half way, where DAPO is in the end? The difference by seed, first turn."""
+    out = "\nCISPO after half the updates minus DAPO after all:"
+    for x in STEPS:
+        for s in SETS:
+            metric, apart = f"eval/{s}/pass@1_first_turn", []
+            ends = {d.name.split("-")[-1]: eval_at(d, True)[metric] for d in compared["dapo", x]}
+            for ours in compared["cispo", x]:
+                evals, seed = rows(ours, "eval"), ours.name.split("-")[-1]
+                half = min(evals, key=lambda e: abs(2 * e["step"] - evals[-1]["step"]))
+                apart += [half[metric] - ends[seed]] if seed in ends else []
+            if apart:
+                out += f" {s}, {x} steps, {interval(apart)} ({len(apart)});"
+    return out + "\n"
+
+
 def report(bench):
     def done(pattern):
         return sorted(d.parent for d in bench.top.glob(f"{pattern}/cpu_s"))
@@ -213,9 +229,10 @@ def report(bench):
         groups += [(f"{n}, {x} steps a batch", [eval_at(d, True) for d in found])
                    for (n, x), found in compared.items() if found]
         text += table(groups, k)
+        text += half_claim(compared)
         for s in SETS:
-            plot(bench.top / f"losses-{s}.svg", f"pass@1 on held-out {s}, mean of seeds, by updates",
-                 [(f"{n} x{x}", mean_curve(found, f"eval/{s}/pass@1", lambda d: 0))
+            plot(bench.top / f"losses-{s}.svg", f"first turn on held-out {s}, mean of seeds, by updates",
+                 [(f"{n} x{x}", mean_curve(found, f"eval/{s}/pass@1_first_turn", lambda d: 0))
                   for (n, x), found in compared.items() if found])
     (bench.top / "report.md").write_text(text)
     print(text)
