@@ -22,7 +22,7 @@ static void round_chunk(uint16_t a[][ROWS_MAX * BLOCK_K], const float *const *x,
 {
     for (; k < end; k += BLOCK_K, a++) {
         int kn = end - k < BLOCK_K ? end - k : BLOCK_K;
-        int whole = (kn + STEP_K - 1) / STEP_K * STEP_K;
+        int whole = whole_steps(kn);
 
         for (int i = 0; i < rows; i++) {
             uint16_t *row = *a + (size_t)i * BLOCK_K;
@@ -102,7 +102,7 @@ static int is_whole(const Group *g, int r, int p)
 static void group_sums(Group *g, const uint16_t *a, int k, int kn, int last)
 {
     const uint16_t *first = g->data + (size_t)k * PANEL;
-    Block b = {.steps = (kn + STEP_K - 1) / STEP_K, .none = k == 0 && !g->add};
+    Block b = {.steps = whole_steps(kn) / STEP_K, .none = k == 0 && !g->add};
 
     for (int r = 0; r < g->full; r += PAIR_ROWS)
         for (int p = 0; p < g->panels; p++) {
@@ -140,7 +140,7 @@ void CPU(amx_panels)(float *out, size_t ldo, const float *const *x, int rows, co
     Group g;
     AmxShape shape;
 
-    g.whole = (size_t)(w->k + K_PAD - 1) / K_PAD * K_PAD * PANEL;
+    g.whole = cpu_panel_elements(w);
     g.ldo = ldo;
     g.rows = rows;
     g.add = add;

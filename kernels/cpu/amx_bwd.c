@@ -15,11 +15,6 @@
 
 #define TURN_N 512 /* outputs that are turned over at a time */
 
-static int whole_steps(int n)
-{
-    return (n + STEP_K - 1) / STEP_K * STEP_K;
-}
-
 /* ---- dx ---- */
 
 /* Panels of the transpose of W: outputs n .. n + kn - 1, zeros up to a whole step, are what it sums
@@ -27,7 +22,7 @@ static int whole_steps(int n)
 static void turn_over(uint16_t *to, const OpsWeight *w, int n, int kn, int k, int cols)
 {
     uint16_t rows[PANEL * AMX_COLS] __attribute__((aligned(64)));
-    size_t from_panel = (size_t)(w->k + K_PAD - 1) / K_PAD * K_PAD * PANEL;
+    size_t from_panel = cpu_panel_elements(w);
     int whole = whole_steps(kn), panels = (cols + PANEL - 1) / PANEL, i = 0;
 
     for (; i < kn; i += PANEL) {

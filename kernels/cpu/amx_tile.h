@@ -12,6 +12,11 @@
 #define STEP_K    32  /* of one load */
 #define AHEAD     4   /* steps */
 
+static inline int whole_steps(int n)
+{
+    return (n + STEP_K - 1) / STEP_K * STEP_K;
+}
+
 /* Tiles: sums 0 .. 3 (row of tiles * 2 + column of tiles), activations 4, 5, weights 6, 7. */
 static inline void shape_set(AmxShape *shape, int rows)
 {

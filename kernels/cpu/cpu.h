@@ -23,6 +23,17 @@
 #define K_PAD 2
 #endif
 
+/* Inputs of a panel of numbers, and its elements. */
+static inline size_t cpu_padded_k(WeightFormat format, int k)
+{
+    return format == WEIGHT_BF16 ? ((size_t)k + K_PAD - 1) / K_PAD * K_PAD : (size_t)k;
+}
+
+static inline size_t cpu_panel_elements(const OpsWeight *w)
+{
+    return cpu_padded_k(w->format, w->k) * PANEL;
+}
+
 /* Panels of quant.h's formats (quant.c); what widen gives is rounded to bf16. */
 size_t CPU(quant_bytes)(WeightFormat format, int n, int k);
 void CPU(quant_pack)(const OpsWeight *w, const void *rows);

@@ -26,16 +26,6 @@ static int panels_of(int n)
     return (n + PANEL - 1) / PANEL;
 }
 
-static size_t padded_k(WeightFormat format, int k)
-{
-    return format == WEIGHT_BF16 ? ((size_t)k + K_PAD - 1) / K_PAD * K_PAD : (size_t)k;
-}
-
-static size_t panel_elements(const OpsWeight *w)
-{
-    return padded_k(w->format, w->k) * PANEL;
-}
-
 static size_t element_size(WeightFormat format)
 {
     return format == WEIGHT_BF16 ? sizeof(uint16_t) : sizeof(float);
@@ -43,19 +33,19 @@ static size_t element_size(WeightFormat format)
 
 static const char *panel_at(const OpsWeight *w, int panel)
 {
-    return (const char *)w->data + (size_t)panel * panel_elements(w) * element_size(w->format);
+    return (const char *)w->data + (size_t)panel * cpu_panel_elements(w) * element_size(w->format);
 }
 
 size_t CPU(weight_bytes)(WeightFormat format, int n, int k)
 {
     if (quant_is(format))
         return CPU(quant_bytes)(format, n, k);
-    return (size_t)panels_of(n) * PANEL * padded_k(format, k) * element_size(format);
+    return (size_t)panels_of(n) * PANEL * cpu_padded_k(format, k) * element_size(format);
 }
 
 static size_t index_of(const OpsWeight *w, int n, int k)
 {
-    size_t at = (size_t)(n / PANEL) * panel_elements(w), c = (size_t)(n % PANEL);
+    size_t at = (size_t)(n / PANEL) * cpu_panel_elements(w), c = (size_t)(n % PANEL);
 
     if (w->format == WEIGHT_BF16)
         return at + ((size_t)(k / 2) * PANEL + c) * 2 + (size_t)(k % 2);
@@ -65,35 +55,27 @@ static size_t index_of(const OpsWeight *w, int n, int k)
 /* Inputs of a panel that are packed at a time. */
 #define PACK_K 64
 
-/* bf16_of in every lane. */
-static vu halves_of(vf x)
-{
-    vu bits = (vu)x, even = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-
-    return (vu)vselect(x == x, (vf)even, (vf)((bits >> 16) | 0x40u));
-}
-
 /* to [kn / 2][PANEL][2] of from [kn][PANEL]; kn is even. */
 static void pairs_pack(uint32_t *to, const float *from, int kn)
 {
-    for (int i = 0; i < kn * PANEL; i += 2 * PANEL)
-        for (int c = 0; c < PANEL; c += W) {
-            vu pair = halves_of(vload(from + i + c)) | halves_of(vload(from + i + PANEL + c)) << 16;
+    for (int i = 0; i < kn / 2; i++)
+        for (int c = 0; c < PANEL; c++) {
+            const float *even = from + 2 * i * PANEL + c;
 
-            memcpy(to + i / 2 + c, &pair, sizeof pair);
+            to[i * PANEL + c] = bf16_of(even[0]) | (uint32_t)bf16_of(even[PANEL]) << 16;
         }
 }
 
 static void panel_pack(const OpsWeight *w, const float *rows, int panel)
 {
     int n = w->n - panel * PANEL < PANEL ? w->n - panel * PANEL : PANEL;
-    char *to = (char *)w->data + (size_t)panel * panel_elements(w) * element_size(w->format);
+    char *to = (char *)w->data + (size_t)panel * cpu_panel_elements(w) * element_size(w->format);
     const float *from = rows + (size_t)panel * PANEL * (size_t)w->k;
     float some[PACK_K * PANEL] __attribute__((aligned(64))) = {0};
 
     for (int k = 0; k < w->k; k += PACK_K) {
         int kn = w->k - k < PACK_K ? w->k - k : PACK_K;
-        int whole = k + kn < w->k ? kn : (int)padded_k(w->format, w->k) - k;
+        int whole = k + kn < w->k ? kn : (int)cpu_padded_k(w->format, w->k) - k;
 
         CPU(transpose)(some, PANEL, from + k, (size_t)w->k, n, kn);
         memset(some + kn * PANEL, 0, (size_t)(whole - kn) * PANEL * sizeof *some);
@@ -145,7 +127,7 @@ INLINE void block(float *out, size_t ldo, const float *const *x, const OpsWeight
 {
     vf acc[TILE_ROWS][TILE_COLS] = {0};
     const void *cols[TILE_COLS / 2];
-    size_t ahead = (size_t)np * panel_elements(w) * element_size(w->format);
+    size_t ahead = (size_t)np * cpu_panel_elements(w) * element_size(w->format);
 
     for (int j = 0; j < np; j++)
         cols[j] = panel_at(w, panel + j);

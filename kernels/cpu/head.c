@@ -155,8 +155,9 @@ void CPU(head_bwd)(void *dx, void *dw, const void *x, const OpsWeight *w, const 
 #pragma omp parallel for schedule(static) if ((double)rows * part.n > CPU_PARALLEL_WORK / 8)
         for (int t = 0; t < rows; t++)
             row_bwd(z + (size_t)t * (size_t)part.n, grad, t, from, part.n, beta);
-        CPU(gemm_dx)(dx, z, &part, rows, from > 0);
-        CPU(gemm_dw)((float *)dw + (size_t)from * (size_t)w->k, z, x, &part, rows);
+        CPU(product_dx)(dx, z, &part, rows, from > 0, GEMM_EXACT);
+        CPU(product_dw)
+        ((float *)dw + (size_t)from * (size_t)w->k, z, x, &part, rows, GEMM_EXACT);
         from += OPS_HEAD_TILE;
     } while (from < valid); /* without any id, dx is zero */
 }

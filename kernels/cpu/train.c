@@ -43,21 +43,22 @@ static int parts_of(int n, int part)
     return (n + part - 1) / part;
 }
 
-static int is_rounded(const OpsWeight *w)
+static int is_rounded(const OpsWeight *w, GemmPrecision precision)
 {
 #ifdef CPU_AMX
-    return w->format == WEIGHT_BF16;
+    return w->format == WEIGHT_BF16 && precision == GEMM_ROUNDED;
 #else
     (void)w;
+    (void)precision;
     return 0;
 #endif
 }
 
 /* Columns of a task, of which there are `others` times as many as blocks of columns. Tiles are
  * worth more, since a task turns over or pairs anew what it multiplies them with. */
-static int task_columns(const OpsWeight *w, int others)
+static int task_columns(const OpsWeight *w, int others, GemmPrecision precision)
 {
-    int cols = is_rounded(w) ? AMX_COLS : COLS, threads = omp_get_max_threads();
+    int cols = is_rounded(w, precision) ? AMX_COLS : COLS, threads = omp_get_max_threads();
 
     while (cols > COLS && parts_of(w->k, cols) * others < threads)
         cols /= 2;
@@ -65,22 +66,23 @@ static int task_columns(const OpsWeight *w, int others)
 }
 
 /* Rows of a task. */
-static int task_rows(const OpsWeight *w, int rows, int parts)
+static int task_rows(const OpsWeight *w, int rows, int parts, GemmPrecision precision)
 {
-    int each = is_rounded(w) ? parts_of(rows, parts_of(omp_get_max_threads(), parts)) : 0;
+    int each =
+        is_rounded(w, precision) ? parts_of(rows, parts_of(omp_get_max_threads(), parts)) : 0;
 
     return each > ROWS_MAX ? each : ROWS_MAX;
 }
 
 /* `cols` columns of dx from k on, of rows `first` to `end`. */
 static void rows_dx(float *dx, const float *dy, int first, int end, const OpsWeight *w, int k,
-                    int cols, int add)
+                    int cols, int add, GemmPrecision precision)
 {
     float *to[ROWS_MAX];
     const float *from[ROWS_MAX];
 
     cols = w->k - k < cols ? w->k - k : cols;
-    if (is_rounded(w)) {
+    if (is_rounded(w, precision)) {
         CPU(amx_dx)
         (dx + (size_t)first * w->k, dy + (size_t)first * w->n, end - first, w, k, cols, add);
         return;
@@ -98,17 +100,23 @@ static void rows_dx(float *dx, const float *dy, int first, int end, const OpsWei
     }
 }
 
-void CPU(gemm_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add)
+void CPU(product_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add,
+                     GemmPrecision precision)
 {
-    int cols = task_columns(w, 1), parts = parts_of(w->k, cols);
-    int each = task_rows(w, rows, parts), blocks = parts_of(rows, each);
+    int cols = task_columns(w, 1, precision), parts = parts_of(w->k, cols);
+    int each = task_rows(w, rows, parts, precision), blocks = parts_of(rows, each);
 
 #pragma omp parallel for schedule(static) if ((double)rows * w->n * w->k > CPU_PARALLEL_WORK)
     for (int task = 0; task < parts * blocks; task++) {
         int first = task / parts * each, end = first + each < rows ? first + each : rows;
 
-        rows_dx(dx, dy, first, end, w, task % parts * cols, cols, add);
+        rows_dx(dx, dy, first, end, w, task % parts * cols, cols, add, precision);
     }
+}
+
+void CPU(gemm_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add)
+{
+    CPU(product_dx)(dx, dy, w, rows, add, GEMM_ROUNDED);
 }
 
 /* Rows, outputs and inputs of a block of dw; outputs that stay in the second-level cache while the
@@ -144,12 +152,12 @@ static void block_dw(float *dw, const Rows *dy, const float *in, int t, int coun
 
 /* `cols` columns of dw += dy^T x from k on; of `shape` only n, k and the format are read. */
 static void columns_dw(float *dw, const Rows *dy, const Rows *x, int rows, const OpsWeight *shape,
-                       int k, int cols)
+                       int k, int cols, GemmPrecision precision)
 {
     float in[DW_ROWS * COLS];
 
     cols = shape->k - k < cols ? shape->k - k : cols;
-    if (is_rounded(shape)) {
+    if (is_rounded(shape, precision)) {
         CPU(amx_dw)(dw, dy, x, rows, shape, k, cols);
         return;
     }
@@ -167,14 +175,20 @@ static void columns_dw(float *dw, const Rows *dy, const Rows *x, int rows, const
         }
 }
 
-void CPU(gemm_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows)
+void CPU(product_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows,
+                     GemmPrecision precision)
 {
     Rows up = {.at = dy}, in = {.at = x};
-    int cols = task_columns(w, 1);
+    int cols = task_columns(w, 1, precision);
 
 #pragma omp parallel for schedule(static) if ((double)rows * w->n * w->k > CPU_PARALLEL_WORK)
     for (int part = 0; part < parts_of(w->k, cols); part++)
-        columns_dw(dw, &up, &in, rows, w, part * cols, cols);
+        columns_dw(dw, &up, &in, rows, w, part * cols, cols, precision);
+}
+
+void CPU(gemm_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows)
+{
+    CPU(product_dw)(dw, dy, x, w, rows, GEMM_ROUNDED);
 }
 
 /* ---- experts ---- */
@@ -219,7 +233,7 @@ typedef struct {
 
 static ExpertTasks expert_tasks(const OpsWeight *w, int experts)
 {
-    int cols = task_columns(w, experts);
+    int cols = task_columns(w, experts, GEMM_ROUNDED);
 
     return (ExpertTasks){.cols = cols, .parts = parts_of(w->k, cols)};
 }
@@ -228,7 +242,7 @@ static ExpertTasks expert_tasks(const OpsWeight *w, int experts)
 static void expert_dx(const ExpertBwd *b, int e, const OpsWeight *w, float *to, const float *from,
                       int k, int cols, int add)
 {
-    rows_dx(to, from, b->plan->offsets[e], b->plan->offsets[e + 1], w, k, cols, add);
+    rows_dx(to, from, b->plan->offsets[e], b->plan->offsets[e + 1], w, k, cols, add, GEMM_ROUNDED);
 }
 
 /* Columns k .. of the gradients of w1, w3 (x's side) or w2 (act's side) of expert e. */
@@ -242,11 +256,11 @@ static void expert_dw(const ExpertBwd *b, int e, int down, int k, int cols)
                .source = down ? NULL : b->plan->source + first,
                .topk = b->plan->topk};
 
-    columns_dw(down ? b->dw2[e] : b->dw1[e], &up, &in, rows, w, k, cols);
+    columns_dw(down ? b->dw2[e] : b->dw1[e], &up, &in, rows, w, k, cols, GEMM_ROUNDED);
     if (down)
         return;
     up.at += (size_t)b->plan->rows * inner;
-    columns_dw(b->dw3[e], &up, &in, rows, w, k, cols);
+    columns_dw(b->dw3[e], &up, &in, rows, w, k, cols, GEMM_ROUNDED);
 }
 
 /* dx of a row: the sum over its experts, ascending. */

@@ -47,6 +47,11 @@ void CPU(attn_bwd)(void *dq, void *dk, void *dv, const void *do_, const void *o,
 void CPU(lightning_bwd)(void *dqkv, const void *do_, const void *qkv, const OpsSpan *spans,
                         const OpsSpanGrad *grads, int n_spans, size_t state_offset,
                         size_t open_offset, const void *decay, OpsHeads heads, void *scratch);
+/* gemm_dx and gemm_dw, which may round where they may. */
+void CPU(product_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add,
+                     GemmPrecision precision);
+void CPU(product_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows,
+                     GemmPrecision precision);
 void CPU(gemm_dx)(void *dx, const void *dy, const OpsWeight *w, int rows, int add);
 void CPU(gemm_dw)(void *dw, const void *dy, const void *x, const OpsWeight *w, int rows);
 void CPU(moe_bwd)(void *dx, void *dweights, void *const *dw1, void *const *dw3, void *const *dw2,
